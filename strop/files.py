@@ -1,0 +1,71 @@
+"""Files that are either wholly written or not there at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from strop.errors import UnsafeFileError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is renamed to `path`.
+
+    On any exception, or if the process dies, `path` keeps what it had before.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_path(folder / 'a.txt') as temporary:
+    ...     _ = temporary.write_text('whole')
+    >>> (folder / 'a.txt').read_text()
+    'whole'
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f'.{target.stem}.', suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write `content` to `path`: all of it, or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_text(path: str | os.PathLike[str], purpose: str) -> str:
+    """Read a small text file, refusing pickles and other binary files by name.
+
+    Args:
+        path: The file.
+        purpose: What the file should be, for the message (`'a subnet'`).
+
+    Raises:
+        UnsafeFileError: If the file is a pickle, an archive or not UTF-8 text.
+        FileNotFoundError: If it does not exist.
+    """
+    raw = Path(path).read_bytes()
+    # A zip archive is what torch.save writes; 0x80 opens every binary pickle.
+    if raw[:2] in (b'PK', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05'):
+        raise UnsafeFileError(
+            f'{path} looks like a pickle or a torch checkpoint. {purpose[0].upper()}{purpose[1:]} is JSON or '
+            'YAML text and is never unpickled.'
+        )
+    try:
+        return raw.decode('utf-8')
+    except UnicodeDecodeError as error:
+        raise UnsafeFileError(f'{path} is not UTF-8 text, so it is not {purpose} (JSON or YAML).') from error
