@@ -74,7 +74,7 @@ class Subnet(Mapping[str, Any]):
 
         >>> from strop.mutables import OneOf, Space
         >>> Space({'kernel': OneOf((3, 5))}).subnet({'kernel': 3}).digest
-        '95a8e00e08cb21ee'
+        '0b06c5cb372e15e3'
         """
         text = json.dumps(dict(self), sort_keys=True, separators=(',', ':'), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""Strop's registries: children of MMEngine's roots, under the scopes `strop` and `mmrazor`.
+
+`type='X'`, `type='strop.X'` and `type='mmrazor.X'` reach the same class. Looking a name up imports the rooms
+that register classes, so nothing has to be imported for its side effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.logging import print_log
+from mmengine.registry import root as _root
+from mmengine.registry.registry import Registry as _Registry
+
+from strop.errors import UnknownTypeError, near
+
+# Lets `_base_ = ['strop::spos/...py']` find the configs that ship with the package.
+MODULE2PACKAGE.setdefault('strop', 'strop')
+
+LOCATIONS = ['strop.mutables', 'strop.data', 'strop.estimators', 'strop.architectures', 'strop.mutators', 'strop.engine', 'strop.algorithms']
+
+
+def _ours(module: Any) -> bool:
+    return getattr(module, '__module__', '').split('.')[0] == 'strop'
+
+
+class Registry(_Registry):
+    """MMEngine's registry with near matches in its errors, and built-in names that a user may take over.
+
+    A user who registers a class under a built-in name (a `SPOS` of their own, as the tutorials do) replaces
+    the built-in one; two user classes of one name are an error, as in MMEngine.
+    """
+
+    def get(self, key: str) -> Any:
+        """Return the class registered as `key`.
+
+        Raises:
+            UnknownTypeError: If there is none; the message names near matches.
+        """
+        try:
+            found = super().get(key)
+        except RuntimeError as error:
+            if not str(error).startswith('Failed to get'):
+                raise
+            found = None
+        if found is None:
+            names = {name for registry in (self, self.parent) if registry is not None for name in registry.module_dict}
+            raise UnknownTypeError(
+                f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a class of '
+                "your own, import its file first: custom_imports = dict(imports=['your.module'], allow_failed_imports=False)."
+            )
+        return found
+
+    def __contains__(self, key: str) -> bool:
+        try:
+            return self.get(key) is not None
+        except UnknownTypeError:
+            return False
+
+    def _register_module(self, module: Any, module_name: str | list[str] | None = None, force: bool = False) -> None:
+        names = [module_name] if isinstance(module_name, str) else list(module_name or [module.__name__])
+        for name in names:
+            existing = self._module_dict.get(name)
+            if existing is not None and existing is not module and not force and _ours(existing) != _ours(module):
+                if _ours(module):
+                    continue  # the user's class was there first and stays
+                print_log(f'{module.__module__}.{name} replaces the {name} that ships with Strop.', logger='current')
+                super()._register_module(module, name, force=True)
+                continue
+            super()._register_module(module, name, force)
+
+
+def _registry(parent: _Registry, build_func: Callable[..., Any] | None = None) -> Registry:
+    registry = Registry(parent.name, build_func=build_func, parent=parent, scope='strop', locations=LOCATIONS)
+    if 'mmrazor' not in parent.children:
+        alias = Registry(parent.name, build_func=build_func, parent=parent, scope='mmrazor', locations=LOCATIONS)
+        alias._module_dict = registry._module_dict
+    return registry
+
+
+MODELS = _registry(_root.MODELS)
+MODEL_WRAPPERS = _registry(_root.MODEL_WRAPPERS)
+DATASETS = _registry(_root.DATASETS)
+DATA_SAMPLERS = _registry(_root.DATA_SAMPLERS)
+TRANSFORMS = _registry(_root.TRANSFORMS)
+METRICS = _registry(_root.METRICS)
+EVALUATORS = _registry(_root.EVALUATOR)
+LOOPS = _registry(_root.LOOPS)
+HOOKS = _registry(_root.HOOKS)
+RUNNERS = _registry(_root.RUNNERS)
+OPTIMIZERS = _registry(_root.OPTIMIZERS)
+OPTIM_WRAPPERS = _registry(_root.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _registry(_root.OPTIM_WRAPPER_CONSTRUCTORS)
+PARAM_SCHEDULERS = _registry(_root.PARAM_SCHEDULERS)
+TASK_UTILS = _registry(_root.TASK_UTILS)
+VISUALIZERS = _registry(_root.VISUALIZERS)
+VISBACKENDS = _registry(_root.VISBACKENDS)
+
+# Names under which MMRazor 0.x kept the same classes apart.
+ALGORITHMS = MUTATORS = MUTABLES = DISTILLERS = PRUNERS = LOSSES = ARCHITECTURES = OPS = MODELS
