@@ -1,29 +1,20 @@
 """What can vary in a model: domains, the space they form, subnets, and the modules that carry a decision."""
 
+from strop.mutables.binding import Binding, apply_subnet, bind, intercept, mutables_of, space_of
+from strop.mutables.choice import InputChoice, LayerChoice
 from strop.mutables.domain import AnyOf, Choice, Domain, KOf, Label, OneOf, Ordered, Picks, Weights, domain_from_dict
+from strop.mutables.extract import current_subnet, extract, fix
+from strop.mutables.mutable import Keyed, Mutable, MutableScope
+from strop.mutables.mutable_op import OneShotMutableOP, OneShotProbMutableOP
 from strop.mutables.space import Condition, Guard, Space, chosen
 from strop.mutables.subnet import Subnet
 from strop.mutables.subnet_file import choices_of, dump_subnet, load_subnet, read_document, subnet_schema
+from strop.mutables.value import Expression, MutableValue, OneShotMutableValue, Repeat, ValueChoice, concat, maximum, minimum
 
 __all__ = [
-    'AnyOf',
-    'Choice',
-    'Condition',
-    'Domain',
-    'Guard',
-    'KOf',
-    'Label',
-    'OneOf',
-    'Ordered',
-    'Picks',
-    'Space',
-    'Subnet',
-    'Weights',
-    'choices_of',
-    'chosen',
-    'domain_from_dict',
-    'dump_subnet',
-    'load_subnet',
-    'read_document',
-    'subnet_schema',
-]
+    'AnyOf', 'Binding', 'Choice', 'Condition', 'Domain', 'Expression', 'Guard', 'InputChoice', 'KOf', 'Keyed', 'Label',
+    'LayerChoice', 'Mutable', 'MutableScope', 'MutableValue', 'OneOf', 'OneShotMutableOP', 'OneShotMutableValue',
+    'OneShotProbMutableOP', 'Ordered', 'Picks', 'Repeat', 'Space', 'Subnet', 'ValueChoice', 'Weights', 'apply_subnet', 'bind',
+    'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict', 'dump_subnet', 'extract', 'fix', 'intercept',
+    'load_subnet', 'maximum', 'minimum', 'mutables_of', 'read_document', 'space_of', 'subnet_schema',
+]  # fmt: skip

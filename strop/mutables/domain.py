@@ -299,7 +299,7 @@ class Domain(ABC):
                 raise SubnetError(f'{rule}, but all weights are zero.')
         return Weights(float(item) for item in weights)
 
-    def _checked(self, picks: Picks, given: Any) -> Picks:
+    def _checked(self, picks: Picks, given: Any) -> Choice:
         rule = self.check_count(len(picks))
         if rule:
             raise SubnetError(f'{rule}, but {given!r} chooses {len(picks)} of {listed(self.labels)}.')
@@ -310,11 +310,25 @@ class Domain(ABC):
 class OneOf(Domain):
     """Exactly one of unordered alternatives.
 
+    Args:
+        mixable: Accept several at once, too, as a sum of theirs (`Weights` of ones): what a `LayerChoice` can run.
+
     >>> OneOf(('a', 'b')).size
     2
+    >>> OneOf(('a', 'b', 'c'), mixable=True).parse(['a', 'c'])
+    Weights(1.0, 0.0, 1.0)
     """
 
+    mixable: bool = field(default=False, compare=False)
     kind = 'one_of'
+
+    def _checked(self, picks: Picks, given: Any) -> Choice:
+        if self.mixable and len(picks) > 1:
+            return Weights(float(index in picks) for index in range(len(self)))
+        return super()._checked(picks, given)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), 'mixable': True} if self.mixable else super().to_dict()
 
     @property
     def size(self) -> int:

@@ -1,0 +1,189 @@
+"""From a model with decisions to a plain PyTorch model without them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import SubnetError
+from strop.mutables.binding import bind
+from strop.mutables.choice import InputChoice, LayerChoice, Reduction, reduce_outputs
+from strop.mutables.domain import Choice, Weights
+from strop.mutables.mutable import Mutable
+from strop.mutables.space import chosen
+from strop.mutables.value import Expression, Repeat, ValueChoice
+
+
+class Constant(nn.Module):
+    """A module that returns a value: what is left of a decided `ValueChoice`.
+
+    >>> Constant(5)()
+    5
+    """
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self) -> Any:
+        """Return the value."""
+        return self.value
+
+    def extra_repr(self) -> str:
+        return repr(self.value)
+
+
+class CombinedLayers(nn.Module):
+    """Several modules on one input, weighted and reduced: what is left of a `LayerChoice` of several."""
+
+    def __init__(self, layers: Mapping[str, nn.Module], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None):
+        super().__init__()
+        self._names = list(layers)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.weights = weights
+        self.reduction = reduction
+        self.register_buffer('mask', mask, persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply every layer and combine the outputs; with a mask, return `(output, mask)`."""
+        outputs = [self._modules[name](*args, **kwargs) for name in self._names]  # type: ignore[misc]
+        if self.weights is not None:
+            outputs = [output * weight for output, weight in zip(outputs, self.weights)]
+        output = reduce_outputs(outputs, self.reduction)
+        return output if self.mask is None else (output, self.mask)
+
+
+class CombinedInputs(nn.Module):
+    """Some of several tensors, weighted and reduced: what is left of an `InputChoice`."""
+
+    def __init__(
+        self, picks: tuple[int, ...], sources: list[str], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None
+    ):
+        super().__init__()
+        self.picks = picks
+        self.sources = sources
+        self.weights = weights
+        self.reduction = reduction
+        self.register_buffer('mask', mask, persistent=False)
+
+    def forward(self, optional_inputs: Any) -> Any:
+        """Pick and combine; with a mask, return `(output, mask)`."""
+        if isinstance(optional_inputs, Mapping):
+            optional_inputs = [optional_inputs[source] for source in self.sources]
+        outputs = [optional_inputs[index] for index in self.picks]
+        if self.weights is not None:
+            outputs = [output * weight for output, weight in zip(outputs, self.weights)]
+        output = reduce_outputs(outputs, self.reduction)
+        return output if self.mask is None else (output, self.mask)
+
+    def extra_repr(self) -> str:
+        return f'picks={self.picks}, reduction={self.reduction!r}'
+
+
+def extract(model: nn.Module, subnet: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return a copy of `model` with every decision made: a plain PyTorch model, weights included.
+
+    A `LayerChoice` becomes the chosen module (so `choice.<name>.weight` becomes `choice.weight`), a `Repeat` a
+    `Sequential` of its first blocks, a value a constant. `model` is not changed.
+
+    Args:
+        model: A model with mutables, or a mutable itself.
+        subnet: The answer to its decisions, in any form that `Space.subnet` reads; the current decisions by default.
+
+    Raises:
+        SubnetError: If `subnet` does not fit the model.
+        NotDecidedError: If no subnet is given and a decision that is needed was never made.
+
+    >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.GELU()]))
+    >>> extract(model, {'0': 1})
+    Sequential(
+      (0): GELU(approximate='none')
+    )
+    """
+    plain = copy.deepcopy(model)
+    binding = bind(plain)
+    if subnet is not None:
+        binding.apply(binding.space.subnet(subnet))
+    return fix(plain)
+
+
+def current_subnet(model: nn.Module) -> Any:
+    """Return the current decisions of `model` as a `Subnet`.
+
+    Raises:
+        NotDecidedError: If an active decision was never made.
+        SubnetError: If a `LayerChoice` has several candidates chosen without weights.
+
+    >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.GELU()]))
+    >>> model[0].decide(0)
+    >>> current_subnet(model)
+    Subnet(0=0)
+    """
+    binding = bind(model)
+    choices: dict[str, Choice] = {}
+    for key in binding.space.order:
+        if binding.space.is_active(key, choices):
+            choices[key] = binding.by_key[key][0].choice()
+    return binding.space.subnet({key: binding.space[key].format(choice) for key, choice in choices.items()})
+
+
+def fix(model: nn.Module) -> nn.Module:
+    """Replace every decided mutable inside `model`, in place, and return the result.
+
+    `extract` is the safe way; this one is for a model that nobody else holds.
+
+    Raises:
+        SubnetError: If a decision is needed that is reachable but was never made.
+    """
+    memo: dict[int, nn.Module] = {}
+    fixed = _fixed(model, memo)
+    left = [name for name, module in fixed.named_modules() if isinstance(module, (Mutable, Repeat, Expression))]
+    if left:
+        raise SubnetError(f'The model still has undecided parts at {left}.')
+    return fixed
+
+
+def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    result = module
+    if isinstance(module, LayerChoice):
+        result = _fixed_layers(module, memo)
+    elif isinstance(module, InputChoice):
+        choice = module.choice()
+        weights = [weight for weight in choice if weight] if isinstance(choice, Weights) else None
+        mask = module.mask().detach().clone() if module.return_mask else None
+        result = CombinedInputs(chosen(choice), module.choose_from, weights, module.reduction, mask)
+    elif isinstance(module, (ValueChoice, Expression)):
+        result = Constant(module())
+    elif isinstance(module, Repeat):
+        result = nn.Sequential(*(_fixed(block, memo) for block in module.blocks[: module.current_depth()]))
+    elif isinstance(module, Mutable):
+        raise SubnetError(f'A {type(module).__name__} cannot be extracted: it is a mutable of an unknown kind.')
+    memo[id(module)] = result
+    if result is module:
+        for name, child in list(module._modules.items()):
+            if child is not None:
+                replaced = _fixed(child, memo)
+                if replaced is not child:
+                    module._modules[name] = replaced
+    result.training = module.training
+    return result
+
+
+def _fixed_layers(choice: LayerChoice, memo: dict[int, nn.Module]) -> nn.Module:
+    decision = choice.decided()
+    if isinstance(decision, torch.Tensor):
+        decision = Weights(float(weight) for weight in decision.detach().tolist())
+    picks = chosen(decision)
+    if len(picks) == 1 and not isinstance(decision, Weights) and not choice.return_mask and choice.reduction != 'none':
+        return _fixed(choice.candidates[picks[0]], memo)
+    layers = {choice.names[index]: _fixed(choice.candidates[index], memo) for index in picks}
+    weights = [decision[index] for index in picks] if isinstance(decision, Weights) else None
+    mask = choice.mask().detach().clone() if choice.return_mask else None
+    return CombinedLayers(layers, weights, choice.reduction, mask)
