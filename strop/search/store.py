@@ -1,0 +1,448 @@
+"""The store of a search: an Optuna study, so that Optuna's tools and dashboard read it as it is.
+
+A finished trial costs two writes: one creates it (decisions, resources, who evaluates it), one ends it.
+Everything is JSON or database columns; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Union
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from strop.errors import StoreError, SubnetError, listed
+from strop.mutables import Domain, Space, Subnet
+from strop.search.journal import JournalFile
+from strop.search.trial import COMPLETE, FAILED, RUNNING, Trial
+
+VERSION = 1
+StoreLike = Union[None, str, os.PathLike[str], BaseStorage]
+
+_logger = logging.getLogger(__name__)
+_STATES = {TrialState.COMPLETE: COMPLETE, TrialState.FAIL: FAILED, TrialState.PRUNED: FAILED, TrialState.RUNNING: RUNNING}
+_LIVE: set[str] = set()
+
+
+def open_storage(store: StoreLike) -> tuple[BaseStorage, JournalFile | None]:
+    """Return Optuna's storage for a path, a URL, or None (memory), and its journal if it is one.
+
+    Args:
+        store: A journal file; a folder, for `search.journal` in it; a database URL such as
+            `sqlite:///search.db`; an Optuna storage; or None.
+
+    Raises:
+        StoreError: If it cannot be opened.
+    """
+    if store is None:
+        return InMemoryStorage(), None
+    if isinstance(store, BaseStorage):
+        return store, None
+    text = os.fspath(store)
+    try:
+        if '://' in text:
+            return RDBStorage(text), None
+        path = Path(text)
+        if path.is_dir() or not path.suffix:
+            path = path / 'search.journal'
+        journal = JournalFile(path)
+        return JournalStorage(journal), journal
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f'The store {text} cannot be opened: {type(error).__name__}: {_one_line(error)}') from error
+
+
+class Store:
+    """The trials of one search in an Optuna study, kept in step with it at constant cost a trial.
+
+    Args:
+        store: Where; see `open_storage`.
+        space: The space that is searched.
+        objectives: Objective -> direction.
+        name: Name of the study; one store may hold several.
+        settings: What else describes the search (seed, strategy, constraints), for readers and for resuming.
+        resume: Go on with a study of this name. `'takeover'` does so and also takes trials that a process on another
+            machine, which cannot be seen from here, left unfinished.
+
+    Raises:
+        StoreError: If the store cannot be read, holds another search under this name, or holds this one
+            and `resume` is false.
+    """
+
+    def __init__(
+        self,
+        store: StoreLike,
+        space: Space,
+        objectives: Mapping[str, str],
+        *,
+        name: str = 'search',
+        settings: Mapping[str, Any] | None = None,
+        resume: bool | str = True,
+    ) -> None:
+        self.space = space
+        self.objectives = dict(objectives)
+        self.name = name
+        self._owned = not isinstance(store, BaseStorage)
+        self.where = 'memory' if store is None else str(store) if self._owned else type(store).__name__
+        self.run = uuid.uuid4().hex
+        self.trials: list[Trial] = []
+        self.order: list[int] = []
+        self._ids: list[int] = []
+        self._foreign: set[int] = set()
+        self._params = _Params(space)
+        with self._errors():
+            self._storage, self._journal = open_storage(store)
+            self._study = self._open_study(dict(settings or {}), resume)
+        _LIVE.add(self.run)
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study."""
+        return optuna.load_study(study_name=self.name, storage=self._storage)
+
+    def close(self) -> None:
+        """Give unfinished trials up, for a later run to take."""
+        _LIVE.discard(self.run)
+        if isinstance(self._storage, RDBStorage) and self._owned:
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    def create(self, subnet: Subnet, info: Mapping[str, Any]) -> Trial:
+        """Write a new trial as running, evaluated by this process; one write.
+
+        Trials that other processes created meanwhile come before it: its number may be larger than `len(trials)` was.
+        """
+        params, distributions = self._params.of(subnet)
+        template = FrozenTrial(
+            number=-1,
+            trial_id=-1,
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            params=params,
+            distributions=distributions,
+            user_attrs={
+                'subnet': dict(subnet),
+                'owner': {**_process(), 'run': self.run},
+                **({'info': dict(info)} if info else {}),
+            },
+            system_attrs={},
+            intermediate_values={},
+        )
+        with self._errors():
+            trial_id = self._storage.create_new_trial(self._study, template_trial=template)
+            number = self._storage.get_trial_number_from_id(trial_id)
+        if number != len(self.trials):
+            self.sync()
+            return self.trials[number]
+        trial = Trial(number, subnet, RUNNING, info=dict(info))
+        self.trials.append(trial)
+        self._ids.append(trial_id)
+        return trial
+
+    def finish(self, trial: Trial) -> Trial:
+        """Write the end of a trial; one write with a journal. Returns the trial as it stands in the store."""
+        trial_id = self._ids[trial.number]
+        notes: dict[str, Any] = {}
+        if trial.info != self.trials[trial.number].info:
+            notes['info'] = trial.info
+        if trial.error is not None:
+            notes['error'] = trial.error
+        if trial.seconds is not None:
+            notes['seconds'] = trial.seconds
+        state = TrialState.COMPLETE if trial.complete else TrialState.FAIL
+        values = [trial.values[name] for name in self.objectives] if trial.values is not None else None
+        with self._errors():
+            try:
+                with self._journal.together() if self._journal is not None else nullcontext():
+                    for key, value in notes.items():
+                        self._storage.set_trial_user_attr(trial_id, key, value)
+                    self._storage.set_trial_state_values(trial_id, state, values)
+                if self._journal is not None:
+                    self._storage.get_trial_number_from_id(trial_id)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                trial = self._read(self._storage.get_trial(trial_id))
+        self._set(trial)
+        return trial
+
+    def take_abandoned(self) -> list[Trial]:
+        """Return the trials whose process is gone, now marked as evaluated by this one."""
+        taken = []
+        for trial in self.trials:
+            if trial.finished:
+                continue
+            owner = self._owner(trial.number)
+            if self._alive(owner):
+                self._foreign.add(trial.number)
+                continue
+            with self._errors():
+                self._storage.set_trial_user_attr(self._ids[trial.number], 'owner', {**_process(), 'run': self.run})
+            taken.append(trial)
+        return taken
+
+    def sync(self) -> list[Trial]:
+        """Read what other processes have added; returns the trials of theirs that are new or newly finished."""
+        changed = []
+        with self._errors():
+            for number in sorted(self._foreign):
+                frozen = self._storage.get_trial(self._ids[number])
+                if frozen.state.is_finished():
+                    self._foreign.discard(number)
+                    self._set(self._read(frozen))
+                    changed.append(self.trials[number])
+            if self._has_more():
+                for frozen in self._storage.get_all_trials(self._study, deepcopy=False)[len(self.trials) :]:
+                    changed.append(self._append(frozen))
+        return changed
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _has_more(self) -> bool:
+        # Counting trials costs time in proportion to them; asking for the next one does not.
+        try:
+            self._storage.get_trial_id_from_study_id_trial_number(self._study, len(self.trials))
+        except KeyError:
+            return False
+        return True
+
+    def _append(self, frozen: FrozenTrial) -> Trial:
+        trial = self._read(frozen)
+        self.trials.append(trial)
+        self._ids.append(frozen._trial_id)
+        if trial.finished:
+            self.order.append(trial.number)
+        elif frozen.user_attrs.get('owner', {}).get('run') != self.run:
+            self._foreign.add(trial.number)
+        return trial
+
+    def _set(self, trial: Trial) -> None:
+        if not self.trials[trial.number].finished:
+            self.order.append(trial.number)
+        self.trials[trial.number] = trial
+
+    def _owner(self, number: int) -> dict[str, Any]:
+        with self._errors():
+            return dict(self._storage.get_trial(self._ids[number]).user_attrs.get('owner', {}))
+
+    def _alive(self, owner: Mapping[str, Any]) -> bool:
+        here = _process()
+        if owner.get('host') != here['host']:
+            if self.takeover:
+                return False
+            _logger.warning(
+                'A trial of %s is held by process %s on %s, which cannot be seen from here. If that process is gone, '
+                "resume='takeover' evaluates its trial again.",
+                self.where,
+                owner.get('pid'),
+                owner.get('host'),
+            )
+            return True
+        if owner.get('pid') == here['pid'] and owner.get('started') == here['started']:
+            return owner.get('run') in _LIVE
+        return _started(int(owner.get('pid', -1))) == owner.get('started')
+
+    def _open_study(self, settings: dict[str, Any], resume: bool | str) -> int:
+        self.takeover = resume == 'takeover'
+        about = {'version': VERSION, 'space': self.space.digest, 'objectives': self.objectives, **settings}
+        # The names of values in Optuna's tools, and the whole space, so that a store can be read on its own.
+        attributes = {'strop': about, 'strop:space': self.space.to_dict(), 'study:metric_names': list(self.objectives)}
+        directions = [
+            optuna.study.StudyDirection.MAXIMIZE if direction == 'maximize' else optuna.study.StudyDirection.MINIMIZE
+            for direction in self.objectives.values()
+        ]
+        with _quiet():
+            try:
+                study = self._storage.create_new_study(directions, self.name)
+            except optuna.exceptions.DuplicatedStudyError:
+                study = self._storage.get_study_id_from_name(self.name)
+                self._check(study, about, resume, attributes)
+            else:
+                with self._journal.together() if self._journal is not None else nullcontext():
+                    self._describe(study, attributes)
+        stored = self._storage.get_all_trials(study, deepcopy=False)
+        for frozen in stored:
+            self._append(frozen)
+        # The order of a search is that in which trials ended; Optuna lists them by number.
+        ended = [frozen.datetime_complete or datetime.min for frozen in stored]
+        self.order.sort(key=lambda number: (ended[number], number))
+        self._foreign.clear()
+        return study
+
+    def _describe(self, study: int, attributes: Mapping[str, Any]) -> None:
+        for key, value in attributes.items():
+            if key.startswith('study:'):
+                self._storage.set_study_system_attr(study, key, value)
+            else:
+                self._storage.set_study_user_attr(study, key, value)
+
+    def _check(self, study: int, about: Mapping[str, Any], resume: bool | str, attributes: Mapping[str, Any]) -> None:
+        stored = self._storage.get_study_user_attrs(study).get('strop')
+        where = f'{self.where} holds a study named {self.name!r}'
+        if stored is None:
+            if not self._storage.get_all_trials(study, deepcopy=False):
+                # Its maker died between creating and describing it.
+                self._describe(study, attributes)
+                return
+            raise StoreError(f'{where} that Strop did not make. Give another name=, or another store.')
+        if not resume:
+            raise StoreError(f'{where} already. Give resume=True to go on with it, or another name=.')
+        if stored.get('version', 0) > VERSION:
+            raise StoreError(f'{where} written by a newer Strop (format {stored["version"]}, this one reads {VERSION}).')
+        if stored['objectives'] != about['objectives'] or list(stored['objectives']) != list(about['objectives']):
+            raise StoreError(f'{where} with the objectives {stored["objectives"]}, but {about["objectives"]} were given.')
+        if stored['space'] != about['space']:
+            raise StoreError(f'{where} over another space: {self._space_difference(study)}. Give another name= or store.')
+        if stored.get('constraints', []) != about.get('constraints', []):
+            raise StoreError(
+                f'{where} with the constraints {stored.get("constraints", [])}, but {about.get("constraints", [])} were given.'
+            )
+        for key in ('seed', 'strategy'):
+            if stored.get(key) != about.get(key):
+                _logger.warning('The search goes on with another %s: %r, it had %r.', key, about.get(key), stored.get(key))
+
+    def _space_difference(self, study: int) -> str:
+        stored = self._storage.get_study_user_attrs(study).get('strop:space', {})
+        old, new = stored.get('domains', {}), self.space.to_dict()['domains']
+        parts = []
+        if set(old) - set(new):
+            parts.append(f'the store also has {listed(sorted(set(old) - set(new)), 4)}')
+        if set(new) - set(old):
+            parts.append(f'the store lacks {listed(sorted(set(new) - set(old)), 4)}')
+        changed = [key for key in new if key in old and json.loads(json.dumps(new[key])) != old[key]]
+        if changed:
+            parts.append(f'{changed[0]!r} was {old[changed[0]]} and is {new[changed[0]]}')
+        return '; '.join(parts) or 'the conditions or the order of decisions differ'
+
+    def _read(self, frozen: FrozenTrial) -> Trial:
+        attributes = frozen.user_attrs
+        try:
+            subnet = self.space.subnet(attributes['subnet'])
+        except (KeyError, SubnetError) as error:
+            raise StoreError(f'Trial {frozen.number} of {self.where} holds no subnet of this space: {error}') from error
+        if frozen.state not in _STATES:
+            raise StoreError(
+                f'Trial {frozen.number} of {self.where} is in the state {frozen.state.name}, which Strop does not use.'
+            )
+        state = _STATES[frozen.state]
+        return Trial(
+            number=frozen.number,
+            subnet=subnet,
+            state=state,
+            values=dict(zip(self.objectives, frozen.values, strict=True)) if state == COMPLETE else None,
+            info=dict(attributes.get('info', {})),
+            seconds=attributes.get('seconds'),
+            error=attributes.get('error'),
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f'The store {self.where} cannot be used: {error}') from error
+        except Exception as error:
+            # Optuna raises its own errors, SQLAlchemy's, KeyError and AssertionError for stores that do not hold together.
+            raise StoreError(f'The store {self.where} cannot be used: {type(error).__name__}: {_one_line(error)}') from error
+
+
+class _Params:
+    """Subnets as Optuna's parameters: what a person reads in the dashboard."""
+
+    _LIMIT = 32
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._made: dict[str, BaseDistribution] = {}
+
+    def of(self, subnet: Subnet) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+        params: dict[str, Any] = {}
+        for key, choice in subnet.choices.items():
+            domain = self._space[key]
+            if domain.genes == (len(domain),) or domain.size <= self._LIMIT:
+                params[key] = self._words(domain, tuple(int(index) for index in choice))
+                if key not in self._made:
+                    self._made[key] = CategoricalDistribution([self._words(domain, picks) for picks in domain.grid()])
+                continue
+            for index, label in enumerate(domain.labels):
+                name = f'{key}: {label}'
+                params[name] = index in choice
+                self._made.setdefault(name, CategoricalDistribution((False, True)))
+        return params, {name: self._made[name] for name in params}
+
+    @staticmethod
+    def _words(domain: Domain, picks: tuple[int, ...]) -> Any:
+        simple = all(isinstance(label, (str, int, float)) and not isinstance(label, bool) for label in domain.labels)
+        if len(picks) == 1 and domain.genes == (len(domain),) and simple:
+            return domain.labels[picks[0]]
+        return ' + '.join(str(domain.labels[index]) for index in picks) or '(none)'
+
+
+def _one_line(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    return text if len(text) <= 300 else f'{text[:300]}...'
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started (boot and clock tick), None if it does not run; `'?'` where the system cannot tell."""
+    try:
+        stat = Path(f'/proc/{pid}/stat').read_text()
+        fields = stat.rpartition(')')[2].split()
+        if fields[0] == 'Z':
+            return None
+        return f'{_boot()}:{fields[19]}'
+    except FileNotFoundError:
+        if Path('/proc/self/stat').exists():
+            return None
+    except OSError:
+        return None
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return None
+    except PermissionError:
+        pass
+    return '?'
+
+
+def _boot() -> str:
+    try:
+        return Path('/proc/sys/kernel/random/boot_id').read_text().strip()[:8]
+    except OSError:
+        return ''
+
+
+@functools.lru_cache(maxsize=4)
+def _describe_process(pid: int) -> tuple[str, str | None]:
+    return socket.gethostname(), _started(pid)
+
+
+def _process() -> dict[str, Any]:
+    pid = os.getpid()
+    host, started = _describe_process(pid)
+    return {'host': host, 'pid': pid, 'started': started}
