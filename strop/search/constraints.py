@@ -15,7 +15,7 @@ from typing import Any, Union
 import numpy as np
 
 from strop.errors import BudgetError, ConfigError, EstimateError, StropError, listed, near
-from strop.mutables import Space, Subnet
+from strop.mutables import Space, Subnet, chosen
 
 Measured = Union[float, Mapping[str, float]]
 
@@ -244,6 +244,6 @@ class Constraints:
 
 def _alternatives(space: Space, subnet: Subnet, key: str) -> list[Any]:
     domain = space[key]
-    current = subnet.choices[key]
+    current = chosen(subnet.choices[key])
     # All of a small domain, so that a decision can jump; the neighbours of a large one.
     return [picks for picks in (domain.grid() if domain.size <= 64 else domain.neighbours(current)) if picks != current]

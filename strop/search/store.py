@@ -126,6 +126,9 @@ class Store:
         Trials that other processes created meanwhile come before it: its number may be larger than `len(trials)` was.
         """
         params, distributions = self._params.of(subnet)
+        attributes: dict[str, Any] = {'subnet': dict(subnet), 'owner': {**_process(), 'run': self.run}}
+        if info:
+            attributes['info'] = dict(info)
         template = FrozenTrial(
             number=-1,
             trial_id=-1,

@@ -83,7 +83,7 @@ class Strategy(ABC):
         self.setup()
         return self
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027
         """Prepare for a new question; `space`, `objectives`, `seed` and `constraints` are set."""
 
     def ask(self, number: int, rng: np.random.Generator) -> Subnet | None:
@@ -119,7 +119,7 @@ class Strategy(ABC):
         self.seen.add(trial.subnet)
         self.trials.append(trial)
 
-    def observe(self, trial: Trial) -> None:
+    def observe(self, trial: Trial) -> None:  # noqa: B027
         """Update the strategy's own state with a finished trial, before it joins `self.trials`."""
 
     # -- for subclasses --------------------------------------------------------------------

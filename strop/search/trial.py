@@ -174,7 +174,8 @@ def nondominated_ranks(points: np.ndarray) -> np.ndarray:
     ranks = np.full(count, -1)
     if count == 0:
         return ranks
-    below = (points[:, None] <= points[None]).all(-1) & (points[:, None] < points[None]).any(-1)
+    pairs = points[:, None], points[None]
+    below = np.asarray((pairs[0] <= pairs[1]).all(-1) & (pairs[0] < pairs[1]).any(-1))
     remaining = np.ones(count, dtype=bool)
     front = 0
     while remaining.any():
