@@ -2,7 +2,10 @@
 
 from strop.search.constraints import Constraint, Constraints
 from strop.search.driver import run
+from strop.search.evolution import RegularizedEvolution, SPOSEvolution
 from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
+from strop.search.local import LocalSearch
+from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
 from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
 from strop.search.store import Store
@@ -10,14 +13,19 @@ from strop.search.strategy import STRATEGIES, Strategy, build_strategy, register
 from strop.search.trial import Trial, pareto_front
 
 __all__ = [
+    'NSGA2',
     'STRATEGIES',
     'Constraint',
     'Constraints',
     'Executor',
     'GridSearch',
     'InProcess',
+    'LocalSearch',
+    'OptunaStrategy',
     'Outcome',
     'RandomSearch',
+    'RegularizedEvolution',
+    'SPOSEvolution',
     'SearchResult',
     'Store',
     'Strategy',
@@ -27,4 +35,5 @@ __all__ = [
     'pareto_front',
     'register_strategy',
     'run',
+    'sampler_names',
 ]

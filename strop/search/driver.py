@@ -231,7 +231,7 @@ class _Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         ]
-        self._progress = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), *times)
+        self._progress = Progress(*columns)
         self._directions = dict(list(directions.items())[:1])
         self._best: Trial | None = None
         finished = [trial for trial in known if trial.finished]

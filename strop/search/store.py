@@ -138,11 +138,7 @@ class Store:
             datetime_complete=None,
             params=params,
             distributions=distributions,
-            user_attrs={
-                'subnet': dict(subnet),
-                'owner': {**_process(), 'run': self.run},
-                **({'info': dict(info)} if info else {}),
-            },
+            user_attrs=attributes,
             system_attrs={},
             intermediate_values={},
         )
