@@ -127,7 +127,7 @@ class SearchableShuffleNetV2(StagedBackbone):
         again = self.is_init
         super().init_weights()
         configs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg or []
-        if again or any(str(cfg.get('type')).endswith('Pretrained') for cfg in configs):
+        if again or any('Pretrained' in str(cfg.get('type')) for cfg in configs):
             return
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):

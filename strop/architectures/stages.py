@@ -48,7 +48,7 @@ class StagedBackbone(BaseModule):
         for index in out_indices:
             if index not in range(n_stages):
                 raise ConfigError(
-                    f'Every item of out_indices must be in range(0, {n_stages}), the stages of this backbone; received {index!r}. '
+                    f'Every item of out_indices must be in range(0, {n_stages}), its stages; received {index!r}. '
                     f'out_indices=({n_stages - 1},) gives the last one.'
                 )
         if frozen_stages not in range(-1, n_stages):
