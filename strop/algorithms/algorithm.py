@@ -1,0 +1,255 @@
+"""The trainable wrapper of an architecture, from which every algorithm inherits."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Union
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import nn
+
+from strop.algorithms.plain_architecture import PlainArchitecture, check_mode
+from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, TrainingError
+from strop.mutables import mutables_of
+from strop.mutators import BaseMutator
+from strop.registry import MODELS
+
+LossResults = dict[str, torch.Tensor]
+TensorResults = Union[tuple[torch.Tensor, ...], torch.Tensor]
+PredictResults = list[Any]
+ForwardResults = Union[LossResults, TensorResults, PredictResults]
+
+
+@MODELS.register_module()
+class BaseAlgorithm(BaseModel):
+    """Train an architecture; override `loss` (and rarely more) to train it otherwise.
+
+    Args:
+        architecture: A config, an MMEngine `BaseModel`, or any `nn.Module` together with `loss` and `metric`. MMRazor 0.x's
+            wrapping, `dict(type='MMClsArchitecture', model=dict(...))`, is unwrapped.
+        data_preprocessor: MMEngine's data preprocessor; the architecture's own by default.
+        init_cfg: MMEngine's initialization config, for example `dict(type='Pretrained', checkpoint=...)`.
+        mutator: A mutator or its config, bound to the architecture.
+        distiller: A distiller or its config, kept as `self.distiller`.
+        pruner: A pruner or its config, kept as `self.pruner`.
+        retraining: The architecture is (or is made, by `mutable_cfg`) one fixed subnet that is trained as it is.
+        mutable_cfg: A subnet (file or mapping) to which the architecture is fixed at once.
+        channel_cfg: Not supported; for MMRazor 0.x's configs it may be None.
+        loss: Loss function of a plain `nn.Module`; see `PlainArchitecture`. A method may shadow the name, so it is
+            also accepted as `loss_function`.
+        metric: Metric function of a plain `nn.Module`.
+
+    Raises:
+        ComponentTypeError: If the architecture or a component is of the wrong class.
+
+    >>> algorithm = BaseAlgorithm(nn.Linear(4, 2))
+    >>> optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+    >>> log = algorithm.train_step((torch.zeros(3, 4), torch.tensor([0, 1, 0])), optimizer)
+    >>> round(float(log['loss']), 2)
+    0.6...
+    """
+
+    def __init__(
+        self,
+        architecture: BaseModel | nn.Module | Mapping[str, Any],
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        *,
+        mutator: BaseMutator | Mapping[str, Any] | None = None,
+        distiller: nn.Module | Mapping[str, Any] | None = None,
+        pruner: nn.Module | Mapping[str, Any] | None = None,
+        retraining: bool = False,
+        mutable_cfg: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        channel_cfg: Any = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        loss_function: Callable[[Any, Any], Any] | None = None,
+        metric: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        if channel_cfg is not None:
+            raise ConfigError('`channel_cfg` is not supported: this version searches layers and values, not channels.')
+        built = build_architecture(architecture, loss or loss_function, metric)
+        if data_preprocessor is None:
+            data_preprocessor = getattr(built, 'data_preprocessor', None)
+        super().__init__(data_preprocessor, init_cfg)
+        self.architecture = built
+        self.retraining = retraining
+        self.step = 0
+        self._wrapper: weakref.ref[nn.Module] | None = None
+        self._bad_losses = 0
+        self.mutator: Any = None
+        if mutable_cfg is not None:
+            BaseMutator(built).load_fix_subnet(mutable_cfg)
+        if mutator is not None and mutables_of(built):
+            self.mutator = self._build_mutator(mutator)
+            if self.mutator._model is None:
+                self.mutator.prepare_from_supernet(built)
+        elif mutator is not None and not retraining:
+            raise ConfigError(
+                f'A mutator is given, but the {type(built).__name__} has nothing to decide. '
+                + ('It was fixed by `mutable_cfg`: set retraining=True. ' if mutable_cfg is not None else '')
+                + 'Put LayerChoice, ValueChoice or OneShotMutableOP into the architecture.'
+            )
+        self.distiller: Any = self._build('distiller', distiller)
+        self.pruner: Any = self._build('pruner', pruner)
+
+    def _build_mutator(self, mutator: BaseMutator | Mapping[str, Any]) -> BaseMutator:
+        built = MODELS.build(dict(mutator)) if isinstance(mutator, Mapping) else mutator
+        if not isinstance(built, BaseMutator):
+            raise ComponentTypeError(
+                f'`mutator` must be a config or an instance of BaseMutator (OneShotMutator, RandomMutator, ...), '
+                f'but got {type(built).__name__}.'
+            )
+        return built
+
+    @staticmethod
+    def _build(name: str, component: Any) -> Any:
+        built = MODELS.build(dict(component)) if isinstance(component, Mapping) else component
+        if built is not None and not isinstance(built, nn.Module):
+            raise ComponentTypeError(f'`{name}` must be a config or an nn.Module, but got {type(built).__name__}.')
+        return built
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get('train_step')
+        if own is not None and 'optim_wrapper' not in inspect.signature(own).parameters:
+            # MMEngine passes `optim_wrapper` by keyword; code written for MMRazor 0.x names it `optimizer`.
+            def train_step(self: BaseAlgorithm, data: Any, optim_wrapper: Any) -> Any:
+                return own(self, data, optim_wrapper)
+
+            cls.train_step = functools.wraps(own)(train_step)  # type: ignore[method-assign]
+
+    # -- forward ---------------------------------------------------------------------------
+
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """Compute one of three things.
+
+        Args:
+            inputs: A batch of inputs, as the data preprocessor gives it.
+            data_samples: Labels or data samples of the batch.
+            mode: 'loss' for a dict of losses, 'tensor' for raw outputs, 'predict' for a list of predictions.
+
+        Raises:
+            ModeError: For any other mode.
+        """
+        check_mode(mode)
+        method = {'loss': self.loss, 'tensor': self._forward, 'predict': self._predict}[mode]
+        return method(inputs, data_samples) if _takes_two(method) else method(inputs)  # type: ignore[call-arg]
+
+    def loss(self, batch_inputs: Any, data_samples: Any = None) -> LossResults:
+        """Return the architecture's losses; the method to override."""
+        return self.architecture(batch_inputs, data_samples, mode='loss')
+
+    def _forward(self, batch_inputs: Any, data_samples: Any = None) -> TensorResults:
+        """Return the architecture's raw outputs."""
+        return self.architecture(batch_inputs, data_samples, mode='tensor')
+
+    def _predict(self, batch_inputs: Any, data_samples: Any = None) -> PredictResults:
+        """Return the architecture's predictions."""
+        return self.architecture(batch_inputs, data_samples, mode='predict')
+
+    # -- training --------------------------------------------------------------------------
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        """Compute the losses of a batch and update the parameters.
+
+        Args:
+            data: A batch, before the data preprocessor.
+            optim_wrapper: MMEngine's `OptimWrapper`, or a plain `torch.optim.Optimizer`.
+
+        Returns:
+            The losses by name, their sum under 'loss'.
+
+        Raises:
+            TrainingError: If the loss is not finite; the message has the step and the subnet.
+        """
+        if isinstance(optim_wrapper, torch.optim.Optimizer):
+            optim_wrapper = OptimWrapper(optim_wrapper)
+        if not isinstance(optim_wrapper, (OptimWrapper, OptimWrapperDict)):
+            raise ComponentTypeError(
+                f'train_step needs an OptimWrapper or a torch optimizer, but got {type(optim_wrapper).__name__}.'
+            )
+        with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
+            batch = self.data_preprocessor(data, True)
+            losses = self._run_forward(batch, mode='loss')
+        total, log = self.parse_losses(losses)
+        self._check_finite(total, log, optim_wrapper)
+        optim_wrapper.update_params(total)
+        self.step += 1
+        return log
+
+    def _run_forward(self, data: Any, mode: str) -> Any:
+        # Under DDP, the forward must go through the wrapper, or gradients are not reduced.
+        wrapper = self._wrapper() if self._wrapper is not None and mode == 'loss' else None
+        if wrapper is None:
+            return super()._run_forward(data, mode)
+        return wrapper(**data, mode=mode) if isinstance(data, dict) else wrapper(*data, mode=mode)
+
+    def set_wrapper(self, wrapper: nn.Module) -> None:
+        """Tell the algorithm which distributed wrapper its training forward must go through."""
+        self._wrapper = weakref.ref(wrapper)
+
+    def _check_finite(self, total: torch.Tensor, log: Mapping[str, torch.Tensor], optim_wrapper: Any) -> None:
+        if torch.isfinite(total.detach()):
+            self._bad_losses = 0
+            return
+        self._bad_losses += 1
+        # A dynamic loss scale may skip a few steps; it is not meant to skip them all.
+        if getattr(optim_wrapper, 'loss_scaler', None) is not None and self._bad_losses <= 10:
+            return
+        parts = ', '.join(f'{name}={float(value):.4g}' for name, value in log.items())
+        raise TrainingError(
+            f'The loss of step {self.step} is not finite ({parts}){self._subnet_text()}. Training stops before the weights are '
+            'spoiled. Usual causes: a learning rate that is too high, a missing warm-up, or NaN in the inputs.'
+        )
+
+    def _subnet_text(self) -> str:
+        if self.mutator is None:
+            return ''
+        try:
+            return f' with the subnet {dict(self.mutator.current_subnet())}'
+        except NotDecidedError:
+            return ''
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_wrapper': None}
+
+
+def build_architecture(
+    architecture: Any, loss: Callable[[Any, Any], Any] | None = None, metric: Callable[[Any, Any], Any] | None = None
+) -> BaseModel:
+    """Return an architecture that has MMEngine's three modes, from a config or a module.
+
+    Raises:
+        ComponentTypeError: If it is neither.
+    """
+    if isinstance(architecture, Mapping):
+        config = dict(architecture)
+        if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
+            print_log(f"`architecture` is wrapped in {config['type']!r}; its `model` is taken.", logger='current')
+            config = dict(config['model'])
+        architecture = MODELS.build(config)
+    if isinstance(architecture, BaseModel):
+        if loss is not None or metric is not None:
+            raise ConfigError(
+                f'`loss` and `metric` are for plain modules; a {type(architecture).__name__} computes its own losses. Leave them out.'
+            )
+        return architecture
+    if isinstance(architecture, nn.Module):
+        return PlainArchitecture(architecture, loss, metric)
+    raise ComponentTypeError(
+        f'`architecture` must be a config, a BaseModel or an nn.Module, but got {type(architecture).__name__}.'
+    )
+
+
+def _takes_two(method: Callable[..., Any]) -> bool:
+    """Tell whether an overridden `loss(self, batch_inputs)` also wants the data samples."""
+    parameters = inspect.signature(method).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)

@@ -1,0 +1,129 @@
+"""SPOS: a supernet trained one random path at a time.
+
+Guo, Zhang, Mu, Heng, Liu, Wei, Sun: Single Path One-Shot Neural Architecture Search with Uniform Sampling, ECCV 2020,
+https://arxiv.org/abs/1904.00420. Official code: https://github.com/megvii-model/SinglePathOneShot.
+
+Implemented here: uniform single-path training, and batch-norm handling for scoring. The evolution search over the
+trained supernet is `strop.engine.EvolutionSearchLoop`. Differs from the paper: subnets are drawn from a generator that
+is a function of (seed, step), so that all ranks agree and a killed run repeats itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from strop.algorithms.algorithm import BaseAlgorithm, LossResults
+from strop.errors import ConfigError
+from strop.estimators import SpaceEstimator
+from strop.mutables import mutables_of
+from strop.mutators import BaseMutator
+from strop.randomness import seeded
+from strop.registry import MODELS
+
+
+@MODELS.register_module()
+class SPOS(BaseAlgorithm):
+    """Sample one subnet for each training step and train its weights.
+
+    Args:
+        architecture: A supernet: its config, a `BaseModel`, or any `nn.Module` with choices in it.
+        mutator: Draws the subnets; `OneShotMutator` by default. All of its verbs may be overridden.
+        norm_training: Score subnets with the statistics of their own batch: batch norms stay in training mode under
+            `eval()`. The alternative is recalibration before a subnet is scored (`calibrate_sample_num` of the loops).
+        seed: Seed of the sampled paths; the runner's seed by default (0 without a runner).
+        input_shape: Shape of one batch, for the MACs of subnets.
+        kwargs: `retraining`, `mutable_cfg`, `loss`, `metric`, `data_preprocessor`, `init_cfg`: see `BaseAlgorithm`.
+
+    With `retraining=True` nothing is sampled: the architecture is one subnet and is trained as it is.
+
+    >>> from strop.mutables import LayerChoice
+    >>> supernet = nn.Sequential(LayerChoice([nn.Linear(4, 2), nn.Linear(4, 2, bias=False)]))
+    >>> spos = SPOS(supernet)
+    >>> optimizer = torch.optim.SGD(spos.parameters(), lr=0.1)
+    >>> log = spos.train_step((torch.zeros(3, 4), torch.tensor([0, 1, 0])), optimizer)
+    >>> spos.get_subnet_flops({'module.0': 1}, input_shape=(1, 4))
+    8
+    """
+
+    def __init__(
+        self,
+        architecture: BaseModel | nn.Module | Mapping[str, Any],
+        mutator: BaseMutator | Mapping[str, Any] | None = None,
+        norm_training: bool = False,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        *,
+        seed: int | None = None,
+        input_shape: Sequence[int] = (1, 3, 224, 224),
+        **kwargs: Any,
+    ) -> None:
+        if mutator is None:
+            mutator = {'type': 'strop.OneShotMutator'}
+        super().__init__(architecture, data_preprocessor, init_cfg, mutator=mutator, **kwargs)
+        self.norm_training = norm_training
+        self.seed = seed
+        self.input_shape = tuple(input_shape)
+        self._estimator: Any = None
+        if self.retraining and mutables_of(self.architecture):
+            raise ConfigError(
+                'retraining=True trains one fixed subnet, but the architecture still has decisions. Give the subnet as '
+                '`mutable_cfg`, or an architecture of type sub_model with `fix_subnet`.'
+            )
+
+    @property
+    def samples_subnets(self) -> bool:
+        """Whether each training step draws a subnet."""
+        return self.mutator is not None and not self.retraining
+
+    def sample_subnet(self) -> Mapping[str, Any]:
+        """Draw the subnet of the current step."""
+        with seeded(self.seed or 0, 'subnet', self.step):
+            return self.mutator.sample_subnet()
+
+    def set_subnet(self, subnet: Mapping[str, Any]) -> None:
+        """Make a subnet current."""
+        self.mutator.set_subnet(subnet)
+
+    def loss(self, batch_inputs: Any, data_samples: Any = None) -> LossResults:
+        """Draw a subnet, make it current, and return its losses."""
+        if self.samples_subnets and self.training:
+            self.set_subnet(self.sample_subnet())
+        return super().loss(batch_inputs, data_samples)
+
+    def train(self, mode: bool = True) -> SPOS:
+        """Set the mode; with `norm_training`, batch norms stay in training mode."""
+        super().train(mode)
+        if getattr(self, 'norm_training', False) and not mode:
+            for module in self.architecture.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = True
+        return self
+
+    # -- resources -------------------------------------------------------------------------
+
+    def _init_flops(self, input_shape: Sequence[int] | None = None) -> None:
+        """Prepare what `get_subnet_flops` needs: one trace of the supernet. Override both to count otherwise."""
+        shape = tuple(input_shape or self.input_shape)
+        device = next((parameter.device for parameter in self.architecture.parameters()), torch.device('cpu'))
+        binding = self.mutator.binding if self.mutator is not None else None
+        self._estimator = SpaceEstimator(self.architecture, torch.zeros(shape, device=device), binding=binding)
+        self.input_shape = shape
+
+    def get_subnet_flops(self, subnet: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> int:
+        """Return the MACs (multiply-adds) of a subnet for one batch of `input_shape`.
+
+        Args:
+            subnet: Any form of a subnet; the current one by default.
+            input_shape: Shape of the inputs; the last one used by default.
+        """
+        if self._estimator is None or (input_shape is not None and tuple(input_shape) != self.input_shape):
+            self._init_flops(input_shape)
+        if subnet is None:
+            subnet = {} if self.mutator is None else self.mutator.current_subnet()
+        return int(self._estimator.estimate(subnet, ['macs'])['macs'])

@@ -1,0 +1,36 @@
+"""The engine: MMEngine's runner with search and validation loops, hooks, mixed precision and safe checkpoints."""
+
+from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
+from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
+from strop.engine.distributed import DistributedAlgorithm, start_process_group
+from strop.engine.evolution_search import EvolutionSearchLoop
+from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, SubnetVisualizationHook
+from strop.engine.launch import build_runner, prepare_config
+from strop.engine.precision import AmpOptimWrapper
+from strop.engine.scoring import ResourceMeter, Scorer
+from strop.engine.sub_model import sub_model
+from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
+from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
+
+__all__ = [
+    'AmpOptimWrapper',
+    'DistributedAlgorithm',
+    'DumpSubnetHook',
+    'EpochBasedTrainLoop',
+    'EstimateResourcesHook',
+    'EvolutionSearchLoop',
+    'IterBasedTrainLoop',
+    'ResourceMeter',
+    'Scorer',
+    'SubnetTestLoop',
+    'SubnetValLoop',
+    'SubnetVisualizationHook',
+    'build_runner',
+    'find_checkpoint',
+    'kept_batch_norms',
+    'load_checkpoint_file',
+    'prepare_config',
+    'recalibrate_batch_norms',
+    'start_process_group',
+    'sub_model',
+]

@@ -1,0 +1,173 @@
+"""Hooks: subnets written while training, resources logged, and a picture of what was sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+
+from strop.engine.scoring import ResourceMeter, mutator_of, sample_batch
+from strop.engine.train_loop import unwrapped
+from strop.errors import ConfigError, NotDecidedError
+from strop.estimators import count
+from strop.mutables import Subnet, Weights, dump_subnet
+from strop.registry import HOOKS
+
+
+def current_or_sampled(mutator: Any) -> Subnet:
+    """Return the current subnet of a mutator, or a fresh draw where nothing was decided yet."""
+    try:
+        return mutator.current_subnet()
+    except NotDecidedError:
+        return mutator.space.subnet(mutator.sample_subnet())
+
+
+class _Periodic(Hook):
+    """A hook that acts every `interval` epochs or iterations, and at the end if `save_last`."""
+
+    def __init__(self, interval: int, by_epoch: bool, save_last: bool) -> None:
+        if not isinstance(interval, int):
+            raise ConfigError(f'`interval` must be an integer (-1 for never), but got {interval!r}.')
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.save_last = save_last
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Act at the end of an epoch where it is due."""
+        if self.by_epoch and (
+            self.every_n_epochs(runner, self.interval) or (self.save_last and self.is_last_train_epoch(runner))
+        ):
+            self.act(runner, runner.epoch + 1, 'epoch')
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Act after an iteration where it is due."""
+        if not self.by_epoch and (
+            self.every_n_train_iters(runner, self.interval) or (self.save_last and self.is_last_train_iter(runner))
+        ):
+            self.act(runner, runner.iter + 1, 'iter')
+
+    def act(self, runner: Any, number: int, unit: str) -> None:
+        """Do the hook's work."""
+        raise ConfigError(f'{type(self).__name__} must define act().')
+
+
+@HOOKS.register_module()
+class DumpSubnetHook(_Periodic):
+    """Write the current subnet to `subnet_epoch_N.yaml` (or `subnet_iter_N.yaml`).
+
+    Args:
+        interval: Every so many epochs or iterations; -1 for never but the last.
+        by_epoch: Count epochs, not iterations.
+        out_dir: Folder of the files; the work directory by default.
+        max_keep_subnets: How many files are kept, the latest; -1 for all.
+        save_last: Write one at the end in any case.
+        file_client_args: Accepted for MMRazor's configs; files are local.
+    """
+
+    def __init__(
+        self,
+        interval: int = -1,
+        by_epoch: bool = True,
+        out_dir: str | None = None,
+        max_keep_subnets: int = -1,
+        save_last: bool = True,
+        file_client_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(interval, by_epoch, save_last)
+        self.out_dir = out_dir
+        self.max_keep_subnets = max_keep_subnets
+
+    @master_only
+    def act(self, runner: Any, number: int, unit: str) -> None:
+        """Write the subnet and remove files beyond the number to keep."""
+        folder = Path(self.out_dir or runner.work_dir)
+        dump_subnet(current_or_sampled(mutator_of(unwrapped(runner.model))), folder / f'subnet_{unit}_{number}.yaml')
+        if self.max_keep_subnets > 0:
+            files = sorted(folder.glob(f'subnet_{unit}_*.yaml'), key=lambda path: int(path.stem.rsplit('_', 1)[1]))
+            for path in files[: -self.max_keep_subnets]:
+                path.unlink()
+
+
+@HOOKS.register_module()
+class EstimateResourcesHook(_Periodic):
+    """Log the MACs and parameters (millions) of the current subnet, or of the model where nothing is to decide.
+
+    Args:
+        interval: Every so many epochs or iterations; -1 for never.
+        by_epoch: Count epochs, not iterations.
+        estimator_cfg: MMRazor's estimator config; `input_shape` is used, else a batch of the training data.
+    """
+
+    def __init__(self, interval: int = -1, by_epoch: bool = True, estimator_cfg: Mapping[str, Any] | None = None) -> None:
+        super().__init__(interval, by_epoch, save_last=False)
+        self.estimator_cfg = estimator_cfg
+        self._meter: ResourceMeter | None = None
+
+    @master_only
+    def act(self, runner: Any, number: int, unit: str) -> None:
+        """Estimate, log, and pass on to the visualizer."""
+        algorithm = unwrapped(runner.model)
+        if getattr(algorithm, 'mutator', None) is None:
+            inputs = sample_batch(runner, runner.train_dataloader)
+            counted = count(algorithm.architecture, inputs)
+            resources = {'flops': counted.macs / 1e6, 'params': counted.params / 1e6}
+        else:
+            if self._meter is None:
+                self._meter = ResourceMeter(algorithm, sample_batch(runner, runner.train_dataloader), self.estimator_cfg)
+            resources = self._meter.measure(current_or_sampled(algorithm.mutator))
+        runner.logger.info(f'{unit} {number}: ' + ', '.join(f'{name} {value:.4g} M' for name, value in resources.items()))
+        runner.visualizer.add_scalars({f'subnet/{name}': value for name, value in resources.items()}, step=runner.iter)
+
+
+@HOOKS.register_module()
+class SubnetVisualizationHook(_Periodic):
+    """Draw how often each alternative of each decision was taken since the last picture.
+
+    One row for each decision, one cell for each alternative, white for always and black for never; given to the
+    runner's visualizer as the image `sampled_choices`.
+
+    Args:
+        interval: Every so many epochs or iterations.
+        by_epoch: Count epochs, not iterations.
+        cell: Side of a cell in pixels.
+    """
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True, cell: int = 12) -> None:
+        super().__init__(interval, by_epoch, save_last=False)
+        self.cell = cell
+        self.counts: dict[str, np.ndarray] = {}
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Count the current subnet's choices."""
+        mutator = mutator_of(unwrapped(runner.model))
+        subnet = current_or_sampled(mutator)
+        for key, choice in subnet.choices.items():
+            counts = self.counts.setdefault(key, np.zeros(len(mutator.space[key])))
+            if isinstance(choice, Weights):
+                counts += np.abs(choice)
+            else:
+                counts[list(choice)] += 1
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def picture(self) -> np.ndarray:
+        """Return the picture, shape (decisions * cell, alternatives * cell, 3), dtype uint8."""
+        width = max(len(counts) for counts in self.counts.values())
+        rows = [np.pad(counts / max(counts.sum(), 1), (0, width - len(counts))) for counts in self.counts.values()]
+        gray = torch.tensor(np.stack(rows)).repeat_interleave(self.cell, 0).repeat_interleave(self.cell, 1)
+        return np.repeat((gray.numpy()[..., None] * 255).round().astype(np.uint8), 3, axis=2)
+
+    @master_only
+    def act(self, runner: Any, number: int, unit: str) -> None:
+        """Give the picture to the visualizer and start counting anew."""
+        if self.counts:
+            runner.visualizer.add_image('sampled_choices', self.picture(), step=number)
+            self.counts.clear()

@@ -1,0 +1,100 @@
+"""From a config to a runner: the few settings that every door of Strop adds to MMEngine's defaults."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from strop.engine.checkpoint import find_checkpoint, install
+from strop.engine.distributed import start_process_group
+from strop.errors import ConfigError, listed, near
+
+TASKS = ('train', 'search', 'test')
+
+
+def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Config:
+    """Return a copy of `cfg` with Strop's defaults filled in; nothing that the config sets is overridden.
+
+    - `algorithm = dict(...)` (MMRazor 0.x) is read as `model = dict(...)`;
+    - the default scope is `strop`, the seed 0;
+    - `train_cfg = dict(by_epoch=True, ...)` uses the loop that resumes inside an epoch;
+    - for testing, training parts are left out.
+
+    Raises:
+        ConfigError: If there is no model, or the config lacks what the task needs.
+    """
+    if task not in TASKS:
+        raise ConfigError(f'`task` must be one of {listed(TASKS)}, but got {task!r}.{near(task, TASKS)}')
+    config = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(dict(cfg))
+    if 'model' not in config and 'algorithm' in config:
+        config.model = config.algorithm
+    if 'model' not in config:
+        raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {listed(config)}.")
+    config.setdefault('default_scope', 'strop')
+    config.setdefault('randomness', dict(seed=0))
+    train_cfg = config.get('train_cfg')
+    if task != 'test' and not train_cfg:
+        raise ConfigError(f'To {task}, the config needs `train_cfg`, `train_dataloader` and `optim_wrapper`; it has no `train_cfg`.')
+    if train_cfg and 'type' not in train_cfg:
+        by_epoch = train_cfg.pop('by_epoch', True)
+        config.train_cfg = {**train_cfg, 'type': f'strop.{"EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"}'}
+    for name in ('val', 'test'):
+        # `val_cfg = dict()` in a search config means the default loop.
+        if config.get(f'{name}_dataloader') is None:
+            config[f'{name}_cfg'] = config[f'{name}_evaluator'] = config[f'{name}_dataloader'] = None
+        elif config.get(f'{name}_cfg') is None:
+            config[f'{name}_cfg'] = dict()
+    if task == 'test':
+        if config.get('test_dataloader') is None:
+            raise ConfigError('To test, the config needs `test_dataloader` and `test_evaluator`; it has no `test_dataloader`.')
+        config.train_cfg = config.train_dataloader = config.optim_wrapper = config.param_scheduler = None
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    return config
+
+
+def build_runner(
+    cfg: Config | Mapping[str, Any],
+    task: str = 'train',
+    work_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    launcher: str = 'none',
+) -> Runner:
+    """Build MMEngine's runner for a config, ready for `train()` or `test()`.
+
+    Args:
+        cfg: A config, of a file or in memory.
+        task: 'train', 'search' (a `train_cfg` with a search loop) or 'test'.
+        work_dir: Folder of logs, checkpoints and results; the config's own by default.
+        resume: Go on with what the work directory holds: the furthest checkpoint, or the trials of a search.
+        launcher: 'pytorch' under `torchrun`, else 'none'.
+
+    Raises:
+        ConfigError: If the config lacks what the task needs.
+    """
+    install()
+    config = prepare_config(cfg, task)
+    if work_dir is not None:
+        config.work_dir = str(work_dir)
+    config.setdefault('work_dir', 'work_dirs')
+    if launcher != 'none':
+        start_process_group()
+        config.launcher = launcher
+        config.setdefault('model_wrapper_cfg', ConfigDict(type='strop.DistributedAlgorithm'))
+    if task == 'search':
+        # The supernet comes by load_from; what is resumed is the search, by its own store.
+        config.resume = False
+        if resume:
+            config.train_cfg['resume_from'] = True
+    elif resume:
+        found = find_checkpoint(config.work_dir)
+        config.resume = found is not None
+        if found is not None:
+            config.load_from = str(found)
+    Path(config.work_dir).mkdir(parents=True, exist_ok=True)
+    return Runner.from_cfg(config)

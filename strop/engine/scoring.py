@@ -1,0 +1,213 @@
+"""Scoring subnets of a supernet: what the search loop and the validation loop of subnets share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.evaluator import Evaluator
+from torch import nn
+
+from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
+from strop.engine.train_loop import unwrapped
+from strop.errors import BindingError, ConfigError, listed, near
+from strop.estimators import SpaceEstimator
+from strop.mutables import Subnet, extract
+from strop.search import Constraint
+
+# Resource -> (name in the space estimator, size of its unit). MMRazor calls MACs flops and counts them in millions.
+UNITS = {'flops': ('macs', 1e6), 'macs': ('macs', 1e6), 'params': ('params', 1e6), 'memory': ('activation_bytes', 2**20)}
+
+
+def mutator_of(algorithm: Any) -> Any:
+    """Return the algorithm's mutator.
+
+    Raises:
+        BindingError: If it has none, or none that is bound.
+    """
+    mutator = getattr(algorithm, 'mutator', None)
+    if mutator is None or not hasattr(mutator, 'space'):
+        raise BindingError(
+            f'{type(algorithm).__name__} has no mutator, so it has no subnets. Use an algorithm with one, such as '
+            "dict(type='SPOS', mutator=dict(type='OneShotMutator'), architecture=...)."
+        )
+    return mutator
+
+
+def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
+    """Return the model inputs of one sample of the first batch, on the model's device."""
+    algorithm = unwrapped(runner.model)
+    batch = algorithm.data_preprocessor(next(iter(dataloader)), False)
+    inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:1]
+    if isinstance(inputs, Mapping):
+        return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return inputs[:1]
+
+
+class Scorer:
+    """Score the subnets of a runner's algorithm by its evaluator, with batch norms recalibrated first if asked.
+
+    Args:
+        runner: MMEngine's runner.
+        dataloader: Data that subnets are scored on.
+        evaluator: Evaluator of the scores.
+        calibrate_sample_num: Images of the *training* data for recalibration; none if not positive.
+        fp16: Score under autocast.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Evaluator, calibrate_sample_num: int = -1, fp16: bool = False) -> None:
+        self.runner = runner
+        self.dataloader = dataloader
+        self.evaluator = evaluator
+        self.images = calibrate_sample_num
+        self.fp16 = fp16
+        self._calibration: list[Any] | None = None
+
+    @property
+    def algorithm(self) -> Any:
+        """The algorithm, out of any distributed wrapper."""
+        return unwrapped(self.runner.model)
+
+    def metrics(self, subnet: Mapping[str, Any] | None = None) -> dict[str, float]:
+        """Return the metrics of a subnet; of the model as it is if None. The model's statistics are left as they were."""
+        if subnet is not None:
+            mutator_of(self.algorithm).set_subnet(subnet)
+        with kept_batch_norms(self.algorithm):
+            if self.images > 0:
+                recalibrate_batch_norms(self.algorithm, self.calibration_batches(), self._forward, self.images)
+            return self._evaluate()
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        self.algorithm.eval()
+        device = next(self.algorithm.parameters()).device.type
+        with torch.autocast(device, dtype=torch.bfloat16 if device == 'cpu' else torch.float16, enabled=self.fp16):
+            for batch in self.dataloader:
+                self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
+        return self.evaluator.evaluate(len(self.dataloader.dataset))
+
+    def _forward(self, batch: Any) -> int:
+        data = self.algorithm.data_preprocessor(batch, False)
+        inputs = data['inputs'] if isinstance(data, Mapping) else data[0]
+        self.algorithm(inputs, mode='tensor')
+        return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+    def calibration_batches(self) -> list[Any]:
+        """Return batches of the training data, drawn once and kept for every subnet."""
+        if self._calibration is None:
+            config = getattr(self.runner, '_train_dataloader', None)
+            if config is None:
+                raise ConfigError(
+                    '`calibrate_sample_num` recalibrates batch norms on training images, but the config has no `train_dataloader`. '
+                    'Add one, or set calibrate_sample_num=-1.'
+                )
+            loader = self.runner.build_dataloader(config) if isinstance(config, Mapping) else config
+            self._calibration = []
+            count = 0
+            for batch in loader:
+                self._calibration.append(batch)
+                count += _batch_length(batch)
+                if count >= self.images:
+                    break
+        return self._calibration
+
+
+def _batch_length(batch: Any) -> int:
+    inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
+    return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+
+class ResourceMeter:
+    """Resources of subnets, by the names and in the units of `constraints_range`.
+
+    'flops' (or 'macs') are millions of multiply-adds and 'params' millions of parameters, of one sample; 'memory' is
+    the peak of live activations in MiB; 'latency' is measured, in milliseconds, on this machine.
+
+    Args:
+        algorithm: The algorithm whose subnets are measured. A `get_subnet_flops` that a user overrode is used.
+        inputs: Inputs of one sample.
+        estimator_cfg: MMRazor's estimator config; of it, `input_shape` replaces `inputs`.
+    """
+
+    def __init__(self, algorithm: Any, inputs: Any, estimator_cfg: Mapping[str, Any] | None = None) -> None:
+        self.algorithm = algorithm
+        config = dict(estimator_cfg or {})
+        shape = config.get('input_shape')
+        if shape is not None:
+            inputs = torch.zeros(tuple(shape), device=next(algorithm.parameters()).device)
+        self.inputs = inputs
+        self.estimator = SpaceEstimator(algorithm.architecture, (inputs,), binding=mutator_of(algorithm).binding)
+
+    def measure(self, subnet: Subnet, names: Sequence[str] = ('flops', 'params')) -> dict[str, float]:
+        """Return the named resources of a subnet."""
+        return {name: self.measure_many([subnet], name)[0] for name in names}
+
+    def measure_many(self, subnets: Sequence[Subnet], name: str) -> list[float]:
+        """Return one resource of several subnets."""
+        known = [*UNITS, 'latency']
+        if name not in known:
+            raise ConfigError(f'A resource must be one of {listed(known)}, but got {name!r}.{near(name, known)}')
+        if name == 'latency':
+            return [self._latency(subnet) for subnet in subnets]
+        if name == 'flops' and self._user_flops is not None:
+            return [self._counted_by_user(subnet) for subnet in subnets]
+        resource, unit = UNITS[name]
+        own = [self.estimator.space.subnet(subnet) for subnet in subnets]
+        return [float(value) / unit for value in self.estimator.estimate_many(own, [resource])[resource]]
+
+    def constraints(self, ranges: Mapping[str, Any] | None) -> list[Constraint]:
+        """Return search constraints from `constraints_range`, such as `dict(flops=(0, 330))`.
+
+        Raises:
+            ConfigError: If a range is not (low, high) of numbers.
+        """
+        result = []
+        for name, bounds in (ranges or {}).items():
+            if not (isinstance(bounds, (list, tuple)) and len(bounds) == 2 and all(_is_bound(bound) for bound in bounds)):
+                raise ConfigError(f'`constraints_range[{name!r}]` must be (low, high), numbers or None, but got {bounds!r}.')
+            low, high = bounds
+
+            def many(subnets: Sequence[Subnet], name: str = name) -> list[float]:
+                return self.measure_many(subnets, name)
+
+            many([mutator_of(self.algorithm).space.first()])
+            result.append(Constraint(name, low=low or None, high=high, measure_many=many))
+        return result
+
+    @property
+    def _user_flops(self) -> Callable[[], float] | None:
+        method = getattr(self.algorithm, 'get_subnet_flops', None)
+        if method is None or method.__module__.split('.')[0] == 'strop':
+            return None
+        return method
+
+    def _counted_by_user(self, subnet: Subnet) -> float:
+        mutator_of(self.algorithm).set_subnet(subnet)
+        assert self._user_flops is not None, 'called only where a user overrode it'
+        return float(self._user_flops()) / 1e6
+
+    def _latency(self, subnet: Subnet) -> float:
+        from strop.estimators import measure
+
+        model = extract(self.algorithm.architecture, subnet).eval()
+        return float(measure({'subnet': (model, self.inputs)}, runs=20, warmup=3)['subnet'].median_ms)
+
+
+def _is_bound(bound: Any) -> bool:
+    return bound is None or (isinstance(bound, (int, float)) and not isinstance(bound, bool))
+
+
+@contextmanager
+def training_mode_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+

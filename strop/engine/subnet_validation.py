@@ -1,0 +1,84 @@
+"""Validation of a supernet by a few of its subnets, and of a fixed subnet with its resources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.evaluator import Evaluator
+from mmengine.runner import TestLoop, ValLoop
+
+from strop.engine.scoring import ResourceMeter, Scorer, sample_batch, training_mode_kept
+from strop.engine.train_loop import unwrapped
+from strop.estimators import count
+from strop.randomness import seeded
+from strop.registry import LOOPS
+
+KINDS = ('max', 'min', 'random')
+
+
+@LOOPS.register_module()
+class SubnetValLoop(ValLoop):
+    """Validate the largest, the smallest and a random subnet, or the one subnet that is left.
+
+    Metrics are prefixed `max_subnet.`, `min_subnet.` and `random_subnet.`; a fixed subnet's are not, and come
+    with `flops` and `params` in millions.
+
+    Args:
+        runner: MMEngine's runner.
+        dataloader: Validation data.
+        evaluator: Evaluator of the metrics.
+        fp16: Validate under autocast.
+        evaluate_fixed_subnet: The architecture is one fixed subnet; taken for granted where it has no decisions.
+        calibrate_sample_num: Training images for batch-norm recalibration of each subnet; none if not positive.
+        estimator_cfg: MMRazor's estimator config; `input_shape` is used.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        evaluator: Evaluator | Mapping[str, Any] | list[Any],
+        fp16: bool = False,
+        evaluate_fixed_subnet: bool = False,
+        calibrate_sample_num: int = 4096,
+        estimator_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(runner, dataloader, evaluator, fp16)
+        self.evaluate_fixed_subnet = evaluate_fixed_subnet
+        self.estimator_cfg = estimator_cfg
+        self.scorer = Scorer(runner, self.dataloader, self.evaluator, calibrate_sample_num, fp16)
+
+    def run(self) -> dict[str, float]:
+        """Validate and return the metrics."""
+        self.runner.call_hook('before_val')
+        self.runner.call_hook('before_val_epoch')
+        algorithm = unwrapped(self.runner.model)
+        mutator = getattr(algorithm, 'mutator', None)
+        with training_mode_kept(algorithm):
+            if self.evaluate_fixed_subnet or mutator is None:
+                metrics = {**self.scorer.metrics(), **self._resources(algorithm)}
+            else:
+                metrics = self._subnets(algorithm, mutator)
+        self.runner.call_hook('after_val_epoch', metrics=metrics)
+        self.runner.call_hook('after_val')
+        return metrics
+
+    def _subnets(self, algorithm: Any, mutator: Any) -> dict[str, float]:
+        meter = ResourceMeter(algorithm, sample_batch(self.runner, self.dataloader), self.estimator_cfg)
+        metrics: dict[str, float] = {}
+        for kind in KINDS:
+            with seeded(self.runner.seed or 0, 'validation', self.runner.iter):
+                subnet = mutator.space.subnet(mutator.sample_choices(kind))
+            values = {**self.scorer.metrics(subnet), **meter.measure(subnet)}
+            metrics.update({f'{kind}_subnet.{name}': value for name, value in values.items()})
+        return metrics
+
+    def _resources(self, algorithm: Any) -> dict[str, float]:
+        resources = count(algorithm.architecture, sample_batch(self.runner, self.dataloader))
+        return {'flops': resources.macs / 1e6, 'params': resources.params / 1e6}
+
+
+@LOOPS.register_module()
+class SubnetTestLoop(TestLoop):
+    """Test the fixed subnet of a model as it is; MMEngine's loop under a name of its own."""
