@@ -1,0 +1,59 @@
+"""The few old names that no class of Strop has: the base of mmcls's backbones, and 0.x's build functions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.model import BaseModule
+from torch import nn
+
+from strop.errors import ConfigError
+from strop.registry import MODELS
+
+
+class BaseBackbone(BaseModule):
+    """Base of a backbone, for files written for mmcls: an MMEngine `BaseModule` that must have a `forward`.
+
+    Args:
+        init_cfg: MMEngine's initialization config.
+
+    >>> class Stem(BaseBackbone):
+    ...     def forward(self, x):
+    ...         return (x,)
+    >>> Stem().eval().training
+    False
+    """
+
+    def __init__(self, init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None) -> None:
+        super().__init__(init_cfg)
+
+    @abstractmethod
+    def forward(self, x: Any) -> Any:
+        """Return the feature maps of a batch of images."""
+
+    def train(self, mode: bool = True) -> BaseBackbone:
+        """Set the mode; override to keep frozen stages and norms in `eval`."""
+        super().train(mode)
+        return self
+
+
+def build(cfg: Mapping[str, Any], default_args: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a module from its config: `build_algorithm`, `build_mutator`, `build_backbone` and their like.
+
+    Args:
+        cfg: `type` and arguments.
+        default_args: Arguments used where `cfg` doesn't give them.
+
+    Raises:
+        ConfigError: If `cfg` is no mapping with a type.
+        UnknownTypeError: If the type is not registered.
+
+    >>> build({'type': 'torch.nn.Linear', 'in_features': 2}, {'out_features': 3})
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    merged = {**(default_args or {}), **cfg} if isinstance(cfg, Mapping) else {}
+    if 'type' not in merged:
+        raise ConfigError(f"A config is a mapping with the key 'type', but got {cfg!r}.")
+    return MODELS.build(merged)

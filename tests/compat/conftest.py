@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+class Workspace:
+    """A user's folder: files are put into it, and scripts run in it, each in a Python of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, path: str, text: str) -> Path:
+        file = self.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(text))
+        return file
+
+    def run(self, script: str, *, fails: bool = False) -> str:
+        repo = Path(__file__).resolve().parents[2]
+        env = {**os.environ, 'PYTHONPATH': f'{self.folder}{os.pathsep}{repo}', 'OMP_NUM_THREADS': '1'}
+        done = subprocess.run(
+            [sys.executable, '-c', textwrap.dedent(script)], cwd=self.folder, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert (done.returncode != 0) is fails, done.stdout + done.stderr
+        return done.stderr if fails else done.stdout
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
