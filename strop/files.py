@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +26,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{target.stem}.', suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f'.{target.stem}.{secrets.token_hex(6)}{target.suffix}')
+    # Not by tempfile, which makes files that only their owner can read; this mode is subject to the umask.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, 'rb+') as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,6 +63,6 @@ def read_text(path: str | os.PathLike[str], purpose: str) -> str:
             'YAML text and is never unpickled.'
         )
     try:
-        return raw.decode('utf-8')
+        return raw.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise UnsafeFileError(f'{path} is not UTF-8 text, so it is not {purpose} (JSON or YAML).') from error
