@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ class Found:
     module: Keyed
     paths: list[str] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
-    depth: int = 0
 
 
 @dataclass
@@ -50,142 +50,139 @@ class Binding:
         """Every mutable, duplicates of a key included."""
         return [item.module for item in self.found if isinstance(item.module, Mutable)]
 
-    def apply(self, choices: Mapping[str, Any]) -> None:
-        """Write choices into the mutables: all of a full answer, checked one by one by their domains.
+    def apply(self, decisions: Mapping[str, Any]) -> Subnet:
+        """Validate an answer in any form that `Space.subnet` reads, write it into the mutables, and return it.
 
-        Decisions that `choices` leaves out are forgotten, so that using an inactive one is noticed.
+        Float tensors are kept with their gradient. Inactive decisions are forgotten, so that using one is noticed.
+
+        Raises:
+            SubnetError: If the answer does not fit the space; no mutable is changed then.
         """
-        given = choices.choices if isinstance(choices, Subnet) else choices
-        for key in given:
-            if key not in self.by_key:
-                self.space[key]  # raises, with the near match
+        subnet = self.space.subnet(decisions)
+        given = {} if isinstance(decisions, Subnet) else {self.space.key_of(name): value for name, value in decisions.items()}
         for key, mutables in self.by_key.items():
             for mutable in mutables:
-                if key in given:
-                    mutable.decide(given[key])
+                if key in subnet.choices:
+                    mutable.take(subnet.choices[key], given.get(key))
                 else:
                     mutable.undecide()
+        return subnet
 
 
-def bind(model: nn.Module, groups: Sequence[Sequence[str]] = ()) -> Binding:
+def bind(model: nn.Module, groups: Sequence[Sequence[str]] | None = None) -> Binding:
     """Find the mutables of `model`, name them by their paths, and build their space.
+
+    Mutables that a mutator holds keep the names that they have there, also where `model` is a part of its model.
 
     Args:
         model: Any module.
-        groups: Lists of keys or paths that are to be one decision, named by the first of each list.
+        groups: Lists of keys or paths that are to be one decision, named by the first of each list. By default
+            the groups stay as they are.
 
     Raises:
         ComponentTypeError: If `model` is no module.
+        UnknownKeyError: If a group names no decision of the model.
         SpaceError: If mutables of one key have different alternatives, or an `InputChoice` names a source that
             does not come before it.
     """
     if not isinstance(model, nn.Module):
         raise ComponentTypeError(f'A model must be an nn.Module, but got {type(model).__name__}.')
     found: dict[int, Found] = {}
-    for path, module, condition in walk(model):
-        item = found.setdefault(id(module), Found(module))
-        item.paths.append(path)
-        item.conditions.append(condition)
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Keyed):
+            found.setdefault(id(module), Found(module)).paths.append(path)
     items = list(found.values())
-    for item in items:
-        item.module._path = item.paths[0] or type(item.module).__name__.lower()
-    renamed = _grouped(items, groups)
+    names = [(item.module, item.module._path, item.module._group) for item in items]
+    try:
+        for item in items:
+            if item.module.owner is None:
+                item.module._path = item.paths[0] or type(item.module).__name__.lower()
+        if groups is not None:
+            _set_groups(items, groups)
+        for module, condition in _occurrences(model):
+            found[id(module)].conditions.append(condition)
+        return _bound(items)
+    except Exception:
+        for module, before, group in names:
+            module._path, module._group = before, group
+        raise
 
-    def key_of(module: Keyed) -> str:
-        return renamed.get(module.key, module.key)
 
-    # Paths inside conditions are spelled by module until every key is known.
+def _bound(items: list[Found]) -> Binding:
     by_key: dict[str, list[Mutable]] = {}
     conditions: dict[str, list[Condition]] = {}
-    paths: dict[str, str] = {}
+    other_names: dict[str, str] = {}
     for item in items:
-        if not isinstance(item.module, Mutable):
-            continue
-        key = key_of(item.module)
-        _check_same(key, item, by_key.get(key, []), bool(groups) and key in renamed.values())
-        by_key.setdefault(key, []).append(item.module)
-        conditions.setdefault(key, []).extend(
-            tuple(Guard(tuple(renamed.get(name, name) for name in guard.keys), guard.allowed) for guard in condition)
-            for condition in item.conditions
-        )
-        paths.update({path: key for path in item.paths if path})
+        module = item.module
+        if isinstance(module, Mutable):
+            _check_same(module, by_key.get(module.key, []))
+            by_key.setdefault(module.key, []).append(module)
+            conditions.setdefault(module.key, []).extend(item.conditions)
+            other_names.update({name: module.key for name in (module._given_key, module._path, *item.paths) if name})
     _check_sources(items)
     domains = {key: mutables[0].domain for key, mutables in by_key.items()}
     unique = {key: tuple(dict.fromkeys(rules)) for key, rules in conditions.items()}
-    space = Space(domains, unique, {path: key for path, key in paths.items() if path not in domains})
-    return Binding(items, space, by_key)
+    return Binding(
+        items, Space(domains, unique, {name: key for name, key in other_names.items() if name not in domains}), by_key
+    )
 
 
-def walk(model: nn.Module) -> Iterator[tuple[str, Keyed, Condition]]:
-    """Yield (path, module, condition) for every occurrence of a keyed module, depth first in registration order."""
+def _occurrences(model: nn.Module) -> Iterator[tuple[Keyed, Condition]]:
+    """Yield (module, condition) for every occurrence of a keyed module, depth first in registration order."""
 
     def guards_of(parent: nn.Module, name: str) -> Condition:
         if isinstance(parent, LayerChoice) and name in parent.names:
-            return (Guard.on(_key(parent, paths), [parent.names.index(name)]),)
+            return (Guard.on(parent.key, [parent.names.index(name)]),)
         if isinstance(parent, Repeat) and name.isdigit() and parent.depth is not None:
             position = int(name)
             choices, allowed = truth_table(parent.depth, lambda value: value > position)
-            full = 1
-            for choice in choices:
-                full *= len(choice.domain)
-            if len(allowed) == full:
+            if len(allowed) == math.prod(len(choice.domain) for choice in choices):
                 return ()
-            return (Guard(tuple(_key(choice, paths) for choice in choices), frozenset(allowed)),)
+            return (Guard(tuple(choice.key for choice in choices), frozenset(allowed)),)
         return ()
 
-    def visit(module: nn.Module, path: str, condition: Condition) -> Iterator[tuple[str, Keyed, Condition]]:
+    def visit(module: nn.Module, condition: Condition) -> Iterator[tuple[Keyed, Condition]]:
         if isinstance(module, Keyed):
-            yield path, module, condition
+            yield module, condition
         for name, child in module._modules.items():
             if child is not None:
-                below = f'{path}.{name}' if path else name
-                yield from visit(child, below, condition + guards_of(module, name))
+                yield from visit(child, condition + guards_of(module, name))
 
-    paths: dict[int, str] = {}
-    for name, module in model.named_modules():
-        paths.setdefault(id(module), name)
-    return visit(model, '', ())
+    return visit(model, ())
 
 
-def _key(module: Keyed, paths: Mapping[int, str]) -> str:
-    if module._given_key is not None:
-        return module._given_key
-    if id(module) not in paths:
-        raise SpaceError(f'A {type(module).__name__} that decides a depth is not a sub-module of the model.')
-    return paths[id(module)] or type(module).__name__.lower()
-
-
-def _grouped(items: list[Found], groups: Sequence[Sequence[str]]) -> dict[str, str]:
-    names = {name: item.module.key for item in items for name in (*item.paths, item.module.key)}
-    renamed: dict[str, str] = {}
+def _set_groups(items: list[Found], groups: Sequence[Sequence[str]]) -> None:
+    for item in items:
+        item.module._group = None
+    keys = {name: item.module.key for item in items for name in (*item.paths, item.module.key)}
+    targets: dict[str, str] = {}
     for group in groups:
         for name in group:
-            if name not in names:
-                raise UnknownKeyError(f'A group names {name!r}, which is no decision of the model.{near(name, names)}')
-            if names[name] in renamed:
-                raise SpaceError(f'{name!r} is in two groups; a decision can be in one.')
-            renamed[names[name]] = names[group[0]]
-    return renamed
+            if name not in keys:
+                raise UnknownKeyError(f'A group names {name!r}, which is no decision of the model.{near(name, keys)}')
+            if keys[name] in targets:
+                raise SpaceError(f'{name!r} is in two groups, or twice in one; a decision can be in one.')
+            targets[keys[name]] = keys[group[0]]
+    for item in items:
+        item.module._group = targets.get(item.module.key)
 
 
-def _check_same(key: str, item: Found, others: list[Mutable], grouped: bool) -> None:
-    module = item.module
-    assert isinstance(module, Mutable), 'only mutables have domains'
+def _check_same(module: Mutable, others: list[Mutable]) -> None:
     for other in others:
         if other.domain != module.domain:
             raise SpaceError(
                 f'{other._path!r} ({type(other).__name__} of {listed(other.domain.labels)}) and {module._path!r} '
-                f'({type(module).__name__} of {listed(module.domain.labels)}) have the key {key!r} but not the same alternatives. '
-                'Mutables of one key are one decision: give them different keys, or the same alternatives.'
+                f'({type(module).__name__} of {listed(module.domain.labels)}) have the key {module.key!r} but not the same '
+                'alternatives. Mutables of one key are one decision: give them different keys, or the same alternatives.'
             )
         if type(other) is not type(module) and not (isinstance(other, LayerChoice) and isinstance(module, LayerChoice)):
             raise SpaceError(
-                f'{other._path!r} is a {type(other).__name__} and {module._path!r} a {type(module).__name__}, but both have the '
-                f'key {key!r}. One decision cannot be both: give them different keys.'
+                f'{other._path!r} is a {type(other).__name__} and {module._path!r} a {type(module).__name__}, but both have '
+                f'the key {module.key!r}. One decision cannot be both: give them different keys.'
             )
-        if (other._given_key is None) != (module._given_key is None) and not grouped:
+        if (other._given_key is None) != (module._given_key is None) and module._group is None:
             raise SpaceError(
-                f'The key {key!r} given to one mutable is also the path of another ({other._path!r}, {module._path!r}). '
+                f'The key {module.key!r} given to one mutable is also the path of another ({other._path!r}, {module._path!r}). '
                 'They would be coupled by accident: choose another key, or give it to both.'
             )
 
@@ -194,13 +191,14 @@ def _check_sources(items: list[Found]) -> None:
     earlier: list[str] = []
     for item in items:
         module = item.module
-        earlier.append(module.key)
+        earlier.extend(name for name in dict.fromkeys((module.key, module._given_key, *item.paths)) if name)
         if isinstance(module, InputChoice):
             for source in module.choose_from:
                 if source != InputChoice.NO_KEY and source not in earlier:
                     raise SpaceError(
-                        f'{source!r}, from which the InputChoice {module.key!r} chooses, is no key of a mutable that comes before '
-                        f'it.{near(source, earlier)} The keys before it are {listed(earlier)}; NO_KEY stands for any other input.'
+                        f'{source!r}, from which the InputChoice {module.key!r} chooses, is no key of a mutable that comes '
+                        f'before it.{near(source, earlier)} The keys before it are {listed(earlier)}; NO_KEY stands for any '
+                        'other input.'
                     )
 
 
@@ -229,10 +227,7 @@ def apply_subnet(model: nn.Module, subnet: Mapping[str, Any]) -> Subnet:
     >>> apply_subnet(model, {'0': 1})
     Subnet(0=1)
     """
-    binding = bind(model)
-    valid = binding.space.subnet(subnet)
-    binding.apply(valid)
-    return valid
+    return bind(model).apply(subnet)
 
 
 @contextmanager
@@ -255,4 +250,4 @@ def intercept(model: nn.Module, handler: Handler) -> Iterator[None]:
             mutable._callback = callback
 
 
-__all__ = ['Binding', 'Found', 'MutableScope', 'apply_subnet', 'bind', 'intercept', 'mutables_of', 'space_of', 'walk']
+__all__ = ['Binding', 'Found', 'MutableScope', 'apply_subnet', 'bind', 'intercept', 'mutables_of', 'space_of']

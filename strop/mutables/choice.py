@@ -7,8 +7,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from strop.errors import BindingError, ComponentTypeError, SpaceError, SubnetError, listed, near
+from strop.errors import BindingError, ComponentTypeError, SpaceError, SubnetError, UnknownKeyError, listed, near
 from strop.mutables.domain import AnyOf, Domain, KOf, Label, OneOf
 from strop.mutables.mutable import Decision, Mutable
 
@@ -19,7 +20,9 @@ REDUCTIONS = ('sum', 'mean', 'concat', 'none')
 def check_reduction(reduction: str) -> Reduction:
     """Return `reduction` if it is one of `REDUCTIONS`, else raise a `SpaceError`."""
     if reduction not in REDUCTIONS:
-        raise SpaceError(f'`reduction` must be one of {listed(REDUCTIONS)}, but got {reduction!r}.{near(reduction, REDUCTIONS)}')
+        raise SpaceError(
+            f'`reduction` must be one of {listed(REDUCTIONS)}, but got {reduction!r}.{near(reduction, REDUCTIONS)}'
+        )
     return cast(Reduction, reduction)
 
 
@@ -53,11 +56,18 @@ def run_chosen(decision: Decision, alternatives: Sequence[Callable[[], Any]], re
     """
     if not isinstance(decision, torch.Tensor) and decision and isinstance(decision[0], float):
         weighted = [(i, float(weight)) for i, weight in enumerate(decision) if weight]
-        return reduce_outputs([alternatives[i]() if weight == 1 else alternatives[i]() * weight for i, weight in weighted], reduction)
+        return reduce_outputs(
+            [alternatives[i]() if weight == 1 else alternatives[i]() * weight for i, weight in weighted], reduction
+        )
     if isinstance(decision, torch.Tensor):
         taken = [i for i, weight in enumerate(decision.detach().tolist()) if weight]
         return reduce_outputs([alternatives[i]() * decision[i] for i in taken], reduction)
     return reduce_outputs([alternatives[int(i)]() for i in decision], reduction)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    # Lazy modules do not know their shapes before the first forward.
+    return 0 if is_lazy(parameter) else parameter.numel()
 
 
 class LayerChoice(Mutable):
@@ -73,6 +83,9 @@ class LayerChoice(Mutable):
     Raises:
         ComponentTypeError: If the candidates are neither a list nor a mapping of modules.
         SpaceError: If there are none, or a name cannot be one.
+
+    Once made, candidates are read and replaced by number or name (`choice[-1]`, `choice['conv'] = ...`), read by slice,
+    and deleted by any of these; the others keep their names.
 
     >>> choice = LayerChoice([nn.Identity(), nn.ReLU()], key='act')
     >>> choice.decide(1)
@@ -108,21 +121,27 @@ class LayerChoice(Mutable):
     def _add(self, name: str, module: nn.Module) -> None:
         if not isinstance(module, nn.Module):
             raise ComponentTypeError(f'Candidate {name!r} must be an nn.Module, but got {type(module).__name__}.')
-        try:
-            self.add_module(name, module)
-        except (KeyError, TypeError) as error:
+        # Looked up on the class, because asking an instance would run its properties.
+        if (
+            not isinstance(name, str)
+            or name in ('', *self.names)
+            or '.' in name
+            or name in self.__dict__
+            or hasattr(type(self), name)
+        ):
             raise SpaceError(
-                f'{name!r} cannot be the name of a candidate ({error.args[0]}). Names must be non-empty strings without dots '
-                'that are no attribute of a module; put them in a list to have them numbered.'
-            ) from None
+                f'{name!r} cannot be the name of a candidate. Names must be non-empty strings without dots that are no '
+                f'attribute of a {type(self).__name__}; give a list to have the candidates numbered.'
+            )
+        self.add_module(name, module)
         self.names.append(name)
 
     def make_domain(self) -> Domain:
         """Build the domain: names, or the numbers of a list; the candidates' parameters are its costs."""
         labels: tuple[Label, ...] = tuple(self.names)
-        if all(name.isdigit() for name in self.names):
+        if all(name.isdecimal() and str(int(name)) == name for name in self.names):
             labels = tuple(int(name) for name in self.names)
-        costs = tuple(float(sum(p.numel() for p in module.parameters())) for module in self.candidates)
+        costs = tuple(float(sum(map(_size, module.parameters()))) for module in self.candidates)
         return OneOf(labels, costs, mixable=True)
 
     @property
@@ -156,12 +175,14 @@ class LayerChoice(Mutable):
         self._domain = None
 
     def __delitem__(self, index: int | str | slice) -> None:
+        self._remove(self.names[index] if isinstance(index, slice) else [self._name(index)])
+
+    def _remove(self, names: Sequence[str]) -> None:
         if self.owner is not None:
             raise BindingError(
                 f'Candidates of {self.key!r} cannot be deleted while a mutator is bound to the model: its search space would '
                 'change under it. Delete them before binding, or call mutator.release() first.'
             )
-        names = self.names[index] if isinstance(index, slice) else [self._name(index)]
         if len(names) == len(self.names):
             raise SpaceError('The last candidate of a LayerChoice cannot be deleted.')
         for name in names:
@@ -173,8 +194,12 @@ class LayerChoice(Mutable):
     def _name(self, index: int | str) -> str:
         if isinstance(index, str):
             if index not in self.names:
-                raise SpaceError(f'There is no candidate {index!r}; there are {listed(self.names)}.{near(index, self.names)}')
+                raise UnknownKeyError(
+                    f'There is no candidate {index!r}; there are {listed(self.names)}.{near(index, self.names)}'
+                )
             return index
+        if not isinstance(index, int):
+            raise ComponentTypeError(f'A candidate is addressed by number or name, but got {index!r}.')
         if not -len(self) <= index < len(self):
             raise IndexError(f'Index {index} is out of range for {len(self)} candidates.')
         return self.names[index]
@@ -202,8 +227,8 @@ class LayerChoice(Mutable):
     def init_weights(self) -> None:
         """Initialize the candidates that know how (MMEngine modules)."""
         for module in self.candidates:
-            if hasattr(module, 'init_weights'):
-                module.init_weights()
+            if callable(initialize := getattr(module, 'init_weights', None)):
+                initialize()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # MMRazor's checkpoints keep candidates one level deeper, in `_candidates`.
@@ -225,6 +250,7 @@ class InputChoice(Mutable):
         key: Name of the decision; the path in the model by default.
 
     Raises:
+        ComponentTypeError: If a number is no integer, or `choose_from` no list of keys.
         SpaceError: If the numbers do not fit each other.
 
     >>> choice = InputChoice(n_candidates=3, n_chosen=2, key='skip')
@@ -247,6 +273,11 @@ class InputChoice(Mutable):
         super().__init__(key)
         if n_candidates is None and choose_from is None:
             raise SpaceError('An InputChoice needs `n_candidates` or `choose_from`, but got neither.')
+        for name, number in (('n_candidates', n_candidates), ('n_chosen', n_chosen)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+                raise ComponentTypeError(f'`{name}` must be an integer or None, but got {number!r}.')
+        if isinstance(choose_from, str) or not all(isinstance(source, str) for source in choose_from or ()):
+            raise ComponentTypeError(f'`choose_from` must be a list of keys, but got {choose_from!r}.')
         sources = [self.NO_KEY] * cast(int, n_candidates) if choose_from is None else list(choose_from)
         if n_candidates is not None and n_candidates != len(sources):
             raise SpaceError(f'`n_candidates` is {n_candidates}, but `choose_from` has {len(sources)} entries.')
@@ -290,10 +321,12 @@ class InputChoice(Mutable):
                 )
             absent = [source for source in self.choose_from if source not in optional_inputs]
             if absent:
-                raise SubnetError(f'The inputs lack {listed(absent)}; they have {listed(optional_inputs)}.')
+                raise UnknownKeyError(f'The inputs lack {listed(absent)}; they have {listed(optional_inputs)}.')
             return [optional_inputs[source] for source in self.choose_from]
         if not isinstance(optional_inputs, (list, tuple)):
-            raise ComponentTypeError(f'Inputs must be a list or a mapping of tensors, but got {type(optional_inputs).__name__}.')
+            raise ComponentTypeError(
+                f'Inputs must be a list or a mapping of tensors, but got {type(optional_inputs).__name__}.'
+            )
         if len(optional_inputs) != self.n_candidates:
             raise SubnetError(f'This InputChoice chooses among {self.n_candidates} inputs, but got {len(optional_inputs)}.')
         return list(optional_inputs)

@@ -32,6 +32,16 @@ class Weights(tuple[float, ...]):
     def __repr__(self) -> str:
         return f'Weights({", ".join(map(str, self))})'
 
+    def __eq__(self, other: object) -> bool:
+        # As tuples, the weights (0.0, 1.0) and the indices (0, 1) would be one choice.
+        return isinstance(other, Weights) and tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Weights, tuple(self)))
+
 
 Picks = tuple[int, ...]
 Choice = Union[Picks, Weights]
@@ -91,6 +101,7 @@ class Domain(ABC):
     costs: tuple[float, ...] | None = field(default=None, compare=False)
 
     kind = 'domain'
+    mixable = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'labels', tuple(as_label(label) for label in self.labels))
@@ -263,22 +274,22 @@ class Domain(ABC):
         return all(self._label_index(item) is not None for item in items)
 
     def _read_mask(self, mask: torch.Tensor | np.ndarray) -> Choice:
-        values = mask.detach().cpu().numpy() if isinstance(mask, torch.Tensor) and mask.dtype != torch.bfloat16 else mask
-        array = np.asarray(values.detach().float().cpu() if isinstance(values, torch.Tensor) else values)
-        if array.shape != (len(self),):
+        if tuple(mask.shape) != (len(self),):
             raise SubnetError(
                 f'A mask needs one entry for each of {len(self)} alternatives, shape ({len(self)},), '
-                f'but got shape {tuple(array.shape)}.'
+                f'but got shape {tuple(mask.shape)}.'
             )
-        if array.dtype.kind not in 'biuf':
-            raise SubnetError(f'A mask must be of booleans, 0/1 integers or floats, but got dtype {array.dtype}.')
-        if array.dtype.kind == 'f':
-            return self._weights(array.tolist())
-        if array.dtype.kind in 'iu' and not np.isin(array, (0, 1)).all():
+        values = mask.tolist()
+        if not all(isinstance(value, (bool, int, float)) for value in values):
+            raise SubnetError(f'A mask must be of booleans, 0/1 integers or floats, but got dtype {mask.dtype}.')
+        if isinstance(values[0], float):
+            return self._weights(values)
+        if any(value not in (0, 1) for value in values):
             raise SubnetError(
-                f'A mask of integers may hold 0 and 1 only, but got {array.tolist()}. Give indices as a list, not as a tensor.'
+                f'A mask of integers may hold 0 and 1 only, but got {values}. Give indices as a list, not as a tensor.'
             )
-        return self._checked(tuple(int(index) for index in np.flatnonzero(array)), array.tolist())
+        picks = tuple(index for index, value in enumerate(values) if value)
+        return self._checked(picks, values) if picks else self._weights([0.0] * len(self))
 
     def _weights(self, weights: Any) -> Choice:
         if not isinstance(weights, (list, tuple)) or not all(
@@ -295,8 +306,8 @@ class Domain(ABC):
             rule = self.check_count(count)
             if rule is None:
                 return tuple(index for index, item in enumerate(weights) if item)
-            if count == 0:
-                raise SubnetError(f'{rule}, but all weights are zero.')
+            if count == 0 and not self.mixable:
+                raise SubnetError(f'{rule}, but none is: {list(weights)}.')
         return Weights(float(item) for item in weights)
 
     def _checked(self, picks: Picks, given: Any) -> Choice:
@@ -311,7 +322,8 @@ class OneOf(Domain):
     """Exactly one of unordered alternatives.
 
     Args:
-        mixable: Accept several at once, too, as a sum of theirs (`Weights` of ones): what a `LayerChoice` can run.
+        mixable: Accept several at once, too, as a sum of theirs (`Weights` of ones), and a mask of zeros for none:
+            what a `LayerChoice` can run.
 
     >>> OneOf(('a', 'b')).size
     2
@@ -341,7 +353,7 @@ class OneOf(Domain):
         return ((index,) for index in range(len(self)))
 
     def neighbours(self, picks: Picks) -> Iterator[Picks]:
-        return ((index,) for index in range(len(self)) if index != picks[0])
+        return ((index,) for index in range(len(self)) if (index,) != picks)
 
     @property
     def genes(self) -> tuple[int, ...]:

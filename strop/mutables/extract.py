@@ -15,6 +15,7 @@ from strop.mutables.choice import InputChoice, LayerChoice, Reduction, reduce_ou
 from strop.mutables.domain import Choice, Weights
 from strop.mutables.mutable import Mutable
 from strop.mutables.space import chosen
+from strop.mutables.subnet import Subnet
 from strop.mutables.value import Expression, Repeat, ValueChoice
 
 
@@ -40,7 +41,9 @@ class Constant(nn.Module):
 class CombinedLayers(nn.Module):
     """Several modules on one input, weighted and reduced: what is left of a `LayerChoice` of several."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None):
+    def __init__(
+        self, layers: Mapping[str, nn.Module], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None
+    ):
         super().__init__()
         self._names = list(layers)
         for name, layer in layers.items():
@@ -62,7 +65,12 @@ class CombinedInputs(nn.Module):
     """Some of several tensors, weighted and reduced: what is left of an `InputChoice`."""
 
     def __init__(
-        self, picks: tuple[int, ...], sources: list[str], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None
+        self,
+        picks: tuple[int, ...],
+        sources: list[str],
+        weights: list[float] | None,
+        reduction: Reduction,
+        mask: torch.Tensor | None,
     ):
         super().__init__()
         self.picks = picks
@@ -108,16 +116,15 @@ def extract(model: nn.Module, subnet: Mapping[str, Any] | None = None) -> nn.Mod
     plain = copy.deepcopy(model)
     binding = bind(plain)
     if subnet is not None:
-        binding.apply(binding.space.subnet(subnet))
+        binding.apply(subnet)
     return fix(plain)
 
 
-def current_subnet(model: nn.Module) -> Any:
+def current_subnet(model: nn.Module) -> Subnet:
     """Return the current decisions of `model` as a `Subnet`.
 
     Raises:
         NotDecidedError: If an active decision was never made.
-        SubnetError: If a `LayerChoice` has several candidates chosen without weights.
 
     >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.GELU()]))
     >>> model[0].decide(0)
@@ -129,7 +136,7 @@ def current_subnet(model: nn.Module) -> Any:
     for key in binding.space.order:
         if binding.space.is_active(key, choices):
             choices[key] = binding.by_key[key][0].choice()
-    return binding.space.subnet({key: binding.space[key].format(choice) for key, choice in choices.items()})
+    return binding.space.from_picks(choices)
 
 
 def fix(model: nn.Module) -> nn.Module:
@@ -165,6 +172,8 @@ def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         result = nn.Sequential(*(_fixed(block, memo) for block in module.blocks[: module.current_depth()]))
     elif isinstance(module, Mutable):
         raise SubnetError(f'A {type(module).__name__} cannot be extracted: it is a mutable of an unknown kind.')
+    if isinstance(result, (Constant, CombinedLayers, CombinedInputs, nn.Sequential)) and result is not module:
+        result.training = module.training
     memo[id(module)] = result
     if result is module:
         for name, child in list(module._modules.items()):
@@ -172,7 +181,6 @@ def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
                 replaced = _fixed(child, memo)
                 if replaced is not child:
                     module._modules[name] = replaced
-    result.training = module.training
     return result
 
 

@@ -33,17 +33,20 @@ class Keyed(nn.Module):
         if key == '':
             raise SpaceError('A key must not be empty; leave it out to get the path in the model as the key.')
         self._given_key = key
+        self._group: str | None = None
         self._path: str | None = None
         self._owner: weakref.ref[Any] | None = None
         self._callback: Callable[[], Handler | None] | None = None
 
     @property
     def key(self) -> str:
-        """The name of the decision: the key given, else the path in the model.
+        """The name of the decision: that of its group, else the key given, else the path in the model.
 
         Raises:
             NotDecidedError: If no key was given and the path is not known yet.
         """
+        if self._group is not None:
+            return self._group
         if self._given_key is not None:
             return self._given_key
         if self._path is None:
@@ -130,13 +133,12 @@ class Mutable(Keyed):
         Raises:
             SubnetError: If the choice does not fit the domain.
         """
-        parsed = self.domain.parse(choice)
-        if isinstance(choice, torch.Tensor) and choice.is_floating_point() and (
-            isinstance(parsed, Weights) or choice.requires_grad
-        ):
-            self._decision = choice
-        else:
-            self._decision = parsed
+        self.take(self.domain.parse(choice), choice)
+
+    def take(self, choice: Choice, given: Any = None) -> None:
+        """Set a decision that is valid already: indices or `Weights`, and the float tensor they were read from, if any."""
+        differentiable = isinstance(given, torch.Tensor) and given.is_floating_point()
+        self._decision = given if differentiable and (isinstance(choice, Weights) or given.requires_grad) else choice
 
     def undecide(self) -> None:
         """Forget the decision."""
@@ -151,9 +153,9 @@ class Mutable(Keyed):
         if self._decision is None:
             name = self._given_key or self._path
             raise NotDecidedError(
-                f'{type(self).__name__}{f" {name!r}" if name else ""} has no decision yet. Call mutator.reset() or apply a subnet '
-                'first. If it was not found by the mutator, it is not a registered sub-module: assign it as an attribute of a '
-                'module or keep it in a ModuleList.'
+                f'{type(self).__name__}{f" {name!r}" if name else ""} has no decision yet. Call mutator.reset() or apply a '
+                'subnet first. If it was not found by the mutator, it is not a registered sub-module: assign it as an '
+                'attribute of a module or keep it in a ModuleList.'
             )
         return self._decision
 

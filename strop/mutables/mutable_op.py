@@ -39,7 +39,9 @@ class OneShotMutableOP(LayerChoice):
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         if not isinstance(candidates, (Mapping, nn.ModuleDict)) or not candidates:
-            raise ConfigError(f'`candidates` must be a mapping name -> config of at least one operation, but got {candidates!r}.')
+            raise ConfigError(
+                f'`candidates` must be a mapping name -> config of at least one operation, but got {candidates!r}.'
+            )
         built = {name: self._build(name, candidate, module_kwargs or {}) for name, candidate in candidates.items()}
         super().__init__(built, key=alias)
         self.init_cfg = init_cfg
@@ -84,7 +86,8 @@ class OneShotMutableOP(LayerChoice):
         """Keep the chosen candidate, delete the others, and decide for it.
 
         Raises:
-            SpaceError: If it was fixed before, or the name is unknown.
+            SpaceError: If it was fixed before, the name is unknown, or there is none.
+            BindingError: If a mutator is bound to the model; its `load_fix_subnet` fixes the whole of it.
         """
         if self.is_fixed:
             raise SpaceError(f'{self.names[0]!r} is fixed already; a choice can be fixed once.')
@@ -94,12 +97,11 @@ class OneShotMutableOP(LayerChoice):
         for name in names:
             if name not in self.names:
                 raise SpaceError(f'There is no candidate {name!r} among {self.names}.{near(name, self.names)}')
-        for name in [name for name in self.names if name not in names]:
-            del self._modules[name]
-            self.names.remove(name)
-        self._domain = None
+        if not names:
+            raise SpaceError(f'At least one candidate must be kept, but none of {self.names} was named.')
+        self._remove([name for name in self.names if name not in names])
         self.is_fixed = True
-        self.decide(0 if len(names) == 1 and self.domain.indexable else self.domain.labels[0] if len(names) == 1 else names)
+        self.decide(names)
 
     def dump_chosen(self) -> dict[str, Any]:
         """Return the choice in the form of MMRazor's exported subnets."""

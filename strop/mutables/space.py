@@ -50,7 +50,9 @@ class Guard:
             return False
         if len(self.keys) == 1:
             return any((index,) in self.allowed for index in chosen(choices[self.keys[0]]))
-        return any(combination in self.allowed for combination in itertools.product(*(chosen(choices[key]) for key in self.keys)))
+        return any(
+            combination in self.allowed for combination in itertools.product(*(chosen(choices[key]) for key in self.keys))
+        )
 
 
 Condition = tuple[Guard, ...]
@@ -158,7 +160,7 @@ class Space(Mapping[str, Domain]):
             if key in parsed:
                 raise SubnetError(f'The decision {key!r} is answered twice, the second time as {name!r}.')
             try:
-                parsed[key] = self._read(key, choice, isinstance(choices, Subnet))
+                parsed[key] = self._read(key, choice, choices.space[key] if isinstance(choices, Subnet) else None)
             except SubnetError as error:
                 raise SubnetError(f'{key!r}: {error}') from None
         return self._canonical(parsed)
@@ -264,7 +266,10 @@ class Space(Mapping[str, Domain]):
         content: dict[str, Any] = {'domains': {key: domain.to_dict() for key, domain in self.items()}}
         if self.conditions:
             content['conditions'] = {
-                key: [[{'keys': list(guard.keys), 'allowed': sorted(map(list, guard.allowed))} for guard in rule] for rule in rules]
+                key: [
+                    [{'keys': list(guard.keys), 'allowed': sorted(map(list, guard.allowed))} for guard in rule]
+                    for rule in rules
+                ]
                 for key, rules in self.conditions.items()
             }
         return content
@@ -287,17 +292,16 @@ class Space(Mapping[str, Domain]):
 
     # -- internals -------------------------------------------------------------------------
 
-    def _read(self, key: str, choice: Any, trusted: bool) -> Choice:
+    def _read(self, key: str, choice: Any, source: Domain | None) -> Choice:
         domain = self[key]
-        if trusted and not isinstance(choice, Weights):
-            # The indices of a subnet of another space: checked against this one's domain.
-            if any(not 0 <= index < len(domain) for index in choice):
-                raise SubnetError(f'indices {choice} are out of range for {listed(domain.labels)}.')
-            rule = domain.check_count(len(choice))
-            if rule:
-                raise SubnetError(f'{rule}, but {len(choice)} are.')
-            return tuple(choice)
-        return domain.parse(choice)
+        if source is None:
+            return domain.parse(choice)
+        # The subnet of another space: the same indices only where they mean the same alternatives.
+        if source == domain:
+            return choice
+        if isinstance(choice, Weights) and source.labels != domain.labels:
+            raise SubnetError(f'Weights over {listed(source.labels)} do not fit the alternatives {listed(domain.labels)}.')
+        return domain.parse(source.format(choice))
 
     def _canonical(self, choices: Mapping[str, Choice]) -> Subnet:
         def pick(key: str) -> Choice:
@@ -331,7 +335,9 @@ class Space(Mapping[str, Domain]):
             for combination in guard.allowed:
                 for parent, index in zip(guard.keys, combination, strict=True):
                     if not 0 <= index < len(self._domains[parent]):
-                        raise SpaceError(f'{key!r} depends on alternative {index} of {parent!r}, which has {len(self[parent])}.')
+                        raise SpaceError(
+                            f'{key!r} depends on alternative {index} of {parent!r}, which has {len(self[parent])}.'
+                        )
 
     def _topological_order(self) -> tuple[str, ...]:
         order: dict[str, None] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Hashable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,7 +42,8 @@ def load_subnet(path: str | os.PathLike[str], space: Space) -> Subnet:
     """Read a subnet file and validate it against `space`.
 
     Reads Strop's own files; NNI's fixed architectures (`{"op": "conv3x3", "in": [0, 2]}`, names, indices,
-    booleans); MMRazor's exported subnets (`key: {chosen: name, meta: ...}` or `key: name`).
+    booleans); MMRazor's exported subnets (`key: {chosen: name, meta: ...}` or `key: name`, with or without `modules:`
+    above them and `architecture.` before the keys).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -51,13 +52,17 @@ def load_subnet(path: str | os.PathLike[str], space: Space) -> Subnet:
     """
     content = read_document(path, 'a subnet file')
     try:
-        return space.subnet(choices_of(content))
+        return space.subnet(choices_of(content, {*space, *space.paths}))
     except SubnetError as error:
         raise type(error)(f'{path}: {error}') from None
 
 
-def choices_of(content: Any) -> dict[str, Any]:
+def choices_of(content: Any, known: Container[str] = ()) -> dict[str, Any]:
     """Return key -> choice from the parsed content of a subnet file of any accepted form.
+
+    Args:
+        content: The mapping that the file holds.
+        known: Keys of the space. Others lose the prefix `architecture.`, which MMRazor's algorithms put before theirs.
 
     >>> choices_of({'backbone.layers.0': {'chosen': 'shuffle_3x3', 'meta': {}}})
     {'backbone.layers.0': 'shuffle_3x3'}
@@ -67,13 +72,23 @@ def choices_of(content: Any) -> dict[str, Any]:
     if content.get('strop') is not None:
         check_schema(content)
         return dict(content['choices'])
+    if (
+        isinstance(content.get('modules'), Mapping)
+        and 'chosen' not in content['modules']
+        and set(content) <= {'modules', 'channels'}
+    ):
+        # MMRazor's first 1.x releases kept the decisions of operations and of channels apart.
+        content = {**content['modules'], **(content.get('channels') or {})}
     choices: dict[str, Any] = {}
     for key, value in content.items():
         if not isinstance(key, str):
             raise SubnetError(f'The keys of a subnet file are strings, but got {key!r}.')
         if isinstance(value, Mapping) and 'chosen' in value:
             value = value['chosen']
-        choices[key.removeprefix('architecture.')] = value
+        name = key if key in known else key.removeprefix('architecture.')
+        if name in choices:
+            raise SubnetError(f'The decision {name!r} is answered twice, the second time as {key!r}.')
+        choices[name] = value
     return choices
 
 
@@ -108,12 +123,16 @@ def read_document(path: str | os.PathLike[str], purpose: str) -> Any:
             raise SubnetError(f'{path} is not JSON: {error}.') from None
     except SubnetError as error:
         raise SubnetError(f'{path}: {error}') from None
+    except RecursionError:
+        raise SubnetError(f'{path} is not {purpose}: it is nested too deeply.') from None
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except SubnetError as error:
         raise SubnetError(f'{path}: {error}') from None
     except yaml.YAMLError as error:
         raise SubnetError(f'{path} is not {purpose}: it is neither JSON nor plain YAML ({error}).') from None
+    except RecursionError:
+        raise SubnetError(f'{path} is not {purpose}: it is nested too deeply.') from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,6 +151,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
     for position, key in enumerate(keys):
+        if not isinstance(key, Hashable):
+            raise SubnetError(f'The keys of a mapping are strings, but got {key!r}.')
         if key in keys[:position]:
             raise SubnetError(f'The key {key!r} stands twice in one mapping.')
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value)}  # type: ignore[no-untyped-call]

@@ -209,7 +209,9 @@ def truth_table(value: ValueChoice | Expression, test: Callable[[Any], bool]) ->
     for size in sizes:
         total *= size
     if total > 100_000:
-        raise SpaceError(f'An expression over {len(depends)} values has {total} combinations; at most 100,000 can be enumerated.')
+        raise SpaceError(
+            f'An expression over {len(depends)} values has {total} combinations; at most 100,000 can be enumerated.'
+        )
     before = [(choice._decision, choice._callback) for choice in depends]
     passing: set[Picks] = set()
     try:
@@ -273,7 +275,8 @@ class Repeat(nn.Module):
         if isinstance(block, (list, tuple, nn.ModuleList, nn.Sequential)):
             if len(block) < length:
                 raise SpaceError(f'The depth can be {length}, but only {len(block)} blocks are given.')
-            yield from ((str(index), module) for index, module in enumerate(block))
+            # Blocks that no depth reaches would bring decisions that nothing depends on.
+            yield from ((str(index), block[index]) for index in range(length))
         elif isinstance(block, nn.Module):
             yield from ((str(index), block if index == 0 else copy.deepcopy(block)) for index in range(length))
         elif callable(block):
@@ -305,8 +308,8 @@ class Repeat(nn.Module):
     def init_weights(self) -> None:
         """Initialize the blocks that know how (MMEngine modules)."""
         for block in self.blocks:
-            if hasattr(block, 'init_weights'):
-                block.init_weights()
+            if callable(initialize := getattr(block, 'init_weights', None)):
+                initialize()
 
 
 @MODELS.register_module()
@@ -324,7 +327,11 @@ class MutableValue(ValueChoice):
     """
 
     def __init__(
-        self, value_list: Sequence[Any], default_value: Any = None, alias: str | None = None, init_cfg: dict[str, Any] | None = None
+        self,
+        value_list: Sequence[Any],
+        default_value: Any = None,
+        alias: str | None = None,
+        init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(value_list, key=alias)
         self.init_cfg = init_cfg

@@ -7,12 +7,14 @@ toolkits sit on the same few steps: `sample_subnet` / `set_subnet` / `mutation` 
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -24,15 +26,17 @@ from strop.mutables import (
     LayerChoice,
     Mutable,
     MutableScope,
+    Repeat,
     Space,
     Subnet,
     Weights,
     bind,
     choices_of,
+    chosen,
     fix,
     load_subnet,
 )
-from strop.mutables.domain import AnyOf, KOf
+from strop.mutables.domain import AnyOf, Choice, KOf, plain
 from strop.registry import MODELS
 
 
@@ -80,24 +84,31 @@ class BaseMutator(BaseModule):
         """Bind `supernet`: find its mutables, give them keys, and mark them as this mutator's.
 
         Raises:
-            BindingError: If this mutator or the model is bound already, or the model has no mutable.
+            BindingError: If this mutator or the model is bound already.
+            SpaceError: If the mutables do not form a space.
         """
         if self._model is not None:
             raise BindingError(
-                f'This {type(self).__name__} is bound to a {type(self._model).__name__} already. A mutator belongs to exactly one '
-                'model: make another mutator, or call release() on this one first.'
+                f'This {type(self).__name__} is bound to a {type(self._model).__name__} already. A mutator belongs to exactly '
+                'one model: make another mutator, or call release() on this one first.'
             )
-        self._bind(supernet)
+        if not self._bind(supernet).keyed:
+            print_log(
+                f'{type(supernet).__name__} has no mutable that is a registered sub-module: this {type(self).__name__} has '
+                'nothing to decide.',
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def _bind(self, model: nn.Module) -> Binding:
-        binding = bind(model, self.custom_groups)
-        for module in binding.keyed:
-            owner = module.owner
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            owner = module.owner if isinstance(module, Keyed) else None
             if owner is not None and owner is not self:
                 raise BindingError(
-                    f'{module.key!r} is bound to a {type(owner).__name__} already. A model takes one mutator: call release() on '
-                    'that one first, or bind a deepcopy of the model.'
+                    f'{module.key!r} is bound to a {type(owner).__name__} already. A model takes one mutator: call release() '
+                    'on that one first, or bind a deepcopy of the model.'
                 )
+        binding = bind(model, self.custom_groups)
         reference = weakref.ref(self)
         handler = type(self)._handler
         for module in binding.keyed:
@@ -130,8 +141,7 @@ class BaseMutator(BaseModule):
         if self._binding is not None:
             for module in self._binding.keyed:
                 if module.owner is self:
-                    module._owner = None
-                    module._callback = None
+                    module._owner = module._callback = module._group = None
         self.__dict__['_model'] = None
         self._binding = None
         self._search_spaces = None
@@ -141,8 +151,8 @@ class BaseMutator(BaseModule):
         """The bound model."""
         if self._model is None:
             raise BindingError(
-                f'This {type(self).__name__} is bound to no model yet. Give it one when it is made, {type(self).__name__}(model), '
-                'or call prepare_from_supernet(model).'
+                f'This {type(self).__name__} is bound to no model yet. Give it one when it is made, '
+                f'{type(self).__name__}(model), or call prepare_from_supernet(model).'
             )
         return self._model
 
@@ -150,7 +160,7 @@ class BaseMutator(BaseModule):
     def binding(self) -> Binding:
         """The mutables of the bound model and their space."""
         if self._binding is None:
-            # A copied or unpickled mutator arrives here: its model came along unbound.
+            # A copy of a mutator arrives here where its model, which holds it, was not copied yet.
             return self._bind(self.model)
         return self._binding
 
@@ -162,6 +172,12 @@ class BaseMutator(BaseModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_binding': None, '_search_spaces': None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # The model came along unbound. Where it holds this mutator it may not be rebuilt yet; `binding` then does it.
+        if self._model is not None and '_modules' in self._model.__dict__:
+            self._bind(self._model)
+
     @property
     def space(self) -> Space:
         """The search space of the bound model."""
@@ -170,18 +186,15 @@ class BaseMutator(BaseModule):
     @property
     def mutables(self) -> list[Keyed]:
         """Every mutable and scope, in the order of registration, the first one of each key."""
-        first: dict[str, Keyed] = {}
+        first: dict[tuple[bool, str], Keyed] = {}
         for module in self.undedup_mutables:
-            first.setdefault(self._key_of(module), module)
+            first.setdefault((isinstance(module, Mutable), module.key), module)
         return list(first.values())
 
     @property
     def undedup_mutables(self) -> list[Keyed]:
         """Every mutable and scope, those of equal key included."""
         return self.binding.keyed
-
-    def _key_of(self, module: Keyed) -> str:
-        return self.space.paths.get(module.key, module.key)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: a mutator is called through its verbs, the model is called itself.
@@ -248,18 +261,21 @@ class BaseMutator(BaseModule):
         """
         space_mask = space_info['space_mask']
         number = space_info['num_chosen']
-        allowed = torch.nonzero(space_mask).flatten()
+        # Lists, because a handful of numbers is read faster from them than from tensors.
+        allowed = [index for index, value in enumerate(space_mask.tolist()) if value]
         mask = torch.zeros_like(space_mask)
         if number is None:
-            mask[allowed[torch.rand(len(allowed)) < 0.5]] = 1
+            taken = [index for index, draw in enumerate(torch.rand(len(allowed)).tolist()) if draw < 0.5]
+            mask[[allowed[index] for index in taken]] = 1
             return mask
         if number > len(allowed):
             raise SpaceError(f'{number} alternatives are to be chosen, but `space_mask` allows only {len(allowed)}.')
         if 'probs' in space_info:
-            taken = torch.multinomial(space_info['probs'][allowed], number)
+            taken = torch.multinomial(space_info['probs'][allowed], number).tolist()
         else:
-            taken = torch.randperm(len(allowed))[:number]
-        mask[allowed[taken]] = 1
+            taken = torch.randperm(len(allowed)).tolist()[:number]
+        for index in taken:
+            mask[allowed[index]] = 1
         return mask
 
     def sample_subnet(self) -> dict[str, torch.Tensor]:
@@ -282,14 +298,7 @@ class BaseMutator(BaseModule):
         Raises:
             SubnetError: If an active decision is missing, a key is unknown or a choice does not fit.
         """
-        subnet = self.space.subnet(decisions)
-        raw = {} if isinstance(decisions, Subnet) else {self.space.key_of(name): value for name, value in decisions.items()}
-        self.binding.apply(
-            {
-                key: raw[key] if isinstance(raw.get(key), torch.Tensor) and raw[key].is_floating_point() else choice
-                for key, choice in subnet.choices.items()
-            }
-        )
+        self.binding.apply(decisions)
 
     def mutation(self, subnet_dict: Mapping[str, Any], prob: float = 0.1) -> dict[str, torch.Tensor]:
         """Redraw each decision of a subnet with probability `prob`; return masks.
@@ -339,11 +348,14 @@ class BaseMutator(BaseModule):
 
         Raises:
             SubnetError: If it does not fit the model.
-            BindingError: If the model itself is a choice, which cannot be replaced in place; use `strop.extract`.
+            BindingError: If the model itself is a choice, which cannot be replaced in place; use `extract`.
         """
         model = self.model
-        if isinstance(model, Mutable):
-            raise BindingError('The bound model is itself a mutable and cannot be replaced in place; use strop.extract(model, subnet).')
+        if isinstance(model, (Mutable, Repeat)):
+            raise BindingError(
+                f'The bound model is itself a {type(model).__name__} and cannot be replaced in place; use '
+                'strop.mutables.extract(model, subnet).'
+            )
         self.apply_on_model(subnet_dict)
         self.release()
         fix(model)
@@ -417,7 +429,8 @@ class BaseMutator(BaseModule):
         """Return the current subnet in the form of MMRazor's exported YAML: key -> chosen and meta."""
         subnet = self.current_subnet()
         return {
-            key: {'chosen': choice, 'meta': {'all_choices': self.space[key].to_dict()['labels']}} for key, choice in subnet.items()
+            key: {'chosen': choice, 'meta': {'all_choices': self.space[key].to_dict()['labels']}}
+            for key, choice in subnet.items()
         }
 
     def load_fix_subnet(self, fix_subnet: str | os.PathLike[str] | Mapping[str, Any]) -> None:
@@ -425,7 +438,8 @@ class BaseMutator(BaseModule):
         if isinstance(fix_subnet, (str, os.PathLike)):
             self.set_chosen_subnet(load_subnet(fix_subnet, self.space))
         else:
-            self.set_chosen_subnet(fix_subnet if isinstance(fix_subnet, Subnet) else choices_of(fix_subnet))
+            known = {*self.space, *self.space.paths}
+            self.set_chosen_subnet(fix_subnet if isinstance(fix_subnet, Subnet) else choices_of(fix_subnet, known))
 
 
 @MODELS.register_module()
@@ -471,8 +485,8 @@ class Mutator(BaseMutator):
             readable: Return names and indices for a file, instead of tensors.
 
         Returns:
-            key -> BoolTensor or FloatTensor of shape `(alternatives,)`; if readable, key -> name, index, value, a list
-            of them, or a list of weights.
+            key -> BoolTensor or FloatTensor of shape `(alternatives,)`; if readable, key -> the name, index or value
+            of the one that is chosen, a list of them where it is not one, or a list of weights.
 
         Raises:
             SubnetError: If `sample_final` returns a key that is unknown, leaves one out, or a mask does not fit.
@@ -483,13 +497,18 @@ class Mutator(BaseMutator):
         given = {space.key_of(name): value for name, value in final.items()}
         if not readable:
             return {key: self._tensor(key, value) for key, value in given.items()}
-        return {
-            key: list(choice) if isinstance(choice, Weights) else space[key].format(choice) for key, choice in subnet.choices.items()
-        }
+        return {key: self._readable(key, choice) for key, choice in subnet.choices.items()}
+
+    def _readable(self, key: str, choice: Choice) -> Any:
+        several = chosen(choice)
+        if isinstance(choice, Weights) and not (several and all(choice[index] == 1 for index in several)):
+            return list(choice)
+        labels = [plain(self.space[key].labels[index]) for index in several]
+        return labels[0] if len(labels) == 1 else labels
 
     def _tensor(self, key: str, value: Any) -> torch.Tensor:
         if isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.float32):
-            return value.detach()
+            return value.detach().clone()
         return self.space[key].mask(self.space[key].parse(value))
 
     def status(self) -> dict[str, list[float]]:
@@ -499,5 +518,3 @@ class Mutator(BaseMutator):
             for key, mutables in self.binding.by_key.items()
             if mutables[0].decision is not None
         }
-
-
