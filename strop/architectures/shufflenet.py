@@ -56,7 +56,7 @@ class SearchableShuffleNetV2(StagedBackbone):
     ...     SearchableShuffleNetV2([[64, 4, mutable]] * 4, out_indices=(5,))
     ... except ConfigError as error:
     ...     print(str(error)[:52])
-    Every item of out_indices must be in range(0, 5), th
+    Every item of out_indices must be in range(0, 5), it
     """
 
     def __init__(

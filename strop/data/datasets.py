@@ -105,7 +105,7 @@ class ImageDataset(LabelledImages):
     >>> digits = ImageDataset('digits', 'train', transforms=[dict(type='TensorNormalize', mean=[80.0], std=[96.0])])
     >>> image, label = digits[0]
     >>> image.shape, image.dtype, label
-    (torch.Size([1, 8, 8]), torch.float32, 0)
+    (torch.Size([1, 8, 8]), torch.float32, 1)
     """
 
     def __init__(
