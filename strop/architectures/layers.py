@@ -28,9 +28,10 @@ def make_divisible(value: float, divisor: int, min_value: int | None = None, min
     >>> make_divisible(34, 8), make_divisible(3, 8), make_divisible(11, 8)
     (32, 8, 16)
     """
-    least = divisor if min_value is None else min_value
-    rounded = max(least, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < min_ratio * value else rounded
+    rounded = int(value + divisor / 2) // divisor * divisor
+    if rounded < min_ratio * value:
+        rounded += divisor
+    return max(rounded, divisor if min_value is None else min_value)
 
 
 def channel_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
