@@ -188,7 +188,7 @@ class _Extreme:
             self.visited += 1
             if self.visited > self.limit:
                 raise EstimateError(
-                    f'The extreme of this space needs more than {self.limit} partial answers: its decisions are tied together too '
+                    f'The extreme of this space needs more than {self.limit} partial answers: its decisions are tied too '
                     f'closely (the group of {key!r} has {len(group)}).'
                 )
             now = fixed if picks is None else {**fixed, key: picks}

@@ -37,7 +37,7 @@ _FREE_NAMES = """
 _FREE = frozenset(f'aten.{name}' for name in _FREE_NAMES.split())
 
 # Heavy work that takes no parameter and that the table cannot price.
-_HEAVY = ('aten._fft_', 'aten.linalg_', 'aten._linalg_', 'aten._cdist', 'aten.cholesky', 'aten._flex')
+_HEAVY = ('aten._fft_', 'aten.linalg_', 'aten._linalg_', 'aten._cdist', 'aten._euclidean_dist', 'aten.cholesky', 'aten._flex')
 
 
 def operator_name(operator: Any) -> str:
@@ -171,9 +171,9 @@ def _int_mm(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> int:
 
 @macs_of(aten._trilinear)
 def _trilinear(out: torch.Tensor, left: torch.Tensor, weight: torch.Tensor, right: torch.Tensor, *args: Any) -> int:
-    # nn.Bilinear: left (N, 1, I, 1), weight (1, O, I, J), right (N, 1, 1, J); first over I, then over J.
-    samples = out.numel() // weight.shape[1]
-    return samples * (weight.numel() + weight.shape[1] * weight.shape[3])
+    # nn.Bilinear: left (N, I), weight (O, I, J), right (N, J); first over I, then over J.
+    outputs = weight.shape[0]
+    return out.numel() // outputs * (weight.numel() + outputs * weight.shape[2])
 
 
 @macs_of(aten.mkldnn_rnn_layer)

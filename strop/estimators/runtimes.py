@@ -1,0 +1,235 @@
+"""The runtimes that a model can be timed on, as a table: what each needs, and how it is prepared."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import ConfigError, EstimateError, MissingDependencyError, StropError, listed, near, try_import
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run a model.
+
+    Args:
+        name: What it is asked for by.
+        package: The package that it needs.
+        modules: Modules that must be importable.
+        extra: The extra of `pip install 'strop[extra]'` that brings them; None if torch is enough.
+        precisions: The precisions that it can be asked for; the first is the default.
+        description: One line for a person.
+        make: (model, inputs, threads, precision) -> a call without arguments that runs once.
+    """
+
+    name: str
+    package: str
+    modules: tuple[str, ...]
+    extra: str | None
+    precisions: tuple[str, ...]
+    description: str
+    make: Callable[[nn.Module, tuple[Any, ...], int, str], Call]
+
+    @property
+    def available(self) -> bool:
+        """Whether everything that it needs is installed."""
+        return all(importlib.util.find_spec(module) is not None for module in self.modules)
+
+    @property
+    def version(self) -> str | None:
+        """The version of its package, or None if that is not installed."""
+        try:
+            return version(self.package)
+        except PackageNotFoundError:
+            return None
+
+    def prepare(self, model: nn.Module, inputs: Any, threads: int = 1, precision: str | None = None) -> Call:
+        """Return a call without arguments that runs the model once, in eval mode and without gradients.
+
+        The model is copied, so neither its mode nor anything else in it changes. What the call returns is the
+        runtime's own: tensors for eager and compile, a list of NumPy arrays for the others.
+
+        Args:
+            model: A plain model.
+            inputs: One tensor, or a tuple of what its forward takes.
+            threads: Threads that the runtime computes with.
+            precision: What to compute in; the runtime's first by default.
+
+        Raises:
+            ConfigError: If the precision is not one of the runtime's, or `threads` is not positive.
+            MissingDependencyError: If something it needs is not installed.
+            EstimateError: If the model cannot be brought to this runtime, with the runtime's own error.
+        """
+        precision = self.precisions[0] if precision is None else precision
+        if precision not in self.precisions:
+            raise ConfigError(
+                f'{self.name} computes in {listed(self.precisions)}, but got {precision!r}.{near(precision, self.precisions)}'
+            )
+        check_positive(threads=threads)
+        for module in self.modules:
+            try_import(module, self.extra or 'demo')
+        arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        plain = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
+        try:
+            with quiet():
+                return self.make(plain, arguments, threads, precision)
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            raise EstimateError(
+                f'{type(model).__name__} could not be prepared for {self.name}: {type(error).__name__}: {error}'
+            ) from error
+
+
+def runtimes() -> Mapping[str, Runtime]:
+    """Return name -> runtime, those that are not installed included.
+
+    >>> list(runtimes())
+    ['eager', 'compile', 'onnxruntime', 'openvino']
+    >>> runtimes()['eager'].available
+    True
+    """
+    return _RUNTIMES
+
+
+def runtime(name: str) -> Runtime:
+    """Return the runtime called `name`.
+
+    Raises:
+        ConfigError: If there is none; the message names near matches.
+    """
+    if name not in _RUNTIMES:
+        raise ConfigError(f'A runtime must be one of {listed(_RUNTIMES)}, but got {name!r}.{near(name, _RUNTIMES)}')
+    return _RUNTIMES[name]
+
+
+def check_positive(**numbers: Any) -> None:
+    """Raise a `ConfigError` unless every keyword is a positive integer."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ConfigError(f'`{name}` must be a positive integer, but got {number!r}.')
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings and logs of exporters off the screen."""
+    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir', 'torch.export')]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# -- how each is prepared ---------------------------------------------------------------------------------
+
+
+def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
+    devices = {tensor.device for tensor in (*model.parameters(), *inputs) if isinstance(tensor, torch.Tensor)}
+    accelerators = [device for device in devices if device.type == 'cuda']
+
+    def call() -> Any:
+        kind = 'cuda' if accelerators else 'cpu'
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16) if precision == 'bf16' else nullcontext():
+            out = model(*inputs)
+        for device in accelerators:
+            torch.cuda.synchronize(device)
+        return out
+
+    return call
+
+
+def _compile(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
+    compiled = torch.compile(model)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # Inductor's C++ code is generated for a number of threads
+    try:
+        call = _eager(compiled, inputs, threads, precision)  # type: ignore[arg-type]
+        call()
+    finally:
+        torch.set_num_threads(before)
+    return call
+
+
+def onnx_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> bytes:
+    """Return `model` as a serialized ONNX model, for inputs of these shapes."""
+    buffer = io.BytesIO()
+    with torch.no_grad(), redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(model, inputs, dynamo=True, external_data=False, verbose=False)
+    if program is None:
+        raise StropError('torch.onnx.export gave no model.')
+    buffer.write(program.model_proto.SerializeToString())
+    return buffer.getvalue()
+
+
+def _onnxruntime(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
+    ort = try_import('onnxruntime', 'onnx')
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(onnx_bytes(model, inputs), options, providers=['CPUExecutionProvider'])
+    arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
+    feed = {node.name: array for node, array in zip(session.get_inputs(), arrays, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _openvino(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
+    ov = try_import('openvino', 'openvino')
+    with torch.no_grad():
+        program = torch.export.export(model, inputs, strict=False)
+    converted = ov.convert_model(program)
+    # Some CPUs compute in bf16 unless told otherwise: a baseline says what it computes in.
+    settings = {
+        'INFERENCE_PRECISION_HINT': precision,
+        'INFERENCE_NUM_THREADS': threads,
+        'NUM_STREAMS': 1,
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+    compiled = ov.Core().compile_model(converted, 'CPU', settings)
+    request = compiled.create_infer_request()
+    arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
+
+    def call() -> list[Any]:
+        result = request.infer(arrays)
+        return [result[output] for output in compiled.outputs]
+
+    return call
+
+
+_RUNTIMES: Mapping[str, Runtime] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            Runtime('eager', 'torch', ('torch',), None, ('f32', 'bf16'), 'PyTorch as it is', _eager),
+            Runtime('compile', 'torch', ('torch',), None, ('f32', 'bf16'), 'torch.compile with its default back end', _compile),
+            Runtime(
+                'onnxruntime', 'onnxruntime', ('onnx', 'onnxscript', 'onnxruntime'), 'onnx', ('f32',),
+                'ONNX Runtime on the CPU', _onnxruntime,
+            ),
+            Runtime(
+                'openvino', 'openvino', ('openvino',), 'openvino', ('f32', 'bf16', 'f16'),
+                'OpenVINO on the CPU', _openvino,
+            ),
+        )
+    }
+)  # fmt: skip

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from strop.errors import ConfigError, NotDecidedError
+from strop.estimators import resources
+from strop.estimators.resources import BaseEstimator, ResourceEstimator
+from strop.mutables import LayerChoice
+from strop.registry import TASK_UTILS
+
+SHAPE = (1, 3, 8, 8)
+
+
+def net() -> nn.Module:
+    model = nn.Sequential()
+    model.add_module('body', nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 1)))
+    model.add_module('flat', nn.Flatten())
+    model.add_module('head', nn.Linear(512, 10))
+    return model
+
+
+CONVS = 64 * 8 * 27 + 64 * 64
+HEAD = 5120
+
+
+@pytest.mark.parametrize('scope', ['', 'strop.', 'mmrazor.'])
+def test_built_from_a_config(scope: str):
+    estimator = TASK_UTILS.build({'type': f'{scope}ResourceEstimator', 'input_shape': SHAPE})
+    assert isinstance(estimator, ResourceEstimator)
+    assert isinstance(estimator, BaseEstimator)
+    assert estimator.estimate(net()) == {'flops': (CONVS + HEAD) / 1e6, 'params': (224 + 72 + 5130) / 1e6, 'latency': 0.0}
+
+
+def test_units_and_strings():
+    estimator = ResourceEstimator(SHAPE, units={'flops': 'K', 'params': None}, as_strings=True)
+    assert estimator.estimate(net()) == {'flops': '23.040 K', 'params': '5426.000', 'latency': '0.000 ms'}
+    assert estimator.estimate(net(), {'as_strings': False, 'units': {'flops': ''}})['flops'] == CONVS + HEAD
+
+
+def test_options_of_a_call_go_before_those_of_the_constructor():
+    estimator = ResourceEstimator(units={'flops': ''}, flops_params_cfg={'input_shape': SHAPE})
+    body = net().body
+    assert estimator.estimate(body)['flops'] == CONVS
+    assert estimator.estimate(body, {'input_shape': (2, 3, 8, 8)})['flops'] == 2 * CONVS
+
+
+def test_latency_only_where_asked_for():
+    estimator = ResourceEstimator(SHAPE)
+    assert estimator.estimate(net())['latency'] == 0.0
+    assert estimator.estimate(net(), latency_cfg={'max_iter': 3, 'num_warmup': 1})['latency'] > 0
+    seconds = estimator.estimate(net(), latency_cfg={'max_iter': 3, 'num_warmup': 1, 'unit': 's'})['latency']
+    assert 0 < seconds < 1
+
+
+def test_latency_goes_through_the_one_protocol(monkeypatch: pytest.MonkeyPatch):
+    asked = {}
+    real = resources.measure
+    monkeypatch.setattr(resources, 'measure', lambda entries, **options: asked.update(options) or real(entries, **options))
+    ResourceEstimator(SHAPE, latency_cfg={'max_iter': 2, 'repeat_num': 3, 'num_warmup': 0, 'threads': 2}).estimate(net())
+    assert asked == {'runs': 6, 'warmup': 0, 'threads': 2, 'runtime_name': 'eager'}
+
+
+def test_modules_apart():
+    estimator = ResourceEstimator(SHAPE, units={'flops': '', 'params': ''})
+    options = {'spec_modules': ['body', 'body.2', 'head']}
+    assert estimator.estimate_separation_modules(net(), options) == {
+        'body': {'flops': CONVS, 'params': 296, 'latency': 0.0},
+        'body.2': {'flops': 4096, 'params': 72, 'latency': 0.0},
+        'head': {'flops': HEAD, 'params': 5130, 'latency': 0.0},
+    }
+    with pytest.raises(ConfigError, match='must be given'):
+        estimator.estimate_separation_modules(net())
+    with pytest.raises(ConfigError, match="Did you mean 'head'"):
+        estimator.estimate_separation_modules(net(), {'spec_modules': ['haed']})
+
+
+def test_types_left_out():
+    estimator = ResourceEstimator(SHAPE, units={'flops': ''})
+    assert estimator.estimate(net(), {'disabled_counters': ['LinearCounter']})['flops'] == CONVS
+    assert estimator.estimate(net(), {'disabled_counters': ['Conv2d', 'Linear']})['flops'] == 0
+    assert estimator.estimate(net(), {'disabled_counters': ['Sequential']})['flops'] == 0
+
+
+def test_inputs_by_a_constructor():
+    class Named(nn.Module):
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left @ right
+
+    options = {
+        'input_shape': (3, 4),
+        'input_constructor': lambda shape: {'left': torch.zeros(shape), 'right': torch.zeros(4, 5)},
+    }
+    assert ResourceEstimator(units={'flops': ''}).estimate(Named(), options)['flops'] == 60
+    with pytest.raises(ConfigError, match='keyword arguments of the forward'):
+        ResourceEstimator().estimate(Named(), {'input_constructor': lambda shape: torch.zeros(shape)})
+
+
+def test_the_current_subnet_of_a_supernet_without_tracing_it_again(monkeypatch: pytest.MonkeyPatch):
+    traced = []
+    real = resources.SpaceEstimator
+    monkeypatch.setattr(resources, 'SpaceEstimator', lambda *args, **options: traced.append(1) or real(*args, **options))
+    model = nn.Sequential(LayerChoice([nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)], key='op'))
+    estimator = ResourceEstimator(SHAPE, units={'flops': '', 'params': ''})
+    with pytest.raises(NotDecidedError):
+        estimator.estimate(model)
+    model[0].decide(0)
+    assert estimator.estimate(model) == {'flops': 64 * 24, 'params': 32, 'latency': 0.0}
+    model[0].decide(1)
+    assert estimator.estimate(model) == {'flops': 64 * 216, 'params': 224, 'latency': 0.0}
+    assert len(traced) == 1
+    assert estimator.estimate(model, {'input_shape': (2, 3, 8, 8)})['flops'] == 2 * 64 * 216
+    assert estimator.estimate(model, latency_cfg={'max_iter': 2, 'num_warmup': 0})['latency'] > 0
+    assert model[0].decision == (1,)
+
+
+def test_wrong_options():
+    for wrong in ({'flop': 'M'}, {'flops': 'X'}, {'latency': 'h'}):
+        with pytest.raises(ConfigError):
+            ResourceEstimator(units=wrong)
+    with pytest.raises(ConfigError, match="Did you mean 'input_shape'"):
+        ResourceEstimator(flops_params_cfg={'input_shap': SHAPE})
+    with pytest.raises(ConfigError, match="Did you mean 'max_iter'"):
+        ResourceEstimator(SHAPE).estimate(net(), latency_cfg={'maxiter': 3})
+    with pytest.raises(ConfigError, match='estimate_separation_modules'):
+        ResourceEstimator(SHAPE).estimate(net(), {'seperate_return': True})
+    with pytest.raises(ConfigError, match='must be a mapping'):
+        ResourceEstimator(latency_cfg=[1])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='units'):
+        ResourceEstimator(units='M')  # type: ignore[arg-type]

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from strop import errors
+from strop.errors import ConfigError, EstimateError, MissingDependencyError
+from strop.estimators.runtimes import Runtime, runtime, runtimes
+
+
+def small() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    model[1].running_mean.uniform_()
+    return model, torch.randn(2, 3, 6, 6)
+
+
+def needs(name: str) -> None:
+    if not runtime(name).available:
+        pytest.skip(f'{name} is not installed')
+
+
+@pytest.mark.parametrize('name', ['eager', 'onnxruntime', 'openvino', pytest.param('compile', marks=pytest.mark.slow)])
+def test_every_runtime_computes_the_model(name: str):
+    needs(name)
+    model, x = small()
+    model.train()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    out = runtime(name).prepare(model, x)()
+    result = out if isinstance(out, torch.Tensor) else torch.from_numpy(np.array(out[0]))
+    assert model.training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(result, model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_eager_in_bf16():
+    model, x = small()
+    assert runtime('eager').prepare(model, x, precision='bf16')().dtype == torch.bfloat16
+
+
+def test_the_table_is_frozen():
+    with pytest.raises(TypeError):
+        runtimes()['mine'] = runtime('eager')  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        runtime('eager').name = 'other'  # type: ignore[misc]
+    assert runtime('eager').version == torch.__version__.partition('+')[0]
+
+
+def test_what_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    absent = Runtime('absent', 'no-such-package', ('no_such_module',), 'onnx', ('f32',), 'not there', lambda *_: lambda: None)
+    assert not absent.available
+    assert absent.version is None
+    model, x = small()
+    with pytest.raises(MissingDependencyError, match=r"pip install 'strop\[onnx\]'"):
+        absent.prepare(model, x)
+    monkeypatch.setattr(errors.importlib, 'import_module', lambda name: (_ for _ in ()).throw(ImportError(name)))
+    with pytest.raises(MissingDependencyError, match=r"pip install 'strop\[openvino\]'"):
+        runtime('openvino').prepare(model, x)
+
+
+def test_wrong_input():
+    model, x = small()
+    with pytest.raises(ConfigError, match="Did you mean 'openvino'"):
+        runtime('openvin')
+    with pytest.raises(ConfigError, match="onnxruntime computes in 'f32'"):
+        runtime('onnxruntime').prepare(model, x, precision='bf16')
+    with pytest.raises(ConfigError, match='`threads`'):
+        runtime('eager').prepare(model, x, threads=0)
+
+
+def test_what_cannot_be_prepared_is_named():
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum().item() > 0 else -x
+
+    needs('openvino')
+    with pytest.raises(EstimateError, match='Looks could not be prepared for openvino'):
+        runtime('openvino').prepare(Looks(), torch.zeros(2))
