@@ -69,7 +69,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         data = self.cast_data(data)
         if isinstance(data, dict):
             if 'inputs' not in data:
-                raise DataError(f"A batch needs 'inputs'; got the keys {sorted(data)}.{near('inputs', data)}")
+                raise DataError(f"A batch needs 'inputs'; got the keys {sorted(data)}.")
             samples = data.get('data_samples')
             if self.num_classes is not None and samples is not None:
                 self._check(samples)

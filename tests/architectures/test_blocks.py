@@ -203,15 +203,9 @@ def test_arguments_are_checked(make, message: str) -> None:
 
 @pytest.mark.parametrize('scope', ['strop', 'mmrazor'])
 def test_blocks_are_built_from_configs(scope: str) -> None:
+    shape = {'in_channels': 4, 'out_channels': 4}
     block = MODELS.build(
-        {
-            'type': f'{scope}.MBBlock',
-            'kernel_size': 3,
-            'expand_ratio': 6,
-            'act_cfg': {'type': 'ReLU6'},
-            'in_channels': 4,
-            'out_channels': 4,
-        }
+        {'type': f'{scope}.MBBlock', 'kernel_size': 3, 'expand_ratio': 6, 'act_cfg': {'type': 'ReLU6'}, **shape}
     )
     assert isinstance(block, MBBlock)
     assert isinstance(block.expand_conv.activate, torch.nn.ReLU6)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strop.architectures.losses import CrossEntropyLoss, LabelSmoothLoss
+from strop.errors import ConfigError
+from strop.registry import MODELS
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6, 4, dtype=torch.float64, generator=generator), torch.tensor([0, 1, 2, 3, 3, 1])
+
+
+def nll(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross entropy against probabilities, by its definition."""
+    logp = logits - logits.exp().sum(1, keepdim=True).log()
+    return -(target * logp).sum(1)
+
+
+def onehot(labels: torch.Tensor) -> torch.Tensor:
+    return torch.eye(4, dtype=torch.float64)[labels]
+
+
+def test_cross_entropy_by_hand(batch) -> None:
+    logits, labels = batch
+    each = nll(logits, onehot(labels))
+    torch.testing.assert_close(CrossEntropyLoss()(logits, labels), each.mean())
+    torch.testing.assert_close(CrossEntropyLoss('sum', 0.5)(logits, labels), 0.5 * each.sum())
+    torch.testing.assert_close(CrossEntropyLoss('none')(logits, labels), each)
+    torch.testing.assert_close(CrossEntropyLoss('none')(logits, labels, reduction_override='sum'), each.sum())
+    weight = torch.tensor([0.0, 1, 2, 0, 1, 1])
+    torch.testing.assert_close(CrossEntropyLoss()(logits, labels, weight, avg_factor=5), (each * weight).sum() / 5)
+    factors = [1.0, 2.0, 0.5, 0.0]
+    expected = (each * torch.tensor(factors, dtype=torch.float64)[labels]).mean()
+    torch.testing.assert_close(CrossEntropyLoss(class_weight=factors)(logits, labels), expected)
+
+
+def test_cross_entropy_takes_probabilities(batch) -> None:
+    logits, labels = batch
+    target = 0.7 * onehot(labels) + 0.3 * onehot(labels.flip(0))
+    torch.testing.assert_close(CrossEntropyLoss()(logits, target), nll(logits, target).mean())
+
+
+def test_label_smoothing_by_hand(batch) -> None:
+    logits, labels = batch
+    target = 0.9 * onehot(labels) + 0.1 / 4
+    loss = LabelSmoothLoss(0.1, num_classes=4)
+    torch.testing.assert_close(loss(logits, labels), nll(logits, target).mean())
+    torch.testing.assert_close(loss(logits, labels), torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1))
+    target = (onehot(labels) + 0.1 / 4) / 1.1
+    loss = LabelSmoothLoss(0.1, mode='classy_vision', loss_weight=2.0)
+    torch.testing.assert_close(loss(logits, labels), 2 * nll(logits, target).mean())
+    torch.testing.assert_close(LabelSmoothLoss(0.0)(logits, labels), CrossEntropyLoss()(logits, labels))
+
+
+def test_arguments_are_checked(batch) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'mean'"):
+        CrossEntropyLoss('means')
+    with pytest.raises(ConfigError, match=r'\[0, 1\)'):
+        LabelSmoothLoss(1.0)
+    with pytest.raises(ConfigError, match="'original', 'classy_vision'"):
+        LabelSmoothLoss(0.1, mode='origin')
+    with pytest.raises(ConfigError, match='the logits have 4'):
+        LabelSmoothLoss(0.1, num_classes=5)(*batch)
+
+
+def test_built_from_configs() -> None:
+    loss = MODELS.build({'type': 'mmrazor.LabelSmoothLoss', 'label_smooth_val': 0.1, 'num_classes': 10, 'mode': 'original'})
+    assert isinstance(loss, LabelSmoothLoss)
