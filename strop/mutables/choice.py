@@ -279,10 +279,10 @@ class InputChoice(Mutable):
         if isinstance(choose_from, str) or not all(isinstance(source, str) for source in choose_from or ()):
             raise ComponentTypeError(f'`choose_from` must be a list of keys, but got {choose_from!r}.')
         sources = [self.NO_KEY] * cast(int, n_candidates) if choose_from is None else list(choose_from)
-        if n_candidates is not None and n_candidates != len(sources):
-            raise SpaceError(f'`n_candidates` is {n_candidates}, but `choose_from` has {len(sources)} entries.')
         if not sources:
             raise SpaceError('An InputChoice needs at least one candidate, but got none.')
+        if n_candidates is not None and n_candidates != len(sources):
+            raise SpaceError(f'`n_candidates` is {n_candidates}, but `choose_from` has {len(sources)} entries.')
         if n_chosen is not None and not 0 <= n_chosen <= len(sources):
             raise SpaceError(f'`n_chosen` must be in 0..{len(sources)} or None, but got {n_chosen}.')
         self.choose_from = sources

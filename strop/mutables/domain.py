@@ -237,9 +237,9 @@ class Domain(ABC):
         index = self._label_index(item)
         if index is not None:
             return index
-        if isinstance(item, int) and not isinstance(item, bool) and self.indexable:
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool) and self.indexable:
             if 0 <= item < len(self):
-                return item
+                return int(item)
             raise SubnetError(
                 f'An index must be in 0..{len(self) - 1}, but got {item}. The alternatives are {listed(self.labels)}.'
             )
