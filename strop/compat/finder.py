@@ -43,6 +43,7 @@ class Table:
         modules: Package -> the names of the modules and packages in it.
         later: Names of the old package that Strop may not have yet, so that an error can say so.
         successor: Package that took over; where it is installed, all imports go to it.
+        registries: Module whose registries, or those of `successor.registry`, also answer to the scope `root`.
         grafts: Modules of this table that are also offered beside, or added to, an installed package that lacks them.
     """
 
@@ -51,6 +52,7 @@ class Table:
     modules: Mapping[str, str] = field(default_factory=dict)
     later: str = ''
     successor: str = ''
+    registries: str = ''
     grafts: tuple[str, ...] = ()
 
     def has_module(self, fullname: str) -> bool:
@@ -180,6 +182,8 @@ class _VirtualLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if self.user is not None:
             self.user.exec_module(module)
+        if self.table.registries and module.__name__ == f'{self.table.root}.registry':
+            _answer_to(self.table.root, self.table.registries)
 
     def get_source(self, fullname: str) -> str | None:
         """Return the source of the user's `__init__.py`, for tracebacks."""
@@ -189,7 +193,8 @@ class _VirtualLoader(Loader):
 class _AliasLoader(Loader):
     """Put the module of a successor under the old name; it is the same module object."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, table: Table, path: str) -> None:
+        self.table = table
         self.path = path
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -197,6 +202,13 @@ class _AliasLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = importlib.import_module(self.path)
+        if self.table.registries and self.path == f'{self.table.successor}.registry':
+            _answer_to(self.table.root, self.path)
+
+
+def _answer_to(scope: str, registries: str) -> None:
+    # Imported late: the import system alone needs neither torch nor MMEngine.
+    importlib.import_module('strop.compat.fronts').answer_to_scope(scope, importlib.import_module(registries))
 
 
 class _GraftLoader(Loader):
@@ -283,7 +295,7 @@ class Finder(MetaPathFinder):
             if _imported_by_statement():
                 raise OldImportError(f'{fullname} is {successor} now, and the installed {table.successor} has no such module.')
             return None
-        return ModuleSpec(fullname, _AliasLoader(successor), is_package=found.submodule_search_locations is not None)
+        return ModuleSpec(fullname, _AliasLoader(table, successor), is_package=found.submodule_search_locations is not None)
 
     def _beside_real(self, table: Table, fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
         if isinstance(sys.modules.get(fullname.rpartition('.')[0]), VirtualModule):

@@ -1,12 +1,14 @@
-"""The few old names that no class of Strop has: the base of mmcls's backbones, and 0.x's build functions."""
+"""What no class of Strop has: the base of mmcls's backbones, 0.x's build functions, registries under an old scope."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from mmengine.model import BaseModule
+from mmengine.registry import Registry
 from torch import nn
 
 from strop.errors import ConfigError
@@ -57,3 +59,27 @@ def build(cfg: Mapping[str, Any], default_args: Mapping[str, Any] | None = None)
     if 'type' not in merged:
         raise ConfigError(f"A config is a mapping with the key 'type', but got {cfg!r}.")
     return MODELS.build(merged)
+
+
+def answer_to_scope(scope: str, registries: ModuleType) -> None:
+    """Let the registries of a module answer to one more scope, so that `type='scope.Name'` and `default_scope` find them.
+
+    Args:
+        scope: The old scope, for example 'mmcls'.
+        registries: A module with MMEngine registries whose parents are MMEngine's roots.
+
+    >>> import strop.registry
+    >>> answer_to_scope('an_old_scope', strop.registry)
+    >>> MODELS.get('an_old_scope.SPOS') is MODELS.get('SPOS')
+    True
+    """
+    for registry in list(vars(registries).values()):
+        if isinstance(registry, Registry) and registry.parent is not None and scope not in registry.parent.children:
+            same = type(registry)(
+                registry.name,
+                build_func=registry.build_func,
+                parent=registry.parent,
+                scope=scope,
+                locations=registry._locations,
+            )
+            same._module_dict = registry._module_dict

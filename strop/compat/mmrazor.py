@@ -71,7 +71,8 @@ _MODULES = {
     'mmrazor.models.algorithms.distill.configurable': 'datafree_distillation fpn_teacher_distill '
     'overhaul_feature_distillation self_distill single_teacher_distill',
     'mmrazor.models.algorithms.quantization': 'mm_architecture',
-    'mmrazor.models.architectures': 'backbones base classifiers components connectors dynamic_ops generators heads necks ops utils',
+    'mmrazor.models.architectures': 'backbones base classifiers components connectors dynamic_ops generators heads necks '
+    'ops utils',
     'mmrazor.models.architectures.backbones': 'darts_backbone searchable_autoformer searchable_mobilenet_v2 '
     'searchable_mobilenet_v3 searchable_shufflenet_v2 wideresnet',
     'mmrazor.models.architectures.classifiers': 'image',
@@ -89,13 +90,14 @@ _MODULES = {
     'mmrazor.models.architectures.utils': 'mutable_register set_dropout',
     'mmrazor.models.distillers': 'base base_distiller byot_distiller configurable_distiller ofd_distiller self_distiller '
     'single_teacher',
-    'mmrazor.models.mutables': 'base_mutable derived_mutable mutable_channel mutable_edge mutable_module mutable_op mutable_value',
+    'mmrazor.models.mutables': 'base_mutable derived_mutable mutable_channel mutable_edge mutable_module '
+    'mutable_op mutable_value',
     'mmrazor.models.mutables.mutable_channel': 'base_mutable_channel mutable_channel_container oneshot_mutable_channel '
     'sequential_mutable_channel simple_mutable_channel units',
     'mmrazor.models.mutables.mutable_module': 'diff_mutable_module mutable_module one_shot_mutable_module',
     'mmrazor.models.mutables.mutable_value': 'mutable_value',
-    'mmrazor.models.mutators': 'base base_mutator channel_mutator darts_mutator differentiable_mutator group_mixin module_mutator '
-    'nas_mutator one_shot_mutator value_mutator',
+    'mmrazor.models.mutators': 'base base_mutator channel_mutator darts_mutator differentiable_mutator group_mixin '
+    'module_mutator nas_mutator one_shot_mutator value_mutator',
     'mmrazor.models.mutators.channel_mutator': 'channel_mutator dcff_channel_mutator dmcp_channel_mutator '
     'one_shot_channel_mutator slimmable_channel_mutator',
     'mmrazor.models.mutators.module_mutator': 'diff_module_mutator module_mutator one_shot_module_mutator',
@@ -104,7 +106,8 @@ _MODULES = {
     'mmrazor.models.task_modules': 'delivery demo_inputs estimators predictor recorder tracer',
     'mmrazor.models.task_modules.estimators': 'base_estimator counters resource_estimator',
     'mmrazor.engine': 'hooks optimizers runner',
-    'mmrazor.engine.hooks': 'dmcp_subnet_hook dump_subnet_hook estimate_resources_hook stop_distillation_hook visualization_hook',
+    'mmrazor.engine.hooks': 'dmcp_subnet_hook dump_subnet_hook estimate_resources_hook stop_distillation_hook '
+    'visualization_hook',
     'mmrazor.engine.optimizers': 'optimizer_constructor',
     'mmrazor.engine.runner': 'autoslim_greedy_search_loop darts_loop distill_val_loop evolution_search_loop iteprune_val_loop '
     'quantization_loops slimmable_val_loop subnet_sampler_loop subnet_val_loop utils',

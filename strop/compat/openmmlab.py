@@ -34,8 +34,9 @@ MMCLS = Table(
         'mmcls.models.necks': 'gap',
         'mmcls.models.utils': 'channel_shuffle make_divisible se_layer',
     },
-    later='BaseClassifier MobileNetV2 ShuffleNetV2 ResNet ResNet_CIFAR VGG BaseDataset InvertedResidual ClsHead',
+    later='BaseClassifier MobileNetV2 ShuffleNetV2 ResNet ResNet_CIFAR VGG BaseDataset InvertedResidual',
     successor='mmpretrain',
+    registries='strop.registry',
 )
 
 _INITS = (
@@ -63,17 +64,18 @@ MMCV = Table(
             'mmengine.registry': 'Registry build_from_cfg',
             'mmengine.config': 'Config ConfigDict DictAction',
             'mmengine.logging': 'print_log',
-            'mmengine.utils': 'is_list_of is_tuple_of is_seq_of is_str mkdir_or_exist import_modules_from_strings digit_version',
+            'mmengine.utils': 'is_list_of is_tuple_of is_seq_of is_str mkdir_or_exist import_modules_from_strings '
+            'digit_version',
         },
     },
     modules={
-        'mmcv': 'cnn ops parallel runner utils',
+        'mmcv': 'cnn runner utils',
         'mmcv.cnn': 'bricks utils',
         'mmcv.cnn.bricks': 'conv_module depthwise_separable_conv_module',
         'mmcv.cnn.utils': 'weight_init',
         'mmcv.runner': 'base_module checkpoint dist_utils hooks',
     },
-    later='EpochBasedRunner IterBasedRunner OptimizerHook auto_fp16 force_fp32 get_model_complexity_info MMDataParallel '
-    'MMDistributedDataParallel',
+    later='ops parallel EpochBasedRunner IterBasedRunner OptimizerHook auto_fp16 force_fp32 get_model_complexity_info '
+    'MMDataParallel MMDistributedDataParallel',
     grafts=('mmcv.runner', 'mmcv.cnn'),
 )

@@ -25,7 +25,12 @@ class Workspace:
         repo = Path(__file__).resolve().parents[2]
         env = {**os.environ, 'PYTHONPATH': f'{self.folder}{os.pathsep}{repo}', 'OMP_NUM_THREADS': '1'}
         done = subprocess.run(
-            [sys.executable, '-c', textwrap.dedent(script)], cwd=self.folder, env=env, capture_output=True, text=True, timeout=300
+            [sys.executable, '-c', textwrap.dedent(script)],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout

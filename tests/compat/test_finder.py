@@ -79,7 +79,9 @@ def test_names_are_the_targets_own_objects(finder: Finder) -> None:
     assert circumference is math.tau
 
 
-@pytest.mark.parametrize('place', ['oldlib.models', 'oldlib.models.shapes', 'oldlib.models.shapes.base', 'oldlib.models.shapes.round.ball'])
+@pytest.mark.parametrize(
+    'place', ['oldlib.models', 'oldlib.models.shapes', 'oldlib.models.shapes.base', 'oldlib.models.shapes.round.ball']
+)
 def test_a_name_is_reached_from_its_room_its_modules_and_the_packages_above(finder: Finder, place: str) -> None:
     finder.activate()
     assert importlib.import_module(place).pi is math.pi
@@ -141,7 +143,7 @@ def test_a_missing_attribute_is_an_attribute_error(finder: Finder) -> None:
     finder.activate()
     shapes = importlib.import_module('oldlib.models.shapes')
     with pytest.raises(OldNameError, match=r"has no 'pie'\. Did you mean 'pi'"):
-        shapes.pie  # noqa: B018
+        shapes.pie
     assert getattr(shapes, 'Square', None) is None
     assert not hasattr(shapes, '__wrapped__')
 
@@ -165,7 +167,9 @@ def test_a_broken_target_tells_why(finder: Finder, tmp_path: Path, monkeypatch: 
 # -- the user's files ------------------------------------------------------------------------
 
 
-def test_a_users_file_without_any_init_is_found_and_its_relative_imports_reach_the_table(finder: Finder, tmp_path: Path) -> None:
+def test_a_users_file_without_any_init_is_found_and_its_relative_imports_reach_the_table(
+    finder: Finder, tmp_path: Path
+) -> None:
     put(tmp_path, 'oldlib/models/shapes/mine.py', 'from .base import pi\nfrom ..paths import join\nmine = (pi, join)')
     put(tmp_path, 'oldlib/models/shapes/round/deep.py', 'from ..base import pi\nfrom ..mine import mine\nfrom . import ball')
     finder.activate()
@@ -256,7 +260,10 @@ def test_only_known_packages_are_imported_at_activation(finder: Finder, tmp_path
     [
         ({'oldlib/__init__.py': "__version__ = '1.0'"}, True),
         ({'oldlib/__init__.py': 'from .version import *', 'oldlib/version.py': "__version__ = '1.0'"}, True),
-        ({'oldlib/__init__.py': '', 'oldlib-1.0.dist-info/METADATA': 'Metadata-Version: 2.1\nName: oldlib\nVersion: 1.0\n'}, True),
+        (
+            {'oldlib/__init__.py': '', 'oldlib-1.0.dist-info/METADATA': 'Metadata-Version: 2.1\nName: oldlib\nVersion: 1.0\n'},
+            True,
+        ),
         ({'oldlib.py': ''}, True),
         ({'oldlib/__init__.py': 'from .mine import Mine', 'oldlib/mine.py': 'Mine = 1'}, False),
         ({'oldlib/mine.py': ''}, False),

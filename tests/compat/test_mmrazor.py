@@ -1,0 +1,735 @@
+"""Old MMRazor files, with the import lines that stand in its tutorials, in the folders where these put them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+from strop.compat import MMCLS, MMCV, MMRAZOR, NNI, OldImportError
+
+from .conftest import Workspace
+
+
+def targets() -> list[tuple[str, str, str, str]]:
+    return [
+        (room, word.partition('=')[0], path, word.partition('=')[2] or word)
+        for table in (MMRAZOR, NNI, MMCLS, MMCV)
+        for room, sources in table.names.items()
+        for path, words in sources.items()
+        for word in words.split()
+        if word != '*'
+    ]
+
+
+@pytest.mark.parametrize(('room', 'old', 'path', 'new'), targets(), ids=lambda part: part)
+def test_every_line_of_every_table_reaches_the_very_same_object(room: str, old: str, path: str, new: str) -> None:
+    assert getattr(importlib.import_module(room), old) is getattr(importlib.import_module(path), new)
+
+
+@pytest.mark.parametrize('table', [MMRAZOR, NNI, MMCLS, MMCV], ids=lambda table: table.root)
+def test_every_listed_module_is_there(table) -> None:
+    for package, words in table.modules.items():
+        assert table.has_module(package)
+        for word in words.split():
+            assert importlib.import_module(f'{package}.{word}').__name__ == f'{package}.{word}'
+
+
+@pytest.mark.parametrize('table', [MMRAZOR, NNI, MMCLS, MMCV], ids=lambda table: table.root)
+def test_a_name_is_not_listed_as_missing_twice(table) -> None:
+    later = table.later.split()
+    assert len(later) == len(set(later))
+
+
+def test_what_is_not_built_yet_says_so() -> None:
+    with pytest.raises(OldImportError, match="'ChannelAnalyzer' of mmrazor is not supported yet"):
+        exec('from mmrazor.models.task_modules import ChannelAnalyzer')
+    with pytest.raises(OldImportError, match=r"has no 'OneShotMutatr'\. Did you mean 'OneShotMutator'"):
+        exec('from mmrazor.models.mutators import OneShotMutatr')
+
+
+def test_importing_strop_activates_nothing_and_activating_imports_nothing_heavy(workspace: Workspace) -> None:
+    out = workspace.run("""
+        import sys
+        before = set(sys.modules)
+        import strop
+        print([finder for finder in sys.meta_path if type(finder).__module__.startswith('strop')])
+        import strop.compat
+        import mmrazor.models.algorithms.nas.spos, nni.nas.pytorch.mutables, mmcv.runner
+        print(sorted({'torch', 'numpy', 'mmengine', 'strop.registry', 'strop.algorithms'} & set(sys.modules)))
+        strop.compat.activate()
+        print(sum(type(finder).__module__.startswith('strop') for finder in sys.meta_path))
+    """)
+    assert out.splitlines() == ['[]', '[]', '1']
+
+
+# -- customize a NAS algorithm: an algorithm and a mutator of 0.x -------------------------------
+
+SPOS = """
+    from mmrazor.models.builder import ALGORITHMS
+    from .base import BaseAlgorithm
+
+    @ALGORITHMS.register_module()
+    class SPOS(BaseAlgorithm):
+        def __init__(self, **kwargs):
+            super(SPOS, self).__init__(**kwargs)
+            self.calls = []
+
+        def _init_flops(self):
+            self.flops = {key: 0 for key in self.mutator.search_spaces}
+
+        def get_subnet_flops(self):
+            self._init_flops()
+            return sum(self.flops.values())
+
+        def train_step(self, data, optimizer):
+            if self.retraining:
+                outputs = super(SPOS, self).train_step(data, optimizer)
+            else:
+                subnet_dict = self.mutator.sample_subnet()
+                self.mutator.set_subnet(subnet_dict)
+                outputs = super(SPOS, self).train_step(data, optimizer)
+            self.calls.append('train_step')
+            return outputs
+"""
+
+ONE_SHOT_MUTATOR = """
+    from mmrazor.models.builder import MUTATORS
+    from .base import BaseMutator
+
+
+    @MUTATORS.register_module()
+    class OneShotMutator(BaseMutator):
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.calls = []
+
+        @staticmethod
+        def get_random_mask(space_info):
+            # always the last alternative that is allowed, so that a test can tell
+            space_mask = space_info['space_mask']
+            mask = space_mask.clone().zero_()
+            mask[space_mask.nonzero().flatten()[-space_info['num_chosen']:]] = 1
+            return mask
+
+        def sample_subnet(self):
+            self.calls.append('sample_subnet')
+            subnet_dict = dict()
+            for name, space_info in self.search_spaces.items():
+                subnet_dict[name] = self.get_random_mask(space_info)
+            return subnet_dict
+
+        def set_subnet(self, subnet_dict):
+            self.calls.append('set_subnet')
+            super().set_subnet(subnet_dict)
+
+        @staticmethod
+        def reset_in_subnet(m, in_subnet=True):
+            m.__in_subnet__ = in_subnet
+
+        def set_chosen_subnet(self, subnet_dict):
+            self.calls.append('set_chosen_subnet')
+            super().set_chosen_subnet(subnet_dict)
+
+        def mutation(self, subnet_dict, prob=0.1):
+            return {name: self.get_random_mask(self.search_spaces[name]) for name in subnet_dict}
+
+        @staticmethod
+        def crossover(subnet_dict1, subnet_dict2):
+            return {name: subnet_dict1[name] for name in subnet_dict2}
+"""
+
+NET = """
+    import torch
+    from mmengine.model import BaseModel
+    from mmrazor.registry import MODELS
+
+    @MODELS.register_module()
+    class TinyNet(BaseModel):
+        def __init__(self, mutable):
+            super().__init__()
+            self.layer = MODELS.build(mutable)
+            self.head = torch.nn.Linear(8, 2)
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            logits = self.head(self.layer(inputs))
+            if mode == 'loss':
+                return dict(loss=torch.nn.functional.cross_entropy(logits, data_samples))
+            return logits
+"""
+
+CONFIG = """
+    mutator = dict(type='OneShotMutator')
+    algorithm = dict(
+        type='SPOS',
+        mutator=mutator,
+        retraining=False,
+        architecture=dict(
+            type='TinyNet',
+            mutable=dict(
+                type='OneShotMutableOP',
+                candidates=dict(
+                    wide=dict(type='torch.nn.Linear', in_features=4),
+                    no_bias=dict(type='torch.nn.Linear', in_features=4, bias=False)),
+                module_kwargs=dict(out_features=8))))
+"""
+
+TRAIN = """
+    import torch
+    from strop.registry import MODELS
+
+    torch.manual_seed(0)
+    algorithm = MODELS.build(cfg.algorithm)
+    mutator = algorithm.mutator
+    print(type(algorithm).__module__, type(mutator).__module__)
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
+    data = (torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))
+    before = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    losses = [float(algorithm.train_step(data, optimizer)['loss']) for _ in range(2)]
+    print(algorithm.calls, mutator.calls)
+    print(losses[1] < losses[0])
+    print([name for name, value in algorithm.state_dict().items() if not torch.equal(value, before[name])])
+    print(algorithm.get_subnet_flops(), dict(mutator.current_choices))
+    mutator.set_chosen_subnet(mutator.crossover(mutator.mutation(mutator.sample_subnet()), mutator.sample_subnet()))
+    print(type(algorithm.architecture.layer).__name__, algorithm.architecture.layer.bias)
+"""
+
+TRAINED = [
+    'mmrazor.models.algorithms.spos mmrazor.models.mutators.one_shot_mutator',
+    "['train_step', 'train_step'] ['sample_subnet', 'set_subnet', 'sample_subnet', 'set_subnet']",
+    'True',
+    "['architecture.layer.no_bias.weight', 'architecture.head.weight', 'architecture.head.bias']",
+    "0 {'layer': 'no_bias'}",
+    'Linear None',
+]
+
+
+def test_an_algorithm_and_a_mutator_of_the_users_through_custom_imports(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/spos.py', SPOS)
+    workspace.put('mmrazor/models/mutators/one_shot_mutator.py', ONE_SHOT_MUTATOR)
+    workspace.put('mmrazor/models/architectures/tiny_net.py', NET)
+    workspace.put(
+        'config.py',
+        """
+    custom_imports = dict(
+        imports=['mmrazor.models.mutators.one_shot_mutator', 'mmrazor.models.algorithms.spos',
+                 'mmrazor.models.architectures.tiny_net'],
+        allow_failed_imports=False)
+"""
+        + CONFIG,
+    )
+    out = workspace.run(
+        """
+    import strop.compat
+    from mmengine.config import Config
+    cfg = Config.fromfile('config.py')
+"""
+        + TRAIN
+    )
+    assert out.splitlines()[-6:] == TRAINED
+
+
+def test_an_algorithm_and_a_mutator_of_the_users_through_the_packages_init(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/spos.py', SPOS)
+    workspace.put('mmrazor/models/algorithms/__init__.py', 'from .spos import SPOS\n')
+    workspace.put('mmrazor/models/mutators/one_shot_mutator.py', ONE_SHOT_MUTATOR)
+    workspace.put('mmrazor/models/mutators/__init__.py', 'from .one_shot_mutator import OneShotMutator\n')
+    workspace.put('mmrazor/models/architectures/tiny_net.py', NET)
+    workspace.put('mmrazor/models/architectures/__init__.py', 'from .tiny_net import TinyNet\n')
+    workspace.put('config.py', CONFIG)
+    out = workspace.run(
+        """
+    import strop.compat
+    from mmengine.config import Config
+    cfg = Config.fromfile('config.py')
+"""
+        + TRAIN
+        + """
+    from mmrazor.models.mutators import OneShotMutator
+    from mmrazor.models import SPOS
+    assert type(mutator) is OneShotMutator and type(algorithm) is SPOS
+    from mmrazor.models.mutators import NasMutator
+    import strop.mutators
+    assert NasMutator is strop.mutators.NasMutator
+"""
+    )
+    assert out.splitlines()[-6:] == TRAINED
+
+
+def test_retraining_does_not_sample(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/spos.py', SPOS)
+    workspace.put('mmrazor/models/architectures/tiny_net.py', NET)
+    out = workspace.run("""
+        import torch
+        import strop.compat
+        import mmrazor.models.algorithms.spos, mmrazor.models.architectures.tiny_net
+        from mmrazor.models.builder import build_algorithm
+
+        algorithm = build_algorithm(dict(type='SPOS', retraining=True, architecture=dict(
+            type='TinyNet', mutable=dict(type='torch.nn.Linear', in_features=4, out_features=8))))
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
+        data = (torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))
+        print(sorted(algorithm.train_step(data, optimizer)), algorithm.mutator)
+    """)
+    assert out.splitlines()[-1] == "['loss'] None"
+
+
+# -- the algorithm page of 1.x ------------------------------------------------------------------
+
+BASE_ALGORITHM = """
+    import torch
+    from torch import nn
+    from mmengine.structures import BaseDataElement
+
+    from typing import Dict, List, Optional, Tuple, Union
+    from mmengine.model import BaseModel
+    from mmrazor.registry import MODELS
+
+    LossResults = Dict[str, torch.Tensor]
+    TensorResults = Union[Tuple[torch.Tensor], torch.Tensor]
+    PredictResults = List[BaseDataElement]
+    ForwardResults = Union[LossResults, TensorResults, PredictResults]
+
+    @MODELS.register_module()
+    class BaseAlgorithm(BaseModel):
+
+        def __init__(self,
+                     architecture: Union[BaseModel, Dict],
+                     data_preprocessor: Optional[Union[Dict, nn.Module]] = None,
+                     init_cfg: Optional[Dict] = None):
+
+            if isinstance(architecture, dict):
+                architecture = MODELS.build(architecture)
+
+            super().__init__(data_preprocessor, init_cfg)
+            self.architecture = architecture
+
+        def forward(self,
+                    batch_inputs: torch.Tensor,
+                    data_samples: Optional[List[BaseDataElement]] = None,
+                    mode: str = 'tensor') -> ForwardResults:
+
+            if mode == 'loss':
+                return self.loss(batch_inputs, data_samples)
+            elif mode == 'tensor':
+                return self._forward(batch_inputs, data_samples)
+            elif mode == 'predict':
+                return self._predict(batch_inputs, data_samples)
+            else:
+                raise RuntimeError(f'Invalid mode "{mode}". '
+                                   'Only supports loss, predict and tensor mode')
+
+        def loss(
+            self,
+            batch_inputs: torch.Tensor,
+            data_samples: Optional[List[BaseDataElement]] = None,
+        ) -> LossResults:
+            return self.architecture(batch_inputs, data_samples, mode='loss')
+
+        def _forward(
+            self,
+            batch_inputs: torch.Tensor,
+            data_samples: Optional[List[BaseDataElement]] = None,
+        ) -> TensorResults:
+            return self.architecture(batch_inputs, data_samples, mode='tensor')
+
+        def _predict(
+            self,
+            batch_inputs: torch.Tensor,
+            data_samples: Optional[List[BaseDataElement]] = None,
+        ) -> PredictResults:
+            return self.architecture(batch_inputs, data_samples, mode='predict')
+"""
+
+XXX = """
+    import torch
+
+    from mmrazor.models.algorithms import BaseAlgorithm
+    from mmrazor.registry import MODELS
+
+    @MODELS.register_module()
+    class XXX(BaseAlgorithm):
+        def __init__(self, architecture):
+            super().__init__(architecture)
+            self.seen = 0
+
+        def loss(self, batch_inputs):
+            self.aaa(batch_inputs)
+            LossResults = dict(loss=self._forward(batch_inputs).square().mean())
+            return LossResults
+
+        def aaa(self, batch_inputs):
+            self.seen += len(batch_inputs)
+
+        def bbb(self):
+            return self.seen
+"""
+
+
+def test_a_base_algorithm_written_by_the_user(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/base.py', BASE_ALGORITHM)
+    workspace.put('mmrazor/models/architectures/tiny_net.py', NET)
+    out = workspace.run("""
+        import torch
+        import strop.compat
+        import mmrazor.models.architectures.tiny_net
+        from mmengine.optim import OptimWrapper
+        from mmrazor.models.algorithms.base import BaseAlgorithm, ForwardResults
+        from mmrazor.registry import MODELS
+
+        algorithm = MODELS.build(dict(type='BaseAlgorithm', architecture=dict(
+            type='TinyNet', mutable=dict(type='torch.nn.Linear', in_features=4, out_features=8))))
+        print(type(algorithm) is BaseAlgorithm, BaseAlgorithm.__module__)
+        wrapper = OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.5))
+        data = dict(batch_inputs=torch.randn(6, 4), data_samples=torch.tensor([0, 1, 0, 1, 0, 1]))
+        losses = [float(algorithm.train_step(data, wrapper)['loss']) for _ in range(2)]
+        print(losses[1] < losses[0], tuple(algorithm(data['batch_inputs']).shape))
+        try:
+            algorithm(data['batch_inputs'], mode='nonsense')
+        except RuntimeError as error:
+            print(error)
+    """)
+    assert out.splitlines()[-3:] == [
+        'True mmrazor.models.algorithms.base',
+        'True (6, 2)',
+        'Invalid mode "nonsense". Only supports loss, predict and tensor mode',
+    ]
+
+
+@pytest.mark.parametrize('prefix', ['', 'mmrazor.'])
+def test_an_algorithm_in_a_sub_directory_imported_by_the_packages(workspace: Workspace, prefix: str) -> None:
+    workspace.put('mmrazor/models/algorithms/nas/xxx.py', XXX)
+    workspace.put('mmrazor/models/algorithms/nas/__init__.py', "from .xxx import XXX\n\n__all__ = ['XXX']\n")
+    workspace.put('mmrazor/models/algorithms/__init__.py', 'from .nas import XXX\n')
+    workspace.put('mmrazor/models/architectures/tiny_net.py', NET)
+    workspace.put(
+        'config.py',
+        f"""
+        custom_imports = dict(imports=['mmrazor.models.architectures.tiny_net'], allow_failed_imports=False)
+        architecture = dict(type='TinyNet', mutable=dict(type='torch.nn.Linear', in_features=4, out_features=8))
+        model = dict(
+            type='{prefix}XXX',
+            architecture=architecture)
+        """,
+    )
+    out = workspace.run("""
+        import torch
+        import strop.compat
+        from mmengine.config import Config
+        from mmengine.optim import OptimWrapper
+        from strop.registry import MODELS
+        import strop.algorithms
+
+        cfg = Config.fromfile('config.py')
+        model = MODELS.build(cfg.model)
+        wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        data = (torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))
+        losses = [float(model.train_step(data, wrapper)['loss']) for _ in range(2)]
+        print(type(model).__module__, isinstance(model, strop.algorithms.BaseAlgorithm), losses[1] < losses[0], model.bbb())
+        try:
+            model(data[0], mode='nonsense')
+        except RuntimeError as error:
+            print(all(mode in str(error) for mode in ('loss', 'tensor', 'predict')))
+    """)
+    assert out.splitlines()[-2:] == ['mmrazor.models.algorithms.nas.xxx True True 12', 'True']
+
+
+def test_the_loop_of_the_algorithm_page_is_found_under_its_old_prefix(workspace: Workspace) -> None:
+    out = workspace.run("""
+        import strop.compat
+        from mmrazor.registry import HOOKS, LOOPS
+        from mmrazor.engine import EvolutionSearchLoop
+        from mmrazor.engine.runner.evolution_search_loop import EvolutionSearchLoop as Same
+        import strop.engine
+        print(LOOPS.get('mmrazor.EvolutionSearchLoop') is EvolutionSearchLoop is Same is strop.engine.EvolutionSearchLoop)
+    """)
+    assert out.splitlines()[-1] == 'True'
+
+
+def test_a_mistyped_custom_import_is_an_error(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/spos.py', SPOS)
+    err = workspace.run(
+        """
+        import strop.compat
+        from mmengine.utils import import_modules_from_strings
+        import_modules_from_strings(['mmrazor.models.algorithms.spso'], allow_failed_imports=False)
+        """,
+        fails=True,
+    )
+    assert re.search(r"mmrazor\.models\.algorithms has no 'spso'\. Did you mean 'spos'", err)
+
+
+# -- customize architectures --------------------------------------------------------------------
+
+SHUFFLENET = """
+    # Copyright (c) OpenMMLab. All rights reserved.
+    import copy
+    from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+    import torch.nn as nn
+    from mmcls.models.backbones.base_backbone import BaseBackbone
+    from mmcv.cnn import ConvModule, constant_init, normal_init
+    from mmcv.runner import ModuleList, Sequential
+    from torch import Tensor
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from mmrazor.registry import MODELS
+
+    @MODELS.register_module()
+    class SearchableShuffleNetV2(BaseBackbone):
+        def __init__(self,
+                     arch_setting: List[List],
+                     stem_multiplier: int = 1,
+                     widen_factor: float = 1.0,
+                     out_indices: Sequence[int] = (4, ),
+                     frozen_stages: int = -1,
+                     with_last_layer: bool = True,
+                     conv_cfg: Optional[Dict] = None,
+                     norm_cfg: Dict = dict(type='BN'),
+                     act_cfg: Dict = dict(type='ReLU'),
+                     norm_eval: bool = False,
+                     with_cp: bool = False,
+                     init_cfg: Optional[Union[Dict, List[Dict]]] = None) -> None:
+                layers_nums = 5 if with_last_layer else 4
+                for index in out_indices:
+                    if index not in range(0, layers_nums):
+                        raise ValueError('the item in out_indices must in '
+                                         f'range(0, 5). But received {index}')
+
+                self.frozen_stages = frozen_stages
+                if frozen_stages not in range(-1, layers_nums):
+                    raise ValueError('frozen_stages must be in range(-1, 5). '
+                                     f'But received {frozen_stages}')
+
+                super().__init__(init_cfg)
+
+                self.arch_setting = arch_setting
+                self.widen_factor = widen_factor
+                self.out_indices = out_indices
+                self.conv_cfg = conv_cfg
+                self.norm_cfg = norm_cfg
+                self.act_cfg = act_cfg
+                self.norm_eval = norm_eval
+                self.with_cp = with_cp
+
+                last_channels = 1024
+                self.in_channels = 16 * stem_multiplier
+
+                # build the first layer
+                self.conv1 = ConvModule(
+                    in_channels=3,
+                    out_channels=self.in_channels,
+                    kernel_size=3,
+                    stride=2,
+                    padding=1,
+                    conv_cfg=conv_cfg,
+                    norm_cfg=norm_cfg,
+                    act_cfg=act_cfg)
+
+                # build the middle layers
+                self.layers = ModuleList()
+                for channel, num_blocks, mutable_cfg in arch_setting:
+                    out_channels = round(channel * widen_factor)
+                    layer = self._make_layer(out_channels, num_blocks,
+                                             copy.deepcopy(mutable_cfg))
+                    self.layers.append(layer)
+
+                # build the last layer
+                if with_last_layer:
+                    self.layers.append(
+                        ConvModule(
+                            in_channels=self.in_channels,
+                            out_channels=last_channels,
+                            kernel_size=1,
+                            conv_cfg=conv_cfg,
+                            norm_cfg=norm_cfg,
+                            act_cfg=act_cfg))
+
+        def _make_layer(self, out_channels: int, num_blocks: int,
+                        mutable_cfg: Dict) -> Sequential:
+            layers = []
+            for i in range(num_blocks):
+                stride = 2 if i == 0 else 1
+
+                mutable_cfg.update(
+                    module_kwargs=dict(
+                        in_channels=self.in_channels,
+                        out_channels=out_channels,
+                        stride=stride))
+                layers.append(MODELS.build(mutable_cfg))
+                self.in_channels = out_channels
+
+            return Sequential(*layers)
+
+        def _freeze_stages(self):
+            stages = [self.conv1, *self.layers[:self.frozen_stages]] if self.frozen_stages >= 0 else []
+            for stage in stages:
+                stage.eval()
+                for param in stage.parameters():
+                    param.requires_grad = False
+
+        def init_weights(self):
+            super().init_weights()
+            for name, m in self.named_modules():
+                if isinstance(m, nn.Conv2d):
+                    normal_init(m, mean=0, std=0.01 if 'conv1' in name else 1.0 / m.weight.shape[1])
+                elif isinstance(m, _BatchNorm):
+                    constant_init(m, val=1, bias=0.0001)
+
+        def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+            x = self.conv1(x)
+            outs = []
+            for i, layer in enumerate(self.layers):
+                x = layer(x)
+                if i in self.out_indices:
+                    outs.append(x)
+            return tuple(outs)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self._freeze_stages()
+            if mode and self.norm_eval:
+                for m in self.modules():
+                    if isinstance(m, _BatchNorm):
+                        m.eval()
+"""
+
+ARCHITECTURE = """
+    mutable_cfg = dict(
+        type='OneShotMutableOP',
+        candidates=dict(
+            shuffle_3x3=dict(type='ShuffleBlock', kernel_size=3),
+            shuffle_5x5=dict(type='ShuffleBlock', kernel_size=5),
+            shuffle_xception=dict(type='ShuffleXception')))
+    model = dict(
+        type='mmrazor.SPOS',
+        mutator=dict(type='mmrazor.OneShotMutator'),
+        architecture=dict(
+            type='MMClsArchitecture',
+            model=dict(
+                type='ImageClassifier',
+                backbone=dict(
+                    type='mmrazor.SearchableShuffleNetV2',
+                    arch_setting=[[16, 1, mutable_cfg], [16, 2, mutable_cfg], [32, 1, mutable_cfg], [32, 1, mutable_cfg]],
+                    frozen_stages=1),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=1024,
+                          loss=dict(type='CrossEntropyLoss', loss_weight=1.0), topk=(1,)))))
+"""
+
+TRAIN_SHUFFLENET = """
+    import torch
+    import strop.compat
+    from mmengine.config import Config
+    from mmengine.optim import OptimWrapper
+    from strop.registry import MODELS
+    from mmrazor.models.architectures.backbones.searchable_shufflenet_v2 import SearchableShuffleNetV2
+    import strop.architectures
+
+    torch.manual_seed(0)
+    cfg = Config.fromfile('config.py')
+    model = MODELS.build(cfg.model)
+    backbone = model.architecture.backbone
+    assert type(backbone) is SearchableShuffleNetV2 and type(backbone).__module__.startswith('mmrazor.')
+    assert type(backbone.conv1) is strop.architectures.ConvModule
+    model.init_weights()
+    model.train()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    data = (torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]))
+    frozen = backbone.conv1.conv.weight.clone()
+    for _ in range(2):
+        log = model.train_step(data, wrapper)
+    print(sorted(log), bool(torch.isfinite(log['loss'])), sorted(model.mutator.current_choices))
+    print(torch.equal(frozen, backbone.conv1.conv.weight), backbone.conv1.bn.training, backbone.layers[2].training)
+    for wrong in (dict(out_indices=(5,)), dict(frozen_stages=5)):
+        try:
+            SearchableShuffleNetV2(cfg.model.architecture.model.backbone.arch_setting, **wrong)
+        except ValueError as error:
+            print(error)
+"""
+
+TRAINED_SHUFFLENET = [
+    "['loss'] True " + str([f'backbone.layers.{stage}.{block}' for stage, block in [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]]),
+    'True False True',
+    'the item in out_indices must in range(0, 5). But received 5',
+    'frozen_stages must be in range(-1, 5). But received 5',
+]
+
+
+def test_a_searchable_backbone_of_the_users_through_custom_imports(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/architectures/backbones/searchable_shufflenet_v2.py', SHUFFLENET)
+    workspace.put(
+        'config.py',
+        """
+    custom_imports = dict(
+        imports=['mmrazor.models.architectures.backbones.searchable_shufflenet_v2'],
+        allow_failed_imports=False)
+"""
+        + ARCHITECTURE,
+    )
+    assert workspace.run(TRAIN_SHUFFLENET).splitlines()[-4:] == TRAINED_SHUFFLENET
+
+
+def test_a_searchable_backbone_of_the_users_through_the_packages_init(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/architectures/backbones/searchable_shufflenet_v2.py', SHUFFLENET)
+    workspace.put(
+        'mmrazor/models/architectures/backbones/__init__.py',
+        "from .searchable_shufflenet_v2 import SearchableShuffleNetV2\n\n__all__ = ['SearchableShuffleNetV2']\n",
+    )
+    workspace.put('config.py', ARCHITECTURE)
+    assert workspace.run(TRAIN_SHUFFLENET).splitlines()[-4:] == TRAINED_SHUFFLENET
+
+
+def test_a_common_backbone_of_the_users(workspace: Workspace) -> None:
+    workspace.put(
+        'mmrazor/models/architectures/backbones/xxxnet.py',
+        """
+        import torch
+        from mmengine.model import BaseModule
+        from mmrazor.registry import MODELS
+
+        @MODELS.register_module()
+        class xxxNet(BaseModule):
+
+            def __init__(self, arg1, arg2, init_cfg=None):
+                super().__init__(init_cfg=init_cfg)
+                self.conv = torch.nn.Conv2d(arg1, arg2, 3, stride=2)
+
+            def forward(self, x):
+                return (self.conv(x),)
+        """,
+    )
+    workspace.put(
+        'config.py',
+        """
+        custom_imports = dict(
+            imports=['mmrazor.models.architectures.backbones.xxxnet'],
+            allow_failed_imports=False)
+        architecture = dict(
+            type='MMClsArchitecture',
+            model=dict(
+                type='mmcls.ImageClassifier',
+                backbone=dict(
+                    type='xxxNet',
+                    arg1=3,
+                    arg2=8),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=8)))
+        algorithm = dict(type='BaseAlgorithm', architecture=architecture)
+        """,
+    )
+    out = workspace.run("""
+        import torch
+        import strop.compat
+        from mmengine.config import Config
+        from mmrazor.models.builder import build_algorithm
+
+        algorithm = build_algorithm(Config.fromfile('config.py').algorithm)
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+        data = (torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
+        losses = [float(algorithm.train_step(data, optimizer)['loss']) for _ in range(2)]
+        print(type(algorithm.architecture.backbone).__module__, losses[1] < losses[0])
+    """)
+    assert out.splitlines()[-1] == 'mmrazor.models.architectures.backbones.xxxnet True'
