@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ class EvolutionSearchLoop(BaseLoop):
         self._iter = 0
         self.scorer = Scorer(runner, self.dataloader, self.evaluator, calibrate_sample_num)
         self.result: SearchResult | None = None
+        #: Functions that are called with each finished trial.
+        self.callbacks: list[Callable[[Trial], Any]] = []
         self._fatal: ConfigError | None = None
 
     @property
@@ -181,7 +183,7 @@ class EvolutionSearchLoop(BaseLoop):
             objectives={self.score_key: 'maximize'},
             constraints=meter.constraints(self.constraints_range),
             seed=self.runner.seed or 0 if self.seed is None else self.seed,
-            callbacks=[self._report],
+            callbacks=[self._report, *self.callbacks],
         )
 
     def _store(self) -> str:

@@ -97,4 +97,8 @@ def build_runner(
         if found is not None:
             config.load_from = str(found)
     Path(config.work_dir).mkdir(parents=True, exist_ok=True)
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    if task == 'test':
+        # Not built for testing, but what subnets' batch norms are recalibrated on.
+        runner._train_dataloader = cfg.get('train_dataloader')
+    return runner
