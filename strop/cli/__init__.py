@@ -1,0 +1,1 @@
+"""The command line: `strop train | search | test | export | estimate | show | doctor`."""

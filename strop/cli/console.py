@@ -1,0 +1,50 @@
+"""What commands print: tables and results on stdout, notes and logs on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables or text on stdout, in colour on a terminal."""
+    # A pipe has no width: lines are then as long as they need to be, for tools that read them.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
+
+
+def show_json(content: Mapping[str, Any]) -> None:
+    """Print data as JSON on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + '\n')
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    print(f'strop: {text}', file=sys.stderr, flush=True)
+
+
+def quiet_logs() -> None:
+    """Send MMEngine's log to stderr, warnings and errors only, so that stdout holds results alone."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_instance('strop', logger_name='strop', log_level='WARNING')
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setStream(sys.stderr)
+
+
+def pairs(title: str | None, rows: Mapping[str, Any], names: tuple[str, str] = ('', '')) -> Table:
+    """Return a table of names and values."""
+    table = Table(title=title, show_header=any(names), title_justify='left')
+    table.add_column(names[0], no_wrap=True)
+    table.add_column(names[1], overflow='fold')
+    for name, value in rows.items():
+        table.add_row(str(name), f'{value:.4f}' if isinstance(value, float) else str(value))
+    return table

@@ -1,0 +1,161 @@
+"""Models that a command is pointed at: a config, a Python factory, or a model of timm."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.cli.configs import SUFFIXES, load_config
+from strop.cli.console import note
+from strop.errors import ComponentTypeError, ConfigError, near, try_import
+
+DEFAULT_SHAPE = (1, 3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model and one batch of what it takes.
+
+    Args:
+        name: What the user asked for.
+        model: The plain module or, of an algorithm, its architecture.
+        inputs: Its inputs: a tensor, or what the data of the config gives.
+        algorithm: The algorithm around the model, if it came from a config.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Any
+    algorithm: nn.Module | None = None
+
+    @property
+    def input_shape(self) -> list[int] | None:
+        """The shape of the inputs, if they are one tensor."""
+        return list(self.inputs.shape) if isinstance(self.inputs, torch.Tensor) else None
+
+
+def open_target(name: str, settings: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> Target:
+    """Build the model that `name` stands for, and inputs for it.
+
+    Args:
+        name: A config (a file, or `package::path`), `module:factory`, or `timm:model`.
+        settings: `--cfg-options`, for a config.
+        input_shape: Shape of one batch; otherwise the config's `estimator_cfg`, its data, timm's, or (1, 3, 224, 224).
+
+    Raises:
+        ConfigError: If there is no such model.
+        ComponentTypeError: If a factory returns something else than a module.
+    """
+    if '::' in name or name.endswith(SUFFIXES) or ':' not in name:
+        return _of_config(name, settings, input_shape)
+    if settings:
+        raise ConfigError(f'--cfg-options change a config, but {name!r} is none.')
+    kind, _, rest = name.partition(':')
+    model = _timm(rest) if kind == 'timm' else _made(kind, rest)
+    shape = input_shape or _own_shape(model)
+    return Target(name, model.eval(), torch.zeros(tuple(shape), device=_device(model)))
+
+
+def _of_config(name: str, settings: Mapping[str, Any] | None, input_shape: Sequence[int] | None) -> Target:
+    config = load_config(name, settings)
+    algorithm = build_model(config)
+    if input_shape is None:
+        for part in ('train_cfg', 'val_cfg'):
+            input_shape = input_shape or ((config.get(part) or {}).get('estimator_cfg') or {}).get('input_shape')
+    if input_shape is not None:
+        inputs: Any = torch.zeros(tuple(input_shape), device=_device(algorithm))
+    else:
+        inputs = _sample(config, algorithm)
+    return Target(name, getattr(algorithm, 'architecture', algorithm).eval(), inputs, algorithm)
+
+
+def build_model(config: Any) -> nn.Module:
+    """Build the model of a config, without a runner and without data."""
+    from mmengine.registry import init_default_scope
+
+    from strop.registry import MODELS
+
+    cfg = config.get('model') or config.get('algorithm')
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {', '.join(config)}.")
+    init_default_scope(config.get('default_scope') or 'strop')
+    cfg = dict(cfg)
+    if config.get('data_preprocessor') is not None:
+        cfg.setdefault('data_preprocessor', config.data_preprocessor)
+    model = MODELS.build(cfg)
+    if not isinstance(model, nn.Module):
+        raise ComponentTypeError(f'The model of a config must be an nn.Module, but {cfg.get("type")!r} gives {type(model).__name__}.')
+    return model
+
+
+def _sample(config: Any, algorithm: nn.Module) -> Any:
+    """Return the inputs of one sample of the config's data, or zeros of the usual shape of an image."""
+    from mmengine.runner import Runner
+
+    for name in ('val_dataloader', 'test_dataloader', 'train_dataloader'):
+        if config.get(name) is None:
+            continue
+        try:
+            loader = Runner.build_dataloader({**config[name], 'num_workers': 0, 'persistent_workers': False}, seed=0)
+            batch = next(iter(loader))
+        except (OSError, ValueError, ImportError) as error:
+            note(f'the shape of the inputs is not read from the data ({error}); {DEFAULT_SHAPE} is taken. Give --input-shape.')
+            return torch.zeros(DEFAULT_SHAPE, device=_device(algorithm))
+        preprocess = getattr(algorithm, 'data_preprocessor', None)
+        batch = preprocess(batch, False) if preprocess is not None else batch
+        inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
+        if isinstance(inputs, Mapping):
+            return {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+        return inputs[:1]
+    note(f'the config has no data to read the shape of the inputs from; {DEFAULT_SHAPE} is taken. Give --input-shape.')
+    return torch.zeros(DEFAULT_SHAPE, device=_device(algorithm))
+
+
+def _timm(name: str) -> nn.Module:
+    timm = try_import('timm', 'dev')
+    if not timm.is_model(name):
+        raise ConfigError(f'timm has no model {name!r}.{near(name, timm.list_models())}')
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    return model
+
+
+def _made(module: str, factory: str) -> nn.Module:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        files = [path.stem for path in Path.cwd().glob('*.py')]
+        raise ConfigError(
+            f'{module}:{factory} names the module {module!r}, which is neither in the current folder nor installed.{near(module, files)}'
+        ) from None
+    made: Any = found
+    for part in factory.split('.'):
+        if not hasattr(made, part):
+            raise ConfigError(f'{module} has no {factory!r}.{near(part, dir(made))}')
+        made = getattr(made, part)
+    model = made if isinstance(made, nn.Module) else made() if callable(made) else made
+    if not isinstance(model, nn.Module):
+        raise ComponentTypeError(f'{module}:{factory} must give an nn.Module, but gives {type(model).__name__}.')
+    return model
+
+
+def _own_shape(model: nn.Module) -> Sequence[int]:
+    settings = getattr(model, 'default_cfg', None) or getattr(model, 'pretrained_cfg', None)
+    if isinstance(settings, Mapping) and settings.get('input_size'):
+        return (1, *settings['input_size'])
+    note(f'the shape of the inputs is taken to be {DEFAULT_SHAPE}; give --input-shape for another.')
+    return DEFAULT_SHAPE
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device('cpu'))
