@@ -98,6 +98,9 @@ def _exported(module: ModuleType) -> list[str]:
     return list(getattr(module, '__all__', public))
 
 
+_NOTHING = object()
+
+
 class VirtualModule(ModuleType):
     """A module without a file of its own: its names are looked up in a table when they are asked for."""
 
@@ -123,7 +126,7 @@ class VirtualModule(ModuleType):
             target = _target(path)
             if target is not None and name in _exported(target):
                 return getattr(target, name)
-        raise AttributeError(name)
+        return _NOTHING
 
     def _offered(self) -> list[str]:
         names = {name for name, value in vars(self).items() if not name.startswith('_') and not isinstance(value, ModuleType)}
@@ -141,10 +144,9 @@ class VirtualModule(ModuleType):
             return self._offered()
         if name.startswith('__'):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
-        try:
-            return self._lookup(name)
-        except AttributeError:
-            pass
+        found = self._lookup(name)
+        if found is not _NOTHING:
+            return found
         child = f'{self.__name__}.{name}'
         if child in sys.modules:
             return sys.modules[child]
