@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Union
 
 import numpy as np
@@ -59,25 +60,32 @@ class Answers:
 
     def _column(self, key: str) -> list[Choice]:
         if key not in self._columns:
-            self._columns[key] = [choices.get(key, ()) for choices in self._choices]
+            if key in self.space.conditions:
+                self._columns[key] = [choices.get(key, ()) for choices in self._choices]
+            else:
+                self._columns[key] = list(map(itemgetter(key), self._choices))
         return self._columns[key]
+
+    def weighted(self, key: str) -> bool:
+        """Tell whether some subnet mixes the alternatives of `key`."""
+        return Weights in set(map(type, self._column(key)))
 
     def picks(self, key: str, position: int = 0) -> Array:
         """Return the index at `position` of each subnet's choice at `key`; -1 where there is none."""
         if (key, position) not in self._picks:
-            column = self._column(key)
-            if Weights in set(map(type, column)):
-                column = [chosen(choice) for choice in column]
-            self._picks[key, position] = np.fromiter(
-                (choice[position] if len(choice) > position else -1 for choice in column), dtype=np.int64, count=len(column)
-            )
+            column = [chosen(choice) for choice in self._column(key)] if self.weighted(key) else self._column(key)
+            if position == 0 and isinstance(self.space[key], OneOf) and () not in column:
+                picked: Iterable[int] = map(itemgetter(0), column)  # type: ignore[arg-type]
+            else:
+                picked = (choice[position] if len(choice) > position else -1 for choice in column)  # type: ignore[misc]
+            self._picks[key, position] = np.fromiter(picked, dtype=np.int64, count=len(column))
         return self._picks[key, position]
 
     def members(self, key: str) -> Array:
         """Return, shape (subnets, alternatives), which alternatives of `key` each subnet takes."""
         if key not in self._members:
             domain, column = self.space[key], self._column(key)
-            if isinstance(domain, OneOf) and Weights not in set(map(type, column)):
+            if isinstance(domain, OneOf) and not self.weighted(key):
                 taken = self.picks(key)[:, None] == np.arange(len(domain))
             else:
                 taken = np.zeros((len(self), len(domain)), dtype=bool)
@@ -131,16 +139,29 @@ class GuardedSum:
     def __init__(self, space: Space, terms: Mapping[Disjunction, int]) -> None:
         self.space = space
         self.terms = {condition: cost for condition, cost in terms.items() if cost}
+        # Most terms depend on one alternative of one decision: those are looked up instead of multiplied.
+        self._tables: dict[str, Array] = {}
+        self._others: dict[Disjunction, int] = {}
+        for condition, cost in self.terms.items():
+            single = _single(condition)
+            if single is None:
+                self._others[condition] = cost
+            else:
+                key, index = single
+                # One entry more, at -1, for subnets in which the decision is inactive.
+                self._tables.setdefault(key, np.zeros(len(space[key]) + 1, dtype=np.int64))[index] += cost
 
     def __call__(self, answers: Answers) -> Array:
         """Return the sum for each subnet, as 64-bit integers."""
-        if not self.terms:
-            return np.zeros(len(answers), dtype=np.int64)
-        held = np.stack([answers.any_hold(condition) for condition in self.terms])
-        costs = np.array(list(self.terms.values()), dtype=np.int64)
-        if int(np.abs(costs).sum()) < 2**53:  # exact in float64, where the product is much faster
-            return (costs.astype(np.float64) @ held.astype(np.float64)).astype(np.int64)
-        return costs @ held.astype(np.int64)
+        total = np.zeros(len(answers), dtype=np.int64)
+        for key, table in self._tables.items():
+            if isinstance(self.space[key], OneOf) and not answers.weighted(key):
+                total += table[answers.picks(key)]
+            else:
+                total += answers.members(key).astype(np.int64) @ table[:-1]
+        for condition, cost in self._others.items():
+            total += cost * answers.any_hold(condition)
+        return total
 
     def extreme(self, largest: bool, limit: int = 500_000) -> tuple[int, Subnet]:
         """Return the greatest or smallest sum and a subnet that has it, exactly.
@@ -243,6 +264,20 @@ def _keys(condition: Disjunction) -> frozenset[str]:
     return frozenset(
         key for guards in condition for guard in guards for key in ((guard.key,) if isinstance(guard, Slot) else guard.keys)
     )
+
+
+def _single(condition: Disjunction) -> tuple[str, int] | None:
+    """Return the one alternative of one decision that a condition asks for, if it is as simple as that."""
+    if len(condition) != 1:
+        return None
+    (guards,) = condition
+    if len(guards) != 1:
+        return None
+    (guard,) = guards
+    if not isinstance(guard, Guard) or len(guard.keys) != 1 or len(guard.allowed) != 1:
+        return None
+    ((index,),) = guard.allowed
+    return guard.keys[0], index
 
 
 def _holds(condition: Disjunction, choices: Mapping[str, Choice]) -> bool:

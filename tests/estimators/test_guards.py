@@ -80,6 +80,6 @@ def test_decisions_tied_too_closely_are_an_error():
     term = frozenset({frozenset({Guard(keys, frozenset({(0,) * 12}))})})
     with pytest.raises(EstimateError, match='tied too closely'):
         GuardedSum(space, {term: 1}).extreme(True, limit=1000)
+    wide = Space({'any': AnyOf(tuple(range(17)))})
     with pytest.raises(EstimateError, match='has 131072 choices'):
-        wide = Space({'any': AnyOf(tuple(range(17)))})
         GuardedSum(wide, {frozenset({frozenset({Guard.on('any', [0])})}): 1}).extreme(True)

@@ -189,10 +189,15 @@ def test_a_model_on_the_meta_device_is_counted_there():
 
 def test_untouched_restores_after_an_error():
     model = nn.Sequential(nn.ReLU())
-    with pytest.raises(ZeroDivisionError), untouched(model):
-        model[0].training = False
-        model[0].forward = None  # type: ignore[assignment, method-assign]
-        raise ZeroDivisionError
+
+    def leave_traces() -> None:
+        with untouched(model):
+            model[0].training = False
+            model[0].forward = None  # type: ignore[assignment, method-assign]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave_traces()
     assert model[0].training
     assert 'forward' not in vars(model[0])
 
