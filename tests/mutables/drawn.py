@@ -67,10 +67,10 @@ class Scaled(nn.Module):
     def __init__(self, values: list[float], key: str | None) -> None:
         super().__init__()
         self.factor = ValueChoice(values, key=key)
-        self.double = self.factor * 2
+        self.twice = self.factor * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.factor() + self.double()
+        return x * self.factor() + self.twice()
 
 
 class Joined(nn.Module):

@@ -21,7 +21,8 @@ class TestParse:
         'form',
         [
             'pool', 1, [1], ['pool'], ('pool',), [False, True, False], np.array([False, True, False]), np.array([0, 1, 0]),
-            np.int64(1), np.str_('pool'), np.array([0.0, 1.0, 0.0]), torch.tensor([False, True, False]), torch.tensor([0, 1, 0]),
+            np.int64(1), np.str_('pool'), np.array([0.0, 1.0, 0.0]), torch.tensor([False, True, False]),
+            torch.tensor([0, 1, 0]),
             torch.tensor([0.0, 1.0, 0.0]), [0.0, 1.0, 0.0], {'chosen': 'pool', 'meta': {}}, {'_value': 'pool', '_idx': 1},
             {'weights': [0, 1, 0]},
         ],
