@@ -51,8 +51,10 @@ class SubnetValLoop(ValLoop):
 
     def run(self) -> dict[str, float]:
         """Validate and return the metrics."""
-        self.runner.call_hook('before_val')
-        self.runner.call_hook('before_val_epoch')
+        # As `test_cfg`, the loop is a test: its hooks look for the runner's test loop, and there may be no validation loop.
+        stage = 'val' if self.runner.val_loop is self else 'test'
+        self.runner.call_hook(f'before_{stage}')
+        self.runner.call_hook(f'before_{stage}_epoch')
         algorithm = unwrapped(self.runner.model)
         mutator = getattr(algorithm, 'mutator', None)
         with training_mode_kept(algorithm):
@@ -60,8 +62,8 @@ class SubnetValLoop(ValLoop):
                 metrics = {**self.scorer.metrics(), **self._resources(algorithm)}
             else:
                 metrics = self._subnets(algorithm, mutator)
-        self.runner.call_hook('after_val_epoch', metrics=metrics)
-        self.runner.call_hook('after_val')
+        self.runner.call_hook(f'after_{stage}_epoch', metrics=metrics)
+        self.runner.call_hook(f'after_{stage}')
         return metrics
 
     def _subnets(self, algorithm: Any, mutator: Any) -> dict[str, float]:
@@ -75,7 +77,7 @@ class SubnetValLoop(ValLoop):
         return metrics
 
     def _resources(self, algorithm: Any) -> dict[str, float]:
-        resources = count(algorithm.architecture, sample_batch(self.runner, self.dataloader))
+        resources = count(getattr(algorithm, 'architecture', algorithm), sample_batch(self.runner, self.dataloader))
         return {'flops': resources.macs / 1e6, 'params': resources.params / 1e6}
 
 
