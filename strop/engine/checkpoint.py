@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from strop.errors import StropError, UnsafeFileError
 from strop.files import atomic_path, atomic_write
 
+# Log buffers and the one-cycle schedule keep some of their own methods in their state.
+_METHODS = {HistoryBuffer: ('mean', 'max', 'min', 'current'), OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')}
+
+
+def _own_method(owner: Any, name: str) -> Any:
+    """Stand in for `getattr`, which pickles name methods by: it finds those of `_METHODS` and nothing else."""
+    if isinstance(owner, type) and name in _METHODS.get(owner, ()):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported operand getattr of {owner!r}')
+
 
 def _allowed() -> list[Any]:
-    """Return the classes beyond tensors and plain data that MMEngine puts into its checkpoints."""
+    """Return what MMEngine puts into its checkpoints beyond tensors and plain data."""
     import numpy as np
 
-    multiarray = np.core.multiarray if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core.multiarray
+    # `numpy.core` became `numpy._core` with NumPy 2.
+    multiarray: Any = importlib.import_module('numpy._core.multiarray' if hasattr(np, '_core') else 'numpy.core.multiarray')
     dtypes = {type(np.dtype(code)) for code in ('f4', 'f8', 'i4', 'i8', 'u1', 'b1')}
-    return [HistoryBuffer, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes]
+    names = [(_own_method, name) for name in ('builtins.getattr', '__builtin__.getattr', 'getattr')]
+    return [*_METHODS, np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar, *dtypes, *names]
 
 
 def load_checkpoint_file(filename: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
@@ -40,17 +56,38 @@ def load_checkpoint_file(filename: str | os.PathLike[str], map_location: Any = '
         from safetensors.torch import load_file
 
         return load_file(path, device=str(map_location or 'cpu'))
+    return _read(path, map_location, str(path))
+
+
+def _read(file: Any, map_location: Any, name: str) -> Any:
     try:
         with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.search(r'(Unsupported (?:global|class|operand).*?|GLOBAL \S+|Unsupported [^.\n]*)(?: was|[.\n]|$)', str(error))
+        reason = re.search(
+            r'(Unsupported (?:global|class|operand).*?|GLOBAL \S+|Unsupported [^.\n]*)(?: was|[.\n]|$)', str(error)
+        )
         raise UnsafeFileError(
-            f'{path} holds more than tensors and plain data ({reason.group(1) if reason else "unknown objects"}), and reading it '
+            f'{name} holds more than tensors and plain data ({reason.group(1) if reason else "unknown objects"}), and reading it '
             'could execute code. It is not read. If you trust its origin, load it yourself and save its state_dict alone.'
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UnsafeFileError(f'{path} is not a readable checkpoint: {str(error).splitlines()[0]}') from None
+        raise UnsafeFileError(f'{name} is not a readable checkpoint: {str(error).splitlines()[0]}') from None
+
+
+def _load_for_mmengine(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    if isinstance(file, (str, os.PathLike)):
+        return load_checkpoint_file(file, map_location)
+    return _read(file, map_location, 'The checkpoint')
+
+
+def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **_: Any) -> Any:
+    folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
+    path = folder / Path(urlparse(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    return load_checkpoint_file(path, map_location)
 
 
 def find_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
@@ -86,6 +123,9 @@ class AtomicLocalBackend(LocalBackend):
 def install() -> None:
     """Make MMEngine read and write local checkpoints by the functions of this module."""
     CheckpointLoader.register_scheme(prefixes='', loader=load_checkpoint_file, force=True)
+    # MMEngine's own loaders (of URLs, of its model zoos) unpickle what weights_only refuses; they all end in these two.
+    mmengine_checkpoint._safe_torch_load = _load_for_mmengine
+    mmengine_checkpoint.load_url = _load_url
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
 
 
