@@ -154,6 +154,9 @@ class VirtualModule(ModuleType):
             return importlib.import_module(child)
         raise OldNameError(missing(self.__strop_table__, self.__name__, name))
 
+    def __repr__(self) -> str:
+        return f'<module {self.__name__!r} (strop.compat)>'
+
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._offered(), *self.__strop_table__.children(self.__name__)})
 
@@ -281,7 +284,7 @@ class Finder(MetaPathFinder):
             return None
         user = own.loader if own is not None and own.origin else None
         loader = _VirtualLoader(table, user)
-        origin = own.origin if own is not None and user is not None else 'strop.compat'
+        origin = own.origin if own is not None and user is not None else None  # which tells mmengine.utils.is_installed "no"
         spec = ModuleSpec(fullname, loader, origin=origin, is_package=True)
         spec.has_location = user is not None
         spec.submodule_search_locations = self.folders(fullname)

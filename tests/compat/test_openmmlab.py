@@ -47,9 +47,11 @@ def test_the_old_layers_are_mmengines_and_strops() -> None:
 
 
 def test_a_missing_mmcv_is_not_taken_for_a_full_one() -> None:
+    from mmengine.utils import is_installed
     from mmengine.utils.dl_utils import mmcv_full_available
 
     assert mmcv_full_available() is False
+    assert [is_installed(name) for name in ('mmcv', 'mmcls', 'mmrazor', 'nni')] == [False] * 4
     assert importlib.util.find_spec('mmcv.ops') is None
     with pytest.raises(OldImportError, match="'ops' of mmcv is not supported yet"):
         exec('from mmcv.ops import nms')
