@@ -16,10 +16,14 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from strop.algorithms.plain_architecture import PlainArchitecture, check_mode
+from strop.engine import checkpoint
 from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, TrainingError
 from strop.mutables import mutables_of
 from strop.mutators import BaseMutator
 from strop.registry import MODELS
+
+# So that `init_cfg=dict(type='Pretrained', ...)` never unpickles, whichever door the algorithm was imported by.
+checkpoint.install()
 
 LossResults = dict[str, torch.Tensor]
 TensorResults = Union[tuple[torch.Tensor, ...], torch.Tensor]
@@ -42,6 +46,8 @@ class BaseAlgorithm(BaseModel):
         retraining: The architecture is (or is made, by `mutable_cfg`) one fixed subnet that is trained as it is.
         mutable_cfg: A subnet (file or mapping) to which the architecture is fixed at once.
         channel_cfg: Not supported; for MMRazor 0.x's configs it may be None.
+        module_inplace: True or False makes all activations of the architecture work in place, or none of them; by default
+            they stay as they are.
         loss: Loss function of a plain `nn.Module`; see `PlainArchitecture`. A method may shadow the name, so it is
             also accepted as `loss_function`.
         metric: Metric function of a plain `nn.Module`.
@@ -68,6 +74,7 @@ class BaseAlgorithm(BaseModel):
         retraining: bool = False,
         mutable_cfg: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         channel_cfg: Any = None,
+        module_inplace: bool | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
         loss_function: Callable[[Any, Any], Any] | None = None,
         metric: Callable[[Any, Any], Any] | None = None,
@@ -79,6 +86,10 @@ class BaseAlgorithm(BaseModel):
             data_preprocessor = getattr(built, 'data_preprocessor', None)
         super().__init__(data_preprocessor, init_cfg)
         self.architecture = built
+        if module_inplace is not None:
+            for module in built.modules():
+                if isinstance(getattr(module, 'inplace', None), bool):
+                    module.inplace = module_inplace  # type: ignore[assignment]
         self.retraining = retraining
         self.step = 0
         self._wrapper: weakref.ref[nn.Module] | None = None
@@ -203,7 +214,7 @@ class BaseAlgorithm(BaseModel):
         # A dynamic loss scale may skip a few steps; it is not meant to skip them all.
         if getattr(optim_wrapper, 'loss_scaler', None) is not None and self._bad_losses <= 10:
             return
-        parts = ', '.join(f'{name}={float(value):.4g}' for name, value in log.items())
+        parts = ', '.join(f'{name}={float(value.detach()):.4g}' for name, value in log.items())
         raise TrainingError(
             f'The loss of step {self.step} is not finite ({parts}){self._subnet_text()}. Training stops before the weights are '
             'spoiled. Usual causes: a learning rate that is too high, a missing warm-up, or NaN in the inputs.'
@@ -232,13 +243,14 @@ def build_architecture(
     if isinstance(architecture, Mapping):
         config = dict(architecture)
         if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
-            print_log(f"`architecture` is wrapped in {config['type']!r}; its `model` is taken.", logger='current')
+            print_log(f'`architecture` is wrapped in {config["type"]!r}; its `model` is taken.', logger='current')
             config = dict(config['model'])
         architecture = MODELS.build(config)
     if isinstance(architecture, BaseModel):
         if loss is not None or metric is not None:
             raise ConfigError(
-                f'`loss` and `metric` are for plain modules; a {type(architecture).__name__} computes its own losses. Leave them out.'
+                f'`loss` and `metric` are for plain modules; a {type(architecture).__name__} computes its own losses. '
+                'Leave them out.'
             )
         return architecture
     if isinstance(architecture, nn.Module):

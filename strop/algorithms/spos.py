@@ -107,13 +107,11 @@ class SPOS(BaseAlgorithm):
 
     # -- resources -------------------------------------------------------------------------
 
-    def _init_flops(self, input_shape: Sequence[int] | None = None) -> None:
-        """Prepare what `get_subnet_flops` needs: one trace of the supernet. Override both to count otherwise."""
-        shape = tuple(input_shape or self.input_shape)
+    def _init_flops(self) -> None:
+        """Prepare what `get_subnet_flops` needs, one trace of the supernet; override both to count otherwise."""
         device = next((parameter.device for parameter in self.architecture.parameters()), torch.device('cpu'))
         binding = self.mutator.binding if self.mutator is not None else None
-        self._estimator = SpaceEstimator(self.architecture, torch.zeros(shape, device=device), binding=binding)
-        self.input_shape = shape
+        self._estimator = SpaceEstimator(self.architecture, torch.zeros(self.input_shape, device=device), binding=binding)
 
     def get_subnet_flops(self, subnet: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> int:
         """Return the MACs (multiply-adds) of a subnet for one batch of `input_shape`.
@@ -121,9 +119,19 @@ class SPOS(BaseAlgorithm):
         Args:
             subnet: Any form of a subnet; the current one by default.
             input_shape: Shape of the inputs; the last one used by default.
+
+        Raises:
+            ConfigError: If `_init_flops` was overridden without calling the original one, and this method was not.
         """
-        if self._estimator is None or (input_shape is not None and tuple(input_shape) != self.input_shape):
-            self._init_flops(input_shape)
+        shape = self.input_shape if input_shape is None else tuple(input_shape)
+        if self._estimator is None or shape != self.input_shape:
+            self.input_shape = shape
+            self._init_flops()
+            if self._estimator is None:
+                raise ConfigError(
+                    f'{type(self).__name__} overrides _init_flops. Let it call super()._init_flops(), or override '
+                    'get_subnet_flops as well.'
+                )
         if subnet is None:
             subnet = {} if self.mutator is None else self.mutator.current_subnet()
         return int(self._estimator.estimate(subnet, ['macs'])['macs'])

@@ -4,7 +4,7 @@ from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
 from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
-from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, SubnetVisualizationHook
+from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisualizationHook, SubnetVisualizationHook
 from strop.engine.launch import build_runner, prepare_config
 from strop.engine.precision import AmpOptimWrapper
 from strop.engine.scoring import ResourceMeter, Scorer
@@ -20,6 +20,7 @@ __all__ = [
     'EstimateResourcesHook',
     'EvolutionSearchLoop',
     'IterBasedTrainLoop',
+    'NaiveVisualizationHook',
     'ResourceMeter',
     'Scorer',
     'SubnetTestLoop',

@@ -16,7 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def kept_batch_norms(model: nn.Module) -> Iterator[None]:
     """Put the statistics, momentum and mode of every batch norm back at the end of the block."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    kept = [(m, m.momentum, m.training, {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)}) for m in norms]
+    kept = [
+        (m, m.momentum, m.training, {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)}) for m in norms
+    ]
     try:
         yield
     finally:

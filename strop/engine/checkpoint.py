@@ -68,8 +68,8 @@ def _read(file: Any, map_location: Any, name: str) -> Any:
             r'(Unsupported (?:global|class|operand).*?|GLOBAL \S+|Unsupported [^.\n]*)(?: was|[.\n]|$)', str(error)
         )
         raise UnsafeFileError(
-            f'{name} holds more than tensors and plain data ({reason.group(1) if reason else "unknown objects"}), and reading it '
-            'could execute code. It is not read. If you trust its origin, load it yourself and save its state_dict alone.'
+            f'{name} holds more than tensors and plain data ({reason.group(1) if reason else "unknown objects"}), and reading '
+            'it could execute code. It is not read. If you trust its origin, load it yourself and save its state_dict alone.'
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UnsafeFileError(f'{name} is not a readable checkpoint: {str(error).splitlines()[0]}') from None

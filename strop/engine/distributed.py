@@ -38,7 +38,8 @@ class DistributedAlgorithm(MMDistributedDataParallel):
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
         """Run the algorithm's own training step."""
         if hasattr(self.module, 'set_wrapper'):
-            return self.module.train_step(data, optim_wrapper)
+            algorithm: Any = self.module
+            return algorithm.train_step(data, optim_wrapper)
         return super().train_step(data, optim_wrapper)
 
 
@@ -53,8 +54,8 @@ def start_process_group() -> None:
     absent = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
     if absent:
         raise ConfigError(
-            f'The launcher is pytorch, but {", ".join(absent)} is not set. Start with: torchrun --nproc-per-node 2 -m strop train CONFIG '
-            '--launcher pytorch'
+            f'The launcher is pytorch, but {", ".join(absent)} is not set. Start with: torchrun --nproc-per-node 2 -m strop train '
+            'CONFIG --launcher pytorch'
         )
     os.environ.setdefault('LOCAL_RANK', '0')
     if torch.cuda.is_available():

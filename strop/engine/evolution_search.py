@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,7 @@ class EvolutionSearchLoop(BaseLoop):
         return self.runner.model
 
     def _search(self, algorithm: Any, mutator: Any) -> SearchResult:
+        self._began, self._scored = time.monotonic(), 0
         meter = ResourceMeter(algorithm, sample_batch(self.runner, self.dataloader), self.estimator_cfg)
         strategy = SPOSEvolution(
             population=self.num_candidates,
@@ -236,7 +239,12 @@ class EvolutionSearchLoop(BaseLoop):
             self.runner.logger.warning(f'{generation} trial {trial.number} failed: {trial.error}')
             return
         score = trial.values[self.score_key]
-        self.runner.logger.info(f'{generation} trial {trial.number + 1}/{self.max_iters} {self.score_key}={score:.4f} {resources}')
+        self._scored += 1
+        left = (time.monotonic() - self._began) / self._scored * (self.max_iters - trial.number - 1)
+        self.runner.logger.info(
+            f'{generation} trial {trial.number + 1}/{self.max_iters} eta: {timedelta(seconds=round(left))} '
+            f'{self.score_key}={score:.4f} {resources}'
+        )
         self.runner.visualizer.add_scalars({'search/score': score}, step=trial.number)
 
     def _write(self, result: SearchResult) -> None:
@@ -246,4 +254,6 @@ class EvolutionSearchLoop(BaseLoop):
         for rank, trial in enumerate(result.ranked()[: max(self.max_keep_ckpts, 0)]):
             dump_subnet(trial.subnet, work_dir / f'subnet_top{rank + 1}.yaml')
         mutator_of(unwrapped(self.runner.model)).set_subnet(result.best.subnet)
-        self.runner.logger.info(f'best {self.score_key}={result.best.values[self.score_key]:.4f}, written to {work_dir / BEST_FILE}')
+        self.runner.logger.info(
+            f'best {self.score_key}={result.best.values[self.score_key]:.4f}, written to {work_dir / BEST_FILE}'
+        )

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
+from mmengine.hooks import NaiveVisualizationHook as _NaiveVisualizationHook
+from mmengine.visualization import Visualizer
 
 from strop.engine.scoring import ResourceMeter, mutator_of, sample_batch
 from strop.engine.train_loop import unwrapped
@@ -116,7 +118,7 @@ class EstimateResourcesHook(_Periodic):
         algorithm = unwrapped(runner.model)
         if getattr(algorithm, 'mutator', None) is None:
             inputs = sample_batch(runner, runner.train_dataloader)
-            counted = count(algorithm.architecture, inputs)
+            counted = count(getattr(algorithm, 'architecture', algorithm), inputs)
             resources = {'flops': counted.macs / 1e6, 'params': counted.params / 1e6}
         else:
             if self._meter is None:
@@ -171,3 +173,62 @@ class SubnetVisualizationHook(_Periodic):
         if self.counts:
             runner.visualizer.add_image('sampled_choices', self.picture(), step=number)
             self.counts.clear()
+
+
+@HOOKS.register_module()
+class NaiveVisualizationHook(_NaiveVisualizationHook):
+    """Give the images of validation and test, with true and predicted labels, to the runner's visualizer.
+
+    MMEngine's hook of this name expects batches in a form that its own loaders no longer give, so it fails on any
+    batch of `inputs` and `data_samples`; its arguments (`interval`, `draw_gt`, `draw_pred`) are the same. A visualizer
+    with an `add_datasample` of its own is left to draw; MMEngine's plain one gets the labels written into the image.
+    """
+
+    #: Images are enlarged by a whole factor to at least this many pixels, or the labels could not be read.
+    side = 96
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Show the images of a validation batch."""
+        self._show(runner, 'val', batch_idx, data_batch, outputs)
+
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Show the images of a test batch."""
+        self._show(runner, 'test', batch_idx, data_batch, outputs)
+
+    @master_only
+    def _show(self, runner: Any, phase: str, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        if not self.every_n_inner_iters(batch_idx, self._interval) or outputs is None:
+            return
+        images = data_batch['inputs'] if isinstance(data_batch, Mapping) else data_batch[0]
+        for index, (image, output) in enumerate(zip(images, outputs)):
+            name = Path(str(_field(output, 'img_path') or f'{phase}_{batch_idx}_{index}')).name
+            picture = _as_picture(image, self.side)
+            if type(runner.visualizer).add_datasample is not Visualizer.add_datasample:
+                runner.visualizer.add_datasample(name, picture, output, draw_gt=self.draw_gt, draw_pred=self.draw_pred)
+                continue
+            words = [f'true {_label(output, "gt")}'] * self.draw_gt + [f'predicted {_label(output, "pred")}'] * self.draw_pred
+            runner.visualizer.set_image(picture)
+            runner.visualizer.draw_texts('\n'.join(words), torch.tensor([2, 2]), font_sizes=8, colors='r')
+            runner.visualizer.add_image(name, runner.visualizer.get_image(), step=runner.iter)
+
+
+def _field(sample: Any, name: str) -> Any:
+    return sample.get(name) if hasattr(sample, 'get') else getattr(sample, name, None)
+
+
+def _label(sample: Any, kind: str) -> Any:
+    label = _field(sample, f'{kind}_label')
+    if label is None and (score := _field(sample, f'{kind}_score')) is not None:
+        label = torch.as_tensor(score).argmax()
+    return 'unknown' if label is None else int(label)
+
+
+def _as_picture(image: torch.Tensor, side: int) -> np.ndarray:
+    """Return an image of shape (channels, height, width) as bytes of shape (height, width, 3), perhaps enlarged."""
+    values = image.detach().cpu().float()
+    if image.is_floating_point():
+        low, high = values.min(), values.max()
+        values = (values - low) / (high - low).clamp(min=1e-12) * 255
+    picture = values.round().byte().permute(1, 2, 0).numpy()
+    factor = max(1, -(-side // min(picture.shape[:2])))
+    return np.repeat(picture[..., :3], 1 if picture.shape[-1] >= 3 else 3, axis=2).repeat(factor, 0).repeat(factor, 1).copy()

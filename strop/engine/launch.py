@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
 
 from strop.engine.checkpoint import find_checkpoint, install
 from strop.engine.distributed import start_process_group
 from strop.errors import ConfigError, listed, near
+
+_RUNS = itertools.count(1)
 
 TASKS = ('train', 'search', 'test')
 
@@ -24,6 +31,7 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     - `algorithm = dict(...)` (MMRazor 0.x) is read as `model = dict(...)`;
     - the default scope is `strop`, the seed 0;
     - `train_cfg = dict(by_epoch=True, ...)` uses the loop that resumes inside an epoch;
+    - where there is data to validate or test on but no evaluator, the metric of a plain module is used;
     - for testing, training parts are left out.
 
     Raises:
@@ -40,7 +48,9 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     config.setdefault('randomness', dict(seed=0))
     train_cfg = config.get('train_cfg')
     if task != 'test' and not train_cfg:
-        raise ConfigError(f'To {task}, the config needs `train_cfg`, `train_dataloader` and `optim_wrapper`; it has no `train_cfg`.')
+        raise ConfigError(
+            f'To {task}, the config needs `train_cfg`, `train_dataloader` and `optim_wrapper`; it has no `train_cfg`.'
+        )
     if train_cfg and 'type' not in train_cfg:
         by_epoch = train_cfg.pop('by_epoch', True)
         config.train_cfg = {**train_cfg, 'type': f'strop.{"EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"}'}
@@ -48,14 +58,47 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
         # `val_cfg = dict()` in a search config means the default loop.
         if config.get(f'{name}_dataloader') is None:
             config[f'{name}_cfg'] = config[f'{name}_evaluator'] = config[f'{name}_dataloader'] = None
-        elif config.get(f'{name}_cfg') is None:
+            continue
+        if config.get(f'{name}_cfg') is None:
             config[f'{name}_cfg'] = dict()
+        if config.get(f'{name}_evaluator') is None:
+            config[f'{name}_evaluator'] = _own_evaluator(config, name)
     if task == 'test':
         if config.get('test_dataloader') is None:
             raise ConfigError('To test, the config needs `test_dataloader` and `test_evaluator`; it has no `test_dataloader`.')
         config.train_cfg = config.train_dataloader = config.optim_wrapper = config.param_scheduler = None
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     return config
+
+
+def _runner(config: Config) -> Runner:
+    """Build a runner; unlike `Runner.from_cfg`, from the very objects that the config holds, and with any of them printable."""
+    names = [name for name in inspect.signature(Runner).parameters if name in config and name != 'cfg']
+    printable = Config({name: _printable(value) for name, value in config.items()}, filename=config.filename)
+    return Runner(**{name: config[name] for name in names}, cfg=printable)
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _printable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_printable(item) for item in value)
+    if isinstance(value, (nn.Module, DataLoader)):
+        return f'<{type(value).__name__}>'
+    return getattr(value, '__qualname__', repr(value)) if callable(value) and not isinstance(value, type) else value
+
+
+def _own_evaluator(config: Config, name: str) -> dict[str, Any]:
+    model = config.model
+    parts = [model, model.get('architecture')] if isinstance(model, Mapping) else [model, getattr(model, 'architecture', None)]
+    for part in parts:
+        metric = part.get('metric') if isinstance(part, Mapping) else getattr(part, 'metric', None)
+        if callable(metric):
+            return dict(type='strop.FunctionMetric', function=metric)
+    raise ConfigError(
+        f"The config has `{name}_dataloader` but no `{name}_evaluator`, such as dict(type='Accuracy'), and its model has no "
+        'metric(outputs, labels) of its own.'
+    )
 
 
 def build_runner(
@@ -96,8 +139,11 @@ def build_runner(
         config.resume = found is not None
         if found is not None:
             config.load_from = str(found)
+    # MMEngine names a run by the second of its start, so two runs within one would share messages and visualizer.
+    stem = Path(config.filename).stem if config.filename else 'run'
+    config.setdefault('experiment_name', f'{stem}_{time.strftime("%Y%m%d_%H%M%S")}_{next(_RUNS)}')
     Path(config.work_dir).mkdir(parents=True, exist_ok=True)
-    runner = Runner.from_cfg(config)
+    runner = _runner(config)
     if task == 'test':
         # Not built for testing, but what subnets' batch norms are recalibrated on.
         runner._train_dataloader = cfg.get('train_dataloader')

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from torch import nn
 
@@ -15,6 +16,7 @@ from strop.engine.train_loop import unwrapped
 from strop.errors import BindingError, ConfigError, listed, near
 from strop.estimators import SpaceEstimator
 from strop.mutables import Subnet, extract
+from strop.randomness import seeded
 from strop.search import Constraint
 
 # Resource -> (name in the space estimator, size of its unit). MMRazor calls MACs flops and counts them in millions.
@@ -34,6 +36,12 @@ def mutator_of(algorithm: Any) -> Any:
             "dict(type='SPOS', mutator=dict(type='OneShotMutator'), architecture=...)."
         )
     return mutator
+
+
+def set_subnet(algorithm: Any, subnet: Mapping[str, Any]) -> None:
+    """Make a subnet current by the mutator's `set_subnet`, given as the masks that an overridden one expects."""
+    mutator = mutator_of(algorithm)
+    mutator.set_subnet(mutator.space.subnet(subnet).masks())
 
 
 def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
@@ -59,7 +67,9 @@ class Scorer:
         fp16: Score under autocast.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Evaluator, calibrate_sample_num: int = -1, fp16: bool = False) -> None:
+    def __init__(
+        self, runner: Any, dataloader: Any, evaluator: Evaluator, calibrate_sample_num: int = -1, fp16: bool = False
+    ) -> None:
         self.runner = runner
         self.dataloader = dataloader
         self.evaluator = evaluator
@@ -75,7 +85,7 @@ class Scorer:
     def metrics(self, subnet: Mapping[str, Any] | None = None) -> dict[str, float]:
         """Return the metrics of a subnet; of the model as it is if None. The model's statistics are left as they were."""
         if subnet is not None:
-            mutator_of(self.algorithm).set_subnet(subnet)
+            set_subnet(self.algorithm, subnet)
         with kept_batch_norms(self.algorithm):
             if self.images > 0:
                 recalibrate_batch_norms(self.algorithm, self.calibration_batches(), self._forward, self.images)
@@ -108,11 +118,13 @@ class Scorer:
             loader = self.runner.build_dataloader(config) if isinstance(config, Mapping) else config
             self._calibration = []
             count = 0
-            for batch in loader:
-                self._calibration.append(batch)
-                count += _batch_length(batch)
-                if count >= self.images:
-                    break
+            # Seeded, so that a resumed search calibrates on the images that the first part of it took.
+            with seeded(self.runner.seed or 0, f'calibration/{get_rank()}'):
+                for batch in loader:
+                    self._calibration.append(batch)
+                    count += _batch_length(batch)
+                    if count >= self.images:
+                        break
         return self._calibration
 
 
@@ -180,13 +192,13 @@ class ResourceMeter:
 
     @property
     def _user_flops(self) -> Callable[[], float] | None:
-        method = getattr(self.algorithm, 'get_subnet_flops', None)
-        if method is None or method.__module__.split('.')[0] == 'strop':
+        own = [getattr(self.algorithm, name, None) for name in ('get_subnet_flops', '_init_flops')]
+        if all(method is None or method.__module__.split('.')[0] == 'strop' for method in own):
             return None
-        return method
+        return own[0]
 
     def _counted_by_user(self, subnet: Subnet) -> float:
-        mutator_of(self.algorithm).set_subnet(subnet)
+        set_subnet(self.algorithm, subnet)
         assert self._user_flops is not None, 'called only where a user overrode it'
         return float(self._user_flops()) / 1e6
 
@@ -210,4 +222,3 @@ def training_mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-

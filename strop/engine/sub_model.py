@@ -55,7 +55,9 @@ def sub_model(
         model.init_cfg = dict(init_cfg)
     if init_weight_from_supernet:
         if not hasattr(model, 'init_weights'):
-            raise ConfigError(f'`init_weight_from_supernet` needs an MMEngine model with init_weights(), not a {type(model).__name__}.')
+            raise ConfigError(
+                f'`init_weight_from_supernet` needs an MMEngine model with init_weights(), not a {type(model).__name__}.'
+            )
         model.init_weights()
     binding = bind(model)
     binding.apply(binding.space.subnet(_matched(binding.space, fix_subnet, prefix, extra_prefix)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop as _EpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as _IterBasedTrainLoop
 from torch import nn
 
+from strop.errors import TrainingError
 from strop.randomness import derive_seed, seed_everything
 from strop.registry import LOOPS
 
@@ -19,11 +22,13 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _seed(runner: Any, purpose: str, step: int) -> None:
-    seed_everything(derive_seed(runner.seed or 0, f'{purpose}/{get_rank()}', step))
+def _seed_data(runner: Any, purpose: str, counter: int) -> None:
+    seed_everything(derive_seed(runner.seed or 0, f'{purpose}/{get_rank()}', counter))
 
 
-def _announce(runner: Any, step: int) -> None:
+def _begin_step(runner: Any, step: int) -> None:
+    # Alike on all ranks, so that a mutator which is asked by a user's own `train_step` draws one subnet for all.
+    seed_everything(derive_seed(runner.seed or 0, 'step', step))
     algorithm = unwrapped(runner.model)
     if hasattr(algorithm, 'step'):
         algorithm.step = step
@@ -31,39 +36,108 @@ def _announce(runner: Any, step: int) -> None:
         algorithm.seed = runner.seed or 0
 
 
+def _check_finite(runner: Any, outputs: Any) -> None:
+    """Stop where the loss is not finite, before hooks log or save it; algorithms check for themselves, before the update."""
+    loss = outputs.get('loss') if isinstance(outputs, Mapping) else None
+    scaled = getattr(runner.optim_wrapper, 'loss_scaler', None) is not None
+    if isinstance(loss, torch.Tensor) and not scaled and not torch.isfinite(loss.detach()).all():
+        raise TrainingError(
+            f'The loss of step {runner.iter} is not finite. Training stops, and no checkpoint of these weights is written. '
+            'Usual causes: a learning rate that is too high, a missing warm-up, or NaN in the inputs.'
+        )
+
+
+def _run_step(loop: Any, index: int, batch: Any) -> None:
+    runner = loop.runner
+    _begin_step(runner, loop._iter)
+    runner.call_hook('before_train_iter', batch_idx=index, data_batch=batch)
+    outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+    _check_finite(runner, outputs)
+    runner.call_hook('after_train_iter', batch_idx=index, data_batch=batch, outputs=outputs)
+    loop._iter += 1
+
+
+class _Batches:
+    """Batches without end, each fetched under a seed of its own."""
+
+    def __init__(self, runner: Any, dataloader: Any) -> None:
+        self._runner = runner
+        self._dataloader = dataloader
+        self._iterator: Iterator[Any] | None = None
+        self._epoch = 0
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        _seed_data(self._runner, 'batch', self._count)
+        self._count += 1
+        try:
+            return next(self._begun())
+        except StopIteration:
+            self._epoch += 1
+            self._iterator = None
+            return next(self._begun())
+
+    def _begun(self) -> Iterator[Any]:
+        if self._iterator is None:
+            samplers = [self._dataloader.sampler, getattr(self._dataloader.batch_sampler, 'sampler', None)]
+            for set_epoch in [sampler.set_epoch for sampler in samplers if hasattr(sampler, 'set_epoch')][:1]:
+                set_epoch(self._epoch)
+            self._iterator = iter(self._dataloader)
+        return self._iterator
+
+    def skip_iter(self, number: int) -> None:
+        """Go to batch `number` of the whole training: to its epoch by counting, within it by fetching."""
+        sampler = self._dataloader.sampler
+        if hasattr(sampler, 'skip') and self._dataloader.batch_size:  # MMEngine's InfiniteSampler, which has no epochs
+            sampler.skip(number * self._dataloader.batch_size)
+            self._count = number
+            return
+        self._epoch, left = divmod(number, len(self._dataloader))
+        self._count = number - left
+        for _ in range(left):
+            next(self)
+
+
 @LOOPS.register_module()
 class EpochBasedTrainLoop(_EpochBasedTrainLoop):
     """MMEngine's loop over epochs, which also resumes inside an epoch (`CheckpointHook(by_epoch=False, interval=...)`).
 
-    Before each batch is fetched, and before each step, the global generators are seeded by (seed, rank, step): random
-    augmentation, dropout and sampled subnets do not depend on what ran before.
+    Before each batch is fetched the global generators are seeded by (seed, rank, step), and before each step by
+    (seed, step): random augmentation, dropout and sampled subnets do not depend on what ran before.
     """
 
     def run_epoch(self) -> None:
         """Iterate over one epoch, or over what is left of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        _seed(self.runner, 'epoch', self._epoch)
+        _seed_data(self.runner, 'epoch', self._epoch)
         done = self._iter - self._epoch * len(self.dataloader)
         batches = iter(self.dataloader)
         for index in range(len(self.dataloader)):
-            _seed(self.runner, 'batch', self._epoch * len(self.dataloader) + index)
+            _seed_data(self.runner, 'batch', self._epoch * len(self.dataloader) + index)
             batch = next(batches)
             if index < done:
                 continue
-            _seed(self.runner, 'step', self._iter)
-            _announce(self.runner, self._iter)
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Run one step."""
+        _run_step(self, idx, data_batch)
+
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(_IterBasedTrainLoop):
-    """MMEngine's loop over iterations, with each step seeded by (seed, rank, step)."""
+    """MMEngine's loop over iterations, with batches seeded by (seed, rank, iteration) and steps by (seed, iteration)."""
+
+    def __init__(self, runner: Any, dataloader: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(runner, dataloader, *args, **kwargs)
+        self.dataloader_iterator = _Batches(runner, self.dataloader)
 
     def run_iter(self, data_batch: Any) -> None:
         """Run one step."""
-        _seed(self.runner, 'step', self._iter)
-        _announce(self.runner, self._iter)
-        super().run_iter(data_batch)
+        _run_step(self, self._iter, data_batch)
