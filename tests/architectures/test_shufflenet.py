@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -288,3 +289,13 @@ def test_a_subclass_may_override_every_method() -> None:
     assert len(model(torch.rand(2, 1, 64, 64))) == 1
     assert {'_freeze_stages', 'init_weights', 'forward', 'train'} <= set(seen)
     assert not model.conv1.conv.weight.requires_grad
+
+
+def test_copies_and_compiled_models_agree() -> None:
+    model = small(with_cp=True).eval()
+    x = torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        (expected,) = model(x)
+        assert torch.equal(copy.deepcopy(model)(x)[0], expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x)[0], expected)
+        assert torch.equal(torch.compile(model, backend='eager', fullgraph=True)(x)[0], expected)

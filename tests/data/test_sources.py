@@ -197,3 +197,14 @@ def test_missing_part(tmp_path: Path) -> None:
     np.savez(tmp_path / 'a.npz', x_train=np.zeros((8, 2, 2), np.uint8), y_train=np.arange(8) % 2)
     with pytest.raises(DataError, match=r"the parts 'train' only; there is no 'test' part"):
         load_images(tmp_path / 'a.npz', 'test')
+
+
+def test_fashion_mnist_of_debian() -> None:
+    if not Path('/usr/share/datasets/fashion-mnist').is_dir():
+        with pytest.raises(DataError, match='apt-get install dataset-fashion-mnist'):
+            load_images('fashion-mnist')
+        return
+    test = load_images('fashion-mnist', 'test')
+    assert test.images.shape == (10000, 1, 28, 28)
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    assert test.classes[9] == 'Ankle boot'
