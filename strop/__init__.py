@@ -1,3 +1,105 @@
-"""Strop: search, prune, distil and quantize PyTorch models, and get plain PyTorch models back."""
+"""Strop: search, prune, distil and quantize PyTorch models, and get plain PyTorch models back.
+
+The names below are the public core; each room (`strop.search`, `strop.estimators`, ...) has more. They are imported
+when they are first used, so that `import strop` and the command line start at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strop.algorithms import SPOS, BaseAlgorithm
+    from strop.errors import StropError
+    from strop.estimators import SpaceEstimator, count, measure
+    from strop.mutables import (
+        InputChoice,
+        LayerChoice,
+        MutableScope,
+        OneShotMutableOP,
+        Repeat,
+        Space,
+        Subnet,
+        ValueChoice,
+        apply_subnet,
+        concat,
+        current_subnet,
+        dump_subnet,
+        extract,
+        load_subnet,
+        maximum,
+        minimum,
+        space_of,
+    )
+    from strop.mutators import BaseMutator, Mutator, OneShotMutator, RandomMutator
 
 __version__ = '0.1.0'
+
+_HOMES = {
+    'algorithms': ('BaseAlgorithm', 'SPOS'),
+    'errors': ('StropError',),
+    'estimators': ('SpaceEstimator', 'count', 'measure'),
+    'mutables': (
+        'InputChoice',
+        'LayerChoice',
+        'MutableScope',
+        'OneShotMutableOP',
+        'Repeat',
+        'Space',
+        'Subnet',
+        'ValueChoice',
+        'apply_subnet',
+        'concat',
+        'current_subnet',
+        'dump_subnet',
+        'extract',
+        'load_subnet',
+        'maximum',
+        'minimum',
+        'space_of',
+    ),
+    'mutators': ('BaseMutator', 'Mutator', 'OneShotMutator', 'RandomMutator'),
+}
+_ROOMS = {name: room for room, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022
+    'BaseAlgorithm',
+    'BaseMutator',
+    'InputChoice',
+    'LayerChoice',
+    'MutableScope',
+    'Mutator',
+    'OneShotMutableOP',
+    'OneShotMutator',
+    'RandomMutator',
+    'Repeat',
+    'SPOS',
+    'Space',
+    'SpaceEstimator',
+    'StropError',
+    'Subnet',
+    'ValueChoice',
+    'apply_subnet',
+    'concat',
+    'count',
+    'current_subnet',
+    'dump_subnet',
+    'extract',
+    'load_subnet',
+    'maximum',
+    'measure',
+    'minimum',
+    'space_of',
+    '__version__',
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f'strop has no {name!r}. Its public names are in strop.__all__.')
+    value = getattr(import_module(f'strop.{_ROOMS[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])
