@@ -1,0 +1,14 @@
+"""Export: a fixed subnet as recipe and weights, as a `torch.export` program, as ONNX; each compared with its model."""
+
+from __future__ import annotations
+
+from strop.export.comparison import ExportedFile, Inputs, random_inputs
+from strop.export.convert import FORMATS, export
+from strop.export.factory import supernet_config
+from strop.export.programs import export_onnx, export_program
+from strop.export.recipe import load_recipe, plain_subnet, read_recipe, recipe_schema, save_recipe
+
+__all__ = [
+    'FORMATS', 'ExportedFile', 'Inputs', 'export', 'export_onnx', 'export_program', 'load_recipe', 'plain_subnet',
+    'random_inputs', 'read_recipe', 'recipe_schema', 'save_recipe', 'supernet_config',
+]  # fmt: skip
