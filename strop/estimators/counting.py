@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from rich.table import Table
 from torch import nn
 
-from strop.errors import ConfigError, EstimateError, listed, near
+from strop.errors import ConfigError, listed, near
 from strop.estimators.recorder import Trace, record
 
 UNITS: dict[str, float] = {'': 1.0, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12, 'Ki': 2.0**10, 'Mi': 2.0**20, 'Gi': 2.0**30}
@@ -183,7 +183,8 @@ def count(model: nn.Module, *inputs: Any, input_shape: Sequence[int] | None = No
     trace = record(model, inputs, kwargs)
     if trace.note is not None:
         print_log(
-            f'{type(model).__name__} was run once on real tensors to be counted, because it looks at values: {trace.note}',
+            f'{type(model).__name__} was run once on real tensors to be counted, as it cannot be traced without values: '
+            f'{trace.note}',
             logger='current',
         )
     return resources_of(model, trace)
@@ -219,14 +220,7 @@ def resources_of(model: nn.Module, trace: Trace) -> Resources:
 
 
 def parameters_of(module: nn.Module) -> int:
-    """Return the number of parameters, shared ones counted once.
-
-    Raises:
-        EstimateError: If a lazy module has not seen an input yet, so that its shapes are unknown.
-    """
-    for name, parameter in module.named_parameters():
-        if torch.nn.parameter.is_lazy(parameter):
-            raise EstimateError(f'{name!r} has no shape before the first forward (a lazy module). Run the model once first.')
+    """Return the number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -240,20 +241,44 @@ def untouched(model: nn.Module) -> Iterator[None]:
     >>> model.training, hasattr(model, 'cache')
     (True, False)
     """
-    modules = list(model.modules())
+    scripted = [(script, script.training) for script in model.modules() if isinstance(script, torch.jit.ScriptModule)]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     before = [(dict(vars(module)), dict(module._buffers), dict(module._parameters)) for module in modules]
+    # Caches are also kept inside dicts and lists, which stay the same objects.
+    containers = [
+        (value, copy.copy(value))
+        for attributes, _, _ in before
+        for name, value in attributes.items()
+        if name not in _OF_EVERY_MODULE and isinstance(value, (dict, list, set))
+    ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        for script, training in scripted:
+            script.training = training
         for module, (attributes, buffers, parameters) in zip(modules, before, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            module._parameters.clear()
-            module._parameters.update(parameters)
+            _refill(module.__dict__, attributes)
+            _refill(module._buffers, buffers)
+            _refill(module._parameters, parameters)
+        for container, content in containers:
+            _refill(container, content)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def check_initialized(model: nn.Module) -> None:
+    """Raise an `EstimateError` if a lazy module has not seen an input yet, so that its shapes are unknown."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise EstimateError(f'{name!r} has no shape before the first forward (a lazy module). Run the model once first.')
 
 
 def record(
@@ -277,13 +302,14 @@ def record(
         real: True runs on real tensors at once, False never does, None where it must.
 
     Raises:
-        EstimateError: If the model raises on real tensors too (or has none, being on the meta device).
+        EstimateError: If the model raises on real tensors too (or has none, being on the meta device, or lazy).
 
     >>> record(nn.Linear(4, 3), (torch.zeros(2, 4),)).macs
     24
     """
     kwargs = dict(kwargs or {})
     model = getattr(model, '_orig_mod', model)
+    check_initialized(model)
     note = None
     if not real:
         try:
@@ -337,11 +363,23 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], around: 
         recorder.declare(buffers, constant=True)
         recorder.trace.inputs = recorder.declare(inputs, constant=False)
         with nullcontext() if real else fake, recorder, nullcontext() if around is None else around(recorder):
-            out = torch.func.functional_call(model, {**parameters, **buffers}, inputs[0], inputs[1])
+            out = _call(model, {**parameters, **buffers}, inputs[0], inputs[1], real)
         recorder.trace.outputs = tuple(
             dict.fromkeys(node for tensor in _tensors(out) if (node := recorder.node_of(tensor)) != CONSTANT)
         )
     return recorder.trace
+
+
+def _call(model: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: Any, real: bool) -> Any:
+    if not real or not any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return torch.func.functional_call(model, state, args, kwargs)
+    # Scripted modules keep their tensors in C++, where they cannot be exchanged: write buffers back instead.
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        return model(*args, **kwargs)
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 def _tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:

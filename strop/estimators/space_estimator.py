@@ -16,6 +16,7 @@ from strop.errors import ConfigError, EstimateError, listed, near
 from strop.estimators.activation import PeakMemory
 from strop.estimators.counting import Resources, count, example_inputs, human
 from strop.estimators.guards import Answers, Array, GuardedSum
+from strop.estimators.recorder import check_initialized
 from strop.estimators.supernet import NotSeparableError, mac_terms, parameter_terms, trace_supernet
 from strop.mutables import Binding, Guard, Subnet, bind, extract
 from strop.randomness import counter_rng
@@ -79,10 +80,11 @@ class SpaceEstimator:
         input_shape: Sequence[int] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         binding: Binding | None = None,
-        checks: int = 3,
+        checks: int = 2,
     ) -> None:
         if (inputs is None) == (input_shape is None):
             raise ConfigError('A SpaceEstimator needs either `inputs` or `input_shape`, and not both.')
+        check_initialized(model)
         self.model = model
         self.binding = bind(model) if binding is None else binding
         self.space = self.binding.space

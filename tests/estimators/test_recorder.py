@@ -20,13 +20,16 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.calls = 0
         self.cache: torch.Tensor | None = None
+        self.caches: dict[str, torch.Tensor] = {}
+        self.log = ['made']
         self.register_buffer('steps', torch.zeros(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self.steps += 1
         out = self.norm(self.conv(x)).relu() + x
-        self.cache = out
+        self.cache = self.caches['out'] = out
+        self.log.append('called')
         return out + torch.rand_like(out)
 
 
@@ -44,6 +47,8 @@ def test_the_model_is_untouched(real: bool):
     assert all(torch.equal(b, buffers[name][1]) for name, b in model.named_buffers())
     assert model.calls == 0
     assert model.cache is None
+    assert model.caches == {}
+    assert model.log == ['made']
     assert model.training
     assert model.conv.training
     assert not model.norm.training
@@ -213,3 +218,14 @@ def test_inference_mode_inside_a_forward_hides_nothing():
             return self.linear(x)
 
     assert record(Inference(), (torch.zeros(1, 4),)).macs == 16
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit.script` is deprecated')
+def test_a_scripted_model_is_run_for_real_and_left_alone():
+    model = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trace = record(model, (torch.ones(1, 4, 2, 2),))
+    assert trace.macs == 64
+    assert trace.note is not None
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
