@@ -10,6 +10,7 @@ from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
 from strop.search.store import Store
 from strop.search.strategy import STRATEGIES, Strategy, build_strategy, register_strategy
+from strop.search.surrogate import SurrogateSearch
 from strop.search.trial import Trial, pareto_front
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     'SearchResult',
     'Store',
     'Strategy',
+    'SurrogateSearch',
     'Trial',
     'build_strategy',
     'evaluate_trial',
