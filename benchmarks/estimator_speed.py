@@ -32,6 +32,9 @@ from strop.randomness import counter_rng, seed_everything
 
 SHAPE = (1, 3, 224, 224)
 ROWS = [(64, 4), (160, 4), (320, 8), (640, 4)]
+USED = [f':/strop/{room}' for room in ('estimators', 'mutables', 'architectures', 'randomness.py')] + [
+    ':/benchmarks/estimator_speed.py'
+]
 TARGET_RATIO, TARGET_RATE = 1_000, 10_000
 
 
@@ -143,7 +146,7 @@ def main() -> None:
         'benchmark': 'estimator_speed',
         'command': ' '.join(['python', *sys.argv]),
         'commit': git('rev-parse', 'HEAD'),
-        'changed_files_in_strop': bool(git('status', '--porcelain', '--untracked-files=no', '--', 'strop')),
+        'changed_files': git('status', '--porcelain', '--untracked-files=no', '--', *USED).splitlines(),
         'seed': options.seed,
         'versions': {'strop': strop.__version__, 'torch': torch.__version__, 'numpy': np.__version__},
         'space': {'rows': ROWS, 'candidates': 4, 'input_shape': SHAPE},
