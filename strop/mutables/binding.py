@@ -180,6 +180,11 @@ def _check_same(module: Mutable, others: list[Mutable]) -> None:
                 f'{other._path!r} is a {type(other).__name__} and {module._path!r} a {type(module).__name__}, but both have '
                 f'the key {module.key!r}. One decision cannot be both: give them different keys.'
             )
+        if other._given_key is None and module._given_key is None and module._group is None:
+            raise SpaceError(
+                f'Two mutables are called {module.key!r} by their paths in different models that mutators hold. Give them keys, '
+                'or release the mutators.'
+            )
         if (other._given_key is None) != (module._given_key is None) and module._group is None:
             raise SpaceError(
                 f'The key {module.key!r} given to one mutable is also the path of another ({other._path!r}, {module._path!r}). '

@@ -125,13 +125,14 @@ class LayerChoice(Mutable):
         if (
             not isinstance(name, str)
             or name in ('', *self.names)
+            or name[0] == '_'
             or '.' in name
             or name in self.__dict__
             or hasattr(type(self), name)
         ):
             raise SpaceError(
-                f'{name!r} cannot be the name of a candidate. Names must be non-empty strings without dots that are no '
-                f'attribute of a {type(self).__name__}; give a list to have the candidates numbered.'
+                f'{name!r} cannot be the name of a candidate. Names must be non-empty strings without dots or a leading '
+                f'underscore that are no attribute of a {type(self).__name__}; give a list to have the candidates numbered.'
             )
         self.add_module(name, module)
         self.names.append(name)

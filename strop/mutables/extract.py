@@ -43,22 +43,26 @@ class CombinedLayers(nn.Module):
 
     def __init__(
         self, layers: Mapping[str, nn.Module], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None
-    ):
+    ) -> None:
         super().__init__()
+        # Private names, which those of candidates cannot be.
         self._names = list(layers)
+        self._weights = weights
+        self._reduction = reduction
+        self.register_buffer('_mask', mask, persistent=False)
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.weights = weights
-        self.reduction = reduction
-        self.register_buffer('mask', mask, persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply every layer and combine the outputs; with a mask, return `(output, mask)`."""
         outputs = [self._modules[name](*args, **kwargs) for name in self._names]  # type: ignore[misc]
-        if self.weights is not None:
-            outputs = [output * weight for output, weight in zip(outputs, self.weights)]
-        output = reduce_outputs(outputs, self.reduction)
-        return output if self.mask is None else (output, self.mask)
+        if self._weights is not None:
+            outputs = [output * weight for output, weight in zip(outputs, self._weights)]
+        output = reduce_outputs(outputs, self._reduction)
+        return output if self._mask is None else (output, self._mask)
+
+    def extra_repr(self) -> str:
+        return f'weights={self._weights}, reduction={self._reduction!r}'
 
 
 class CombinedInputs(nn.Module):

@@ -31,6 +31,10 @@ class OneShotMutableOP(LayerChoice):
     (['relu', 'id'], 2)
     """
 
+    # Declared here, so that no candidate can take their names.
+    init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None
+    is_fixed = False
+
     def __init__(
         self,
         candidates: Mapping[str, Any],
@@ -45,7 +49,6 @@ class OneShotMutableOP(LayerChoice):
         built = {name: self._build(name, candidate, module_kwargs or {}) for name, candidate in candidates.items()}
         super().__init__(built, key=alias)
         self.init_cfg = init_cfg
-        self.is_fixed = False
 
     @staticmethod
     def _build(name: str, candidate: Any, module_kwargs: Mapping[str, Any]) -> nn.Module:
@@ -119,6 +122,8 @@ class OneShotProbMutableOP(OneShotMutableOP):
     >>> OneShotProbMutableOP(candidates, choice_probs=[0.9, 0.1]).choice_probs
     [0.9, 0.1]
     """
+
+    choice_probs: list[float] = []
 
     def __init__(self, candidates: Mapping[str, Any], choice_probs: Sequence[float] | None = None, **kwargs: Any) -> None:
         super().__init__(candidates, **kwargs)

@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import nn
 
-from strop.errors import BindingError, ConfigError, SpaceError, listed, near
+from strop.errors import BindingError, ComponentTypeError, ConfigError, SpaceError, listed, near
 from strop.mutables import (
     Binding,
     InputChoice,
@@ -36,8 +36,14 @@ from strop.mutables import (
     fix,
     load_subnet,
 )
-from strop.mutables.domain import AnyOf, Choice, KOf, plain
+from strop.mutables.domain import AnyOf, Choice, Domain, KOf, plain
 from strop.registry import MODELS
+
+
+def _free(domain: Domain) -> dict[str, Any]:
+    """Return what `get_random_mask` needs to draw from all of a domain."""
+    number = domain.k if isinstance(domain, KOf) else None if isinstance(domain, AnyOf) else 1
+    return {'space_mask': torch.ones(len(domain)), 'num_chosen': number}
 
 
 @MODELS.register_module()
@@ -129,12 +135,17 @@ class BaseMutator(BaseModule):
 
     def _handler(self, mutable: Mutable, *args: Any, **kwargs: Any) -> Any:
         if isinstance(mutable, LayerChoice):
-            output, mask = self.on_forward_layer_choice(mutable, *args, **kwargs)
-            return mutable.returned(output, mask)
-        if isinstance(mutable, InputChoice):
-            output, mask = self.on_forward_input_choice(mutable, mutable.inputs(*args, **kwargs))
-            return mutable.returned(output, mask)
-        return mutable.run(*args, **kwargs)
+            verb, result = 'on_forward_layer_choice', self.on_forward_layer_choice(mutable, *args, **kwargs)
+        elif isinstance(mutable, InputChoice):
+            verb, result = 'on_forward_input_choice', self.on_forward_input_choice(mutable, mutable.inputs(*args, **kwargs))
+        else:
+            return mutable.run(*args, **kwargs)
+        # A tensor would unpack, too, into its first two rows.
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ComponentTypeError(
+                f'{verb} must return (output, mask), but {type(self).__name__} returned a {type(result).__name__}.'
+            )
+        return mutable.returned(*result)
 
     def release(self) -> None:
         """Give the model back: it keeps its decisions and may be bound by another mutator."""
@@ -233,10 +244,8 @@ class BaseMutator(BaseModule):
         return self._search_spaces
 
     def _space_info(self, key: str) -> dict[str, Any]:
-        domain = self.space[key]
         modules = self.binding.by_key[key]
-        number = domain.k if isinstance(domain, KOf) else None if isinstance(domain, AnyOf) else 1
-        info: dict[str, Any] = {'modules': modules, 'space_mask': torch.ones(len(domain)), 'num_chosen': number}
+        info: dict[str, Any] = {'modules': modules, **_free(self.space[key])}
         probabilities = getattr(modules[0], 'choice_probs', None)
         if probabilities is not None:
             info['probs'] = torch.tensor(probabilities)
@@ -318,6 +327,8 @@ class BaseMutator(BaseModule):
     def crossover(subnet_dict1: Mapping[str, Any], subnet_dict2: Mapping[str, Any]) -> dict[str, Any]:
         """Take each decision from the first or the second subnet, with equal probability.
 
+        Where a `Subnet` is given, decisions that were inactive in both, but may not be in the child, are drawn.
+
         >>> sorted(BaseMutator.crossover({'a': 0, 'b': 0}, {'a': 0, 'b': 0}).items())
         [('a', 0), ('b', 0)]
         """
@@ -328,6 +339,10 @@ class BaseMutator(BaseModule):
         for key in [*first, *(key for key in second if key not in first)]:
             sources = [parent[key] for parent in (first, second) if key in parent]
             child[key] = sources[-1] if float(torch.rand(())) < 0.5 else sources[0]
+        for subnet in (subnet_dict1, subnet_dict2):
+            if isinstance(subnet, Subnet):
+                inactive = (key for key in subnet.space if key not in child)
+                child.update({key: BaseMutator.get_random_mask(_free(subnet.space[key])) for key in inactive})
         return child
 
     @staticmethod

@@ -98,6 +98,18 @@ class TestBoundModels:
         assert dict(current_subnet(model[0])) == {'0.0': 1, '0.1': 0}
         mutator.reset()
 
+    def test_parts_of_two_mutators_are_not_coupled_by_their_names(self) -> None:
+        model = nn.Sequential(nn.Sequential(layers()), nn.Sequential(layers()))
+        mutators = [RandomMutator(part) for part in model]
+        assert [list(mutator.space) for mutator in mutators] == [['0'], ['0']]
+        with pytest.raises(SpaceError, match="Two mutables are called '0'"):
+            space_of(model)
+        for mutator in mutators:
+            mutator.reset()
+        assert extract(model)[0][0].weight.equal(model[0][0][model[0][0].decision[0]].weight)
+        mutators[0].release()
+        assert list(space_of(nn.ModuleDict({'x': model[0], 'y': model[1]}))) == ['x.0', '0']
+
     def test_a_free_model_is_named_anew(self) -> None:
         model = nn.Sequential(nn.Sequential(layers()))
         assert list(space_of(model)) == ['0.0']

@@ -100,7 +100,21 @@ class TestLayerChoiceAsContainer:
 
     @pytest.mark.parametrize(
         'name',
-        ['length', 'reduction', 'return_mask', 'key', 'names', 'forward', 'domain', 'training', '_modules', 'a.b', '', 3],
+        [
+            'length',
+            'reduction',
+            'return_mask',
+            'key',
+            'names',
+            'forward',
+            'domain',
+            'training',
+            '_modules',
+            '_mine',
+            'a.b',
+            '',
+            3,
+        ],
     )
     def test_forbidden_names(self, name: object) -> None:
         with pytest.raises(SpaceError, match='cannot be the name of a candidate'):

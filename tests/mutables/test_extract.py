@@ -192,6 +192,18 @@ class TestModes:
         assert plain[0] is plain[1]
 
 
+def test_candidates_may_have_any_name_that_a_choice_accepts() -> None:
+    names = ['weights', 'names', 'mask', 'layers', 'picks']
+    allowed = [name for name in names if name not in ('names', 'mask')]
+    model = nn.Sequential(LayerChoice({name: nn.Linear(1, 1) for name in allowed}, return_mask=True))
+    x = torch.ones(1)
+    for choice in (allowed, [0.5, 0.25, 0.25]):
+        subnet = apply_subnet(model, {'0': choice})
+        plain = extract(model, subnet)
+        torch.testing.assert_close(plain(x)[0], model(x)[0])
+        assert list(plain.state_dict()) == list(model.state_dict())
+
+
 class TestErrors:
     def test_undecided(self) -> None:
         with pytest.raises(NotDecidedError, match='has no decision'):

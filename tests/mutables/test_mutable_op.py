@@ -90,6 +90,12 @@ def test_wrong_candidates(candidates: object, text: str) -> None:
         OneShotMutableOP(candidates)
 
 
+@pytest.mark.parametrize('name', ['init_cfg', 'is_fixed', 'choices', 'alias'])
+def test_names_that_are_attributes(name: str) -> None:
+    with pytest.raises(SpaceError, match='cannot be the name of a candidate'):
+        OneShotMutableOP({name: nn.ReLU()})
+
+
 def test_an_unknown_type_names_the_near_one() -> None:
     with pytest.raises(
         KeyError, match=r"'OneShotMutableOp' is not in the model registry of strop. Did you mean 'OneShotMutableOP'"
