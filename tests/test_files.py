@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from strop.errors import UnsafeFileError
+from strop.files import atomic_path, atomic_write, read_text
+
+
+@pytest.fixture
+def umask() -> object:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+class TestAtomicWrites:
+    @pytest.mark.parametrize('content', ['text: é\n', b'\x00\xff', '', 'x' * 3_000_000])
+    def test_the_content(self, tmp_path: Path, content: str | bytes) -> None:
+        path = tmp_path / 'new' / 'folder' / 'a.bin'
+        atomic_write(path, content)
+        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+        assert [child.name for child in path.parent.iterdir()] == ['a.bin']
+
+    def test_the_suffix_is_that_of_the_target(self, tmp_path: Path) -> None:
+        with atomic_path(tmp_path / 'weights.tar.gz') as temporary:
+            assert temporary.suffix == '.gz'
+            assert temporary.parent == tmp_path
+            assert temporary.name.startswith('.')
+            temporary.write_text('x')
+
+    def test_an_exception_leaves_the_old_content(self, tmp_path: Path) -> None:
+        path = tmp_path / 'a.txt'
+        atomic_write(path, 'old')
+
+        def fail() -> None:
+            with atomic_path(path) as temporary:
+                temporary.write_text('half of the n')
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert path.read_text() == 'old'
+        assert [child.name for child in tmp_path.iterdir()] == ['a.txt']
+
+    def test_a_first_write_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(UnicodeEncodeError):
+            atomic_write(tmp_path / 'a.txt', '\ud800')
+        assert list(tmp_path.iterdir()) == []
+
+    def test_nested_writers_of_one_file_do_not_meet(self, tmp_path: Path) -> None:
+        path = tmp_path / 'a.txt'
+        with atomic_path(path) as outer, atomic_path(path) as inner:
+            assert outer != inner
+            outer.write_text('outer')
+            inner.write_text('inner')
+        assert path.read_text() == 'outer'
+
+    @pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+    def test_the_umask_decides_who_can_read(self, tmp_path: Path, umask: object, mask: int, mode: int) -> None:
+        umask(mask)
+        atomic_write(tmp_path / 'a.txt', 'x')
+        assert stat.S_IMODE((tmp_path / 'a.txt').stat().st_mode) == mode
+        assert os.umask(mask) == mask
+
+    @pytest.mark.parametrize('moment', ['before writing', 'in the middle', 'before the rename'])
+    def test_sigkill(self, tmp_path: Path, moment: str) -> None:
+        path = tmp_path / 'a.txt'
+        atomic_write(path, 'old')
+        code = f"""
+import os, signal, sys
+from strop.files import atomic_path
+with atomic_path({str(path)!r}) as temporary:
+    stream = open(temporary, 'w')
+    for part in range(3):
+        if {moment!r} == ('before writing', 'in the middle')[min(part, 1)] and part < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        stream.write('new' * 100_000)
+        stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = subprocess.run([sys.executable, '-c', code], check=False, timeout=120)
+        assert done.returncode == -signal.SIGKILL
+        assert path.read_text() == 'old'
+
+    def test_sigkill_at_random_moments(self, tmp_path: Path) -> None:
+        path = tmp_path / 'a.txt'
+        code = f"""
+from strop.files import atomic_write
+for step in range(10**9):
+    atomic_write({str(path)!r}, str(step % 10) * 500_000)
+"""
+        for wait in (0.0, 0.013, 0.05):
+            path.unlink(missing_ok=True)
+            process = subprocess.Popen([sys.executable, '-c', code])
+            try:
+                deadline = time.monotonic() + 60
+                while not path.exists() and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                time.sleep(wait)
+            finally:
+                process.kill()
+                process.wait()
+            text = path.read_text()
+            assert len(text) == 500_000
+            assert len(set(text)) == 1
+
+
+class TestReading:
+    @pytest.mark.parametrize('content', [b'PK\x03\x04', b'\x80\x02}', b'\x80\x04\x95', b'\x80\x05'])
+    def test_pickles_are_named(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / 'a').write_bytes(content)
+        with pytest.raises(UnsafeFileError, match=r'a looks like a pickle or a torch checkpoint\. A recipe is JSON or YAML'):
+            read_text(tmp_path / 'a', 'a recipe')
+
+    def test_other_binaries(self, tmp_path: Path) -> None:
+        (tmp_path / 'a').write_bytes(b'\xff\xd8\xff\xe0')
+        with pytest.raises(ValueError, match='not UTF-8 text, so it is not a recipe'):
+            read_text(tmp_path / 'a', 'a recipe')
+
+    def test_text(self, tmp_path: Path) -> None:
+        (tmp_path / 'a').write_text('é', encoding='utf-8')
+        (tmp_path / 'b').write_text('é', encoding='utf-8-sig')
+        assert read_text(tmp_path / 'a', 'a recipe') == read_text(tmp_path / 'b', 'a recipe') == 'é'
+        with pytest.raises(FileNotFoundError):
+            read_text(tmp_path / 'c', 'a recipe')
