@@ -33,7 +33,7 @@ class DistributedAlgorithm(MMDistributedDataParallel):
         kwargs.setdefault('broadcast_buffers', False)
         super().__init__(module=module, device_ids=device_ids, find_unused_parameters=find_unused_parameters, **kwargs)
         if hasattr(module, 'set_wrapper'):
-            module.set_wrapper(self)
+            module.set_wrapper(self)  # type: ignore[operator]
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
         """Run the algorithm's own training step."""
@@ -54,8 +54,8 @@ def start_process_group() -> None:
     absent = [name for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ]
     if absent:
         raise ConfigError(
-            f'The launcher is pytorch, but {", ".join(absent)} is not set. Start with: torchrun --nproc-per-node 2 -m strop train '
-            'CONFIG --launcher pytorch'
+            f'The launcher is pytorch, but {", ".join(absent)} is not set. Start with: torchrun --nproc-per-node 2 -m strop '
+            'train CONFIG --launcher pytorch'
         )
     os.environ.setdefault('LOCAL_RANK', '0')
     if torch.cuda.is_available():

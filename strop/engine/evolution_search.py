@@ -15,9 +15,9 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
-from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, training_mode_kept
+from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, set_subnet, training_mode_kept
 from strop.engine.train_loop import unwrapped
-from strop.errors import ConfigError, StoreError, listed, near
+from strop.errors import BudgetError, ConfigError, StoreError, listed, near
 from strop.files import atomic_write
 from strop.mutables import Subnet, choices_of, dump_subnet, read_document
 from strop.registry import LOOPS
@@ -177,17 +177,25 @@ class EvolutionSearchLoop(BaseLoop):
             mutate=lambda subnet: mutator.mutation(subnet.masks(), self.mutate_prob),
             crossover=lambda first, second: mutator.crossover(first.masks(), second.masks()),
         )
-        return run(
-            mutator.space,
-            self._evaluate,
-            strategy=strategy,
-            store=self._store(),
-            trials=self.max_iters,
-            objectives={self.score_key: 'maximize'},
-            constraints=meter.constraints(self.constraints_range),
-            seed=self.runner.seed or 0 if self.seed is None else self.seed,
-            callbacks=[self._report, *self.callbacks],
-        )
+        store = self._store()
+        fresh = '://' not in store and not Path(store).exists()
+        try:
+            return run(
+                mutator.space,
+                self._evaluate,
+                strategy=strategy,
+                store=store,
+                trials=self.max_iters,
+                objectives={self.score_key: 'maximize'},
+                constraints=meter.constraints(self.constraints_range),
+                seed=self.runner.seed or 0 if self.seed is None else self.seed,
+                callbacks=[self._report, *self.callbacks],
+            )
+        except BudgetError:
+            # A store without a trial would only stand in the way of the same search with another budget.
+            if fresh and self._iter == 0:
+                Path(store).unlink(missing_ok=True)
+            raise
 
     def _store(self) -> str:
         store = Path(self.runner.work_dir) / STORE_FILE
@@ -195,7 +203,8 @@ class EvolutionSearchLoop(BaseLoop):
             return self.resume_from
         if store.exists() and not self.resume_from:
             raise StoreError(
-                f'{store} holds a search already. Resume it (--resume, or resume_from=True in train_cfg), or give another work_dir.'
+                f'{store} holds a search already. Resume it (--resume, or resume_from=True in train_cfg), or give another '
+                'work_dir.'
             )
         return str(store)
 
@@ -215,7 +224,8 @@ class EvolutionSearchLoop(BaseLoop):
         if self.score_key not in metrics:
             # No other candidate can do better: `_report` stops the search instead of recording failures.
             self._fatal = ConfigError(
-                f'`score_key` {self.score_key!r} is none of the metrics of the evaluator: {listed(metrics)}.{near(self.score_key, metrics)}'
+                f'`score_key` {self.score_key!r} is none of the metrics of the evaluator: {listed(metrics)}.'
+                f'{near(self.score_key, metrics)}'
             )
             raise self._fatal
         return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
@@ -253,7 +263,7 @@ class EvolutionSearchLoop(BaseLoop):
         dump_subnet(result.best.subnet, work_dir / BEST_FILE)
         for rank, trial in enumerate(result.ranked()[: max(self.max_keep_ckpts, 0)]):
             dump_subnet(trial.subnet, work_dir / f'subnet_top{rank + 1}.yaml')
-        mutator_of(unwrapped(self.runner.model)).set_subnet(result.best.subnet)
+        set_subnet(unwrapped(self.runner.model), result.best.subnet)
         self.runner.logger.info(
-            f'best {self.score_key}={result.best.values[self.score_key]:.4f}, written to {work_dir / BEST_FILE}'
+            f'best {self.score_key}={(result.best.values or {})[self.score_key]:.4f}, written to {work_dir / BEST_FILE}'
         )

@@ -112,14 +112,15 @@ class Scorer:
             config = getattr(self.runner, '_train_dataloader', None)
             if config is None:
                 raise ConfigError(
-                    '`calibrate_sample_num` recalibrates batch norms on training images, but the config has no `train_dataloader`. '
-                    'Add one, or set calibrate_sample_num=-1.'
+                    '`calibrate_sample_num` recalibrates batch norms on training images, but the config has no '
+                    '`train_dataloader`. Add one, or set calibrate_sample_num=-1.'
                 )
-            loader = self.runner.build_dataloader(config) if isinstance(config, Mapping) else config
+            seed = self.runner.seed or 0
+            loader = self.runner.build_dataloader(config, seed=seed) if isinstance(config, Mapping) else config
             self._calibration = []
             count = 0
             # Seeded, so that a resumed search calibrates on the images that the first part of it took.
-            with seeded(self.runner.seed or 0, f'calibration/{get_rank()}'):
+            with seeded(seed, f'calibration/{get_rank()}'):
                 for batch in loader:
                     self._calibration.append(batch)
                     count += _batch_length(batch)

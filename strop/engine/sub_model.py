@@ -50,7 +50,7 @@ def sub_model(
     """
     if mode not in MODES:
         raise ConfigError(f'`mode` must be one of {listed(MODES)}, but got {mode!r}.{near(mode, MODES)}')
-    model = cfg if isinstance(cfg, nn.Module) else MODELS.build({**cfg, **kwargs})
+    model: Any = cfg if isinstance(cfg, nn.Module) else MODELS.build({**cfg, **kwargs})
     if init_cfg is not None:
         model.init_cfg = dict(init_cfg)
     if init_weight_from_supernet:
