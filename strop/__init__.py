@@ -61,7 +61,7 @@ _HOMES = {
 }
 _ROOMS = {name: room for room, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: RUF022
+__all__ = [
     'BaseAlgorithm',
     'BaseMutator',
     'InputChoice',
