@@ -272,7 +272,7 @@ class Repeat(nn.Module):
 
     @staticmethod
     def _make(block: Any, length: int) -> Iterator[tuple[str, nn.Module]]:
-        if isinstance(block, (list, tuple, nn.ModuleList, nn.Sequential)):
+        if isinstance(block, (list, tuple, nn.ModuleList)):
             if len(block) < length:
                 raise SpaceError(f'The depth can be {length}, but only {len(block)} blocks are given.')
             # Blocks that no depth reaches would bring decisions that nothing depends on.
