@@ -107,7 +107,7 @@ def export(
     with atomic_folder(target) as folder:
         if 'recipe' in chosen and factory is not None:
             results['recipe'] = write_recipe(
-                plain, subnet if subnet is not None else _decided(model), folder, factory=factory, factory_args=factory_args,
+                model, subnet, folder, factory=factory, factory_args=factory_args,
                 example_inputs=example_inputs, note=note, check=check,
             )  # fmt: skip
         if 'pt2' in chosen or 'onnx' in chosen:
@@ -130,14 +130,6 @@ def _chosen(formats: Sequence[str] | str | None, single: str | None) -> tuple[st
     if not chosen:
         raise ConfigError(f'At least one format is needed, of {listed(FORMATS)}.')
     return chosen
-
-
-def _decided(model: nn.Module) -> AnySubnet | None:
-    from strop.export.recipe import plain_of
-    from strop.mutables import current_subnet, mutables_of
-
-    supernet = plain_of(model)
-    return current_subnet(supernet) if mutables_of(supernet) else None
 
 
 def _report(results: Mapping[str, ExportedFile]) -> str:

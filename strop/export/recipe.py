@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from strop.export.factory import Trust, build, checked, describe, supernet_confi
 from strop.export.folder import atomic_folder
 from strop.export.weights import FILE, digest_of, load_weights, read_weights, same_bits, write_weights
 from strop.files import read_text
-from strop.mutables import Space, Subnet, choices_of, current_subnet, extract, mutables_of, read_document, space_of
+from strop.mutables import Space, Subnet, bind, choices_of, current_subnet, extract, fix, mutables_of, read_document, space_of
 from strop.randomness import seeded
 
 VERSION = 1
@@ -71,19 +72,25 @@ def plain_subnet(model: nn.Module, subnet: AnySubnet | None = None) -> nn.Module
         SubnetError: If the subnet does not fit.
     """
     plain = plain_of(model)
-    if not mutables_of(plain):
-        return plain
-    space = space_of(plain)
+    return fix(_decided(plain, subnet)) if mutables_of(plain) else plain
+
+
+def _decided(supernet: nn.Module, subnet: AnySubnet | None) -> nn.Module:
+    """Return a copy of a supernet with a subnet applied to it."""
+    # Copied first: a mutator may hold the supernet under other keys, and a copy is free of it.
+    twin = copy.deepcopy(supernet)
+    binding = bind(twin)
     if subnet is not None:
-        return extract(plain, answered(subnet, space))
+        binding.apply(answered(subnet, binding.space))
+        return twin
     try:
-        return extract(plain, current_subnet(plain))
+        current_subnet(twin)
     except StropError as error:
         raise ExportError(
-            f'The {type(plain).__name__} still has decisions to make ({listed(space, 4)}), and an export is of '
-            'one subnet. Give '
-            'subnet=..., or export strop.mutables.extract(model, subnet).'
+            f'The {type(supernet).__name__} still has decisions to make ({listed(binding.space, 4)}), and an export is of one '
+            'subnet. Give subnet=..., or export strop.mutables.extract(model, subnet).'
         ) from error
+    return twin
 
 
 def answered(subnet: AnySubnet, space: Space) -> Subnet:
@@ -189,18 +196,19 @@ def write_recipe(
         subnet = fixed if subnet is None else subnet
     supernet = describe(factory, factory_args)
     given = plain_of(model)
-    if subnet is None and mutables_of(given):
-        plain_subnet(given)  # says so where nothing was decided
-        subnet = current_subnet(given)
-    plain = plain_subnet(given, subnet)
+    if mutables_of(given):
+        twin = _decided(given, subnet)
+        bind(twin, groups=[])  # groups are the mutator's; what the factory builds has none
+        subnet = current_subnet(twin)
+        plain = fix(twin)
+    else:
+        plain = given
     choices: dict[str, Any] = {}
     rebuilt: nn.Module | None = None
     if check:
         original = _built(supernet, factory)
         choices = _choices(original, subnet)
         rebuilt = _reduced(original, choices)
-    elif mutables_of(given):
-        choices = _choices(given, subnet)
     elif subnet is not None:
         choices = dict(subnet) if isinstance(subnet, Mapping) else choices_of(read_document(subnet, 'a subnet file'))
     table = write_weights(plain, folder / FILE)
