@@ -228,7 +228,10 @@ class Demo:
         bounds = Constraints(
             [Constraint('macs', lambda subnet: self.estimator.estimate(subnet, ['macs'])['macs'] / 1e6, 0.85 * budget, budget)]
         )
-        models = [('winner of the search', 'winner', winner), ('largest subnet', 'largest', self.estimator.largest('macs').subnet)]
+        models = [
+            ('winner of the search', 'winner', winner),
+            ('largest subnet', 'largest', self.estimator.largest('macs').subnet),
+        ]
         taken = {winner}
         for number in range(self.settings.random_subnets):
             for attempt in range(100):
@@ -271,7 +274,7 @@ class Demo:
         from strop.report import Comparison
 
         example = self.example()
-        present = [name for name in ('eager', 'onnxruntime') if runtimes()[name].missing() is None]
+        present = [name for name in ('eager', 'onnxruntime') if runtimes()[name].available]
         times: dict[str, Any] = {}
         machine: Any = None
         torch.manual_seed(0)
@@ -288,7 +291,12 @@ class Demo:
         comparison = Comparison(
             f'Searched under {budget:.2f} M MACs on {self.settings.data}',
             rows,
-            settings={**asdict(self.settings), 'budget_macs_m': budget, 'machine': asdict(machine), 'seconds': round(seconds, 1)},
+            settings={
+                **asdict(self.settings),
+                'budget_macs_m': budget,
+                'machine': asdict(machine),
+                'seconds': round(seconds, 1),
+            },
             notes=findings(rows),
         )
         comparison.write_json(self.out / 'report.json')
@@ -388,18 +396,24 @@ def findings(rows: list[Any]) -> list[str]:
         notes.append(f'On {runtime}, batch 1, one thread, it runs {ratio:.2f}x as fast as the largest subnet{verdict}.')
     spreads = [row.spread for row in rows if row.spread is not None]
     if spreads:
-        notes.append(f'Training the same model again with another seed moves its score by {np.mean(spreads):.2f} points (mean sd).')
+        notes.append(
+            f'Training the same model again with another seed moves its score by {np.mean(spreads):.2f} points (mean sd).'
+        )
     return notes
 
 
 @click.command('demo', short_help='Search, retrain and compare on real images, in minutes.')
-@click.option('--data', default='mnist', show_default=True, help="'mnist', 'digits', or a path: CIFAR-10, idx files, ImageFolder.")
+@click.option(
+    '--data', default='mnist', show_default=True, help="'mnist', 'digits', or a path: CIFAR-10, idx files, ImageFolder."
+)
 @click.option('--out', default='demo_output', show_default=True, type=click.Path(path_type=Path), help='Folder of all results.')
 @click.option('--epochs', default=DemoSettings.epochs, show_default=True, type=click.IntRange(1), help='Supernet epochs.')
 @click.option('--retrain-epochs', default=DemoSettings.retrain_epochs, show_default=True, type=click.IntRange(1))
 @click.option('--generations', default=DemoSettings.generations, show_default=True, type=click.IntRange(1))
 @click.option('--candidates', default=DemoSettings.candidates, show_default=True, type=click.IntRange(4))
-@click.option('--budget', default=DemoSettings.budget, show_default=True, type=click.FloatRange(0, 1), help='0 smallest, 1 largest.')
+@click.option(
+    '--budget', default=DemoSettings.budget, show_default=True, type=click.FloatRange(0, 1), help='0 smallest, 1 largest.'
+)
 @click.option('--random-subnets', default=DemoSettings.random_subnets, show_default=True, type=click.IntRange(1))
 @click.option('--retrain-seeds', default=DemoSettings.retrain_seeds, show_default=True, type=click.IntRange(1))
 @click.option('--seed', default=0, show_default=True, type=int)
