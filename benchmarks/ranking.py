@@ -102,7 +102,12 @@ def main() -> None:
         'subnets': len(subnets),
     }
     rows = [{'supernet': s, 'alone': a, 'macs': m, 'choices': dict(n)} for s, a, m, n in zip(shared, alone, macs, subnets)]
-    content = {'seed': args.seed, 'settings': {**asdict(settings), 'train_images': args.limit or 'all'}, 'figures': figures, 'rows': rows}
+    content = {
+        'seed': args.seed,
+        'settings': {**asdict(settings), 'train_images': args.limit or 'all'},
+        'figures': figures,
+        'rows': rows,
+    }
     write_result(args.out, 'ranking', content, packages=('scipy',))
     print(figures)
 

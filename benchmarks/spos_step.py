@@ -72,7 +72,9 @@ def main() -> None:
     rows = []
     for pair in range(args.pairs):
         path = spos.mutator.space.subnet(spos.sample_subnet())  # the path that the next step will draw
-        plain = BaseAlgorithm(extract(spos.architecture.module, {k.removeprefix('module.'): v for k, v in path.items()})).train()
+        plain = BaseAlgorithm(
+            extract(spos.architecture.module, {k.removeprefix('module.'): v for k, v in path.items()})
+        ).train()
         plain_wrapper = optimizer(plain)
         plain.train_step(batch, plain_wrapper)
         if pair % 2:
@@ -94,7 +96,13 @@ def main() -> None:
         'pairs': args.pairs,
     }
     settings = {'batch': args.batch, 'image_size': args.size, 'threads': args.threads, 'space': 'ShuffleNetV2, 20 choices of 4'}
-    content = {'seed': args.seed, 'settings': settings, 'target': TARGET, 'passed': figures['median_ratio'] <= TARGET, 'figures': figures}
+    content = {
+        'seed': args.seed,
+        'settings': settings,
+        'target': TARGET,
+        'passed': figures['median_ratio'] <= TARGET,
+        'figures': figures,
+    }
     write_result(args.out, 'spos_step', content)
     print(figures)
 

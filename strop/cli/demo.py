@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ class Demo:
         for number in range(self.settings.random_subnets):
             for attempt in range(100):
                 rng = counter_rng(self.settings.seed, f'random subnet {number}', attempt)
-                subnet = bounds.draw(space, lambda rng=rng: space.sample(rng), rng)
+                subnet = bounds.draw(space, partial(space.sample, rng), rng)
                 if subnet not in taken:
                     break
             taken.add(subnet)
