@@ -19,7 +19,15 @@ from strop.errors import UnknownTypeError, near
 # Lets `_base_ = ['strop::spos/...py']` find the configs that ship with the package.
 MODULE2PACKAGE.setdefault('strop', 'strop')
 
-LOCATIONS = ['strop.mutables', 'strop.data', 'strop.estimators', 'strop.architectures', 'strop.mutators', 'strop.engine', 'strop.algorithms']
+LOCATIONS = [
+    'strop.mutables',
+    'strop.data',
+    'strop.estimators',
+    'strop.architectures',
+    'strop.mutators',
+    'strop.engine',
+    'strop.algorithms',
+]
 
 
 def _ours(module: Any) -> bool:
@@ -46,10 +54,10 @@ class Registry(_Registry):
                 raise
             found = None
         if found is None:
-            names = {name for registry in (self, self.parent) if registry is not None for name in registry.module_dict}
+            names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}
             raise UnknownTypeError(
-                f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a class of '
-                "your own, import its file first: custom_imports = dict(imports=['your.module'], allow_failed_imports=False)."
+                f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a class '
+                "of your own, import its file first: custom_imports = dict(imports=['your.module'], allow_failed_imports=False)."
             )
         return found
 
