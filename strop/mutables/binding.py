@@ -182,8 +182,8 @@ def _check_same(module: Mutable, others: list[Mutable]) -> None:
             )
         if other._given_key is None and module._given_key is None and module._group is None:
             raise SpaceError(
-                f'Two mutables are called {module.key!r} by their paths in different models that mutators hold. Give them keys, '
-                'or release the mutators.'
+                f'Two mutables are called {module.key!r} by their paths in different models that mutators hold. Give them '
+                'keys, or release the mutators.'
             )
         if (other._given_key is None) != (module._given_key is None) and module._group is None:
             raise SpaceError(

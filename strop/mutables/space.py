@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,7 +117,11 @@ class Space(Mapping[str, Domain]):
         return len(self._domains)
 
     def __repr__(self) -> str:
-        return f'Space({len(self)} decisions, {self.count():.3g} subnets)'
+        try:
+            count = f'{self.count():,}' if self.count() < 10**6 else f'about 10^{len(str(self.count())) - 1}'
+        except SpaceError:
+            count = 'uncounted'
+        return f'Space({len(self)} decisions, {count} subnets)'
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Space) and self.to_dict() == other.to_dict()
@@ -252,12 +257,9 @@ class Space(Mapping[str, Domain]):
         """Return the number of different subnets, exactly.
 
         Raises:
-            SpaceError: If conditions tie so many decisions together that counting would enumerate over a million.
+            SpaceError: If conditions tie so many decisions together that counting would visit over 50,000 cases.
         """
-        result = 1
-        for group in self._components():
-            result *= self._count_group(group)
-        return result
+        return self._size
 
     # -- as data ---------------------------------------------------------------------------
 
@@ -360,8 +362,41 @@ class Space(Mapping[str, Domain]):
             visit(key)
         return tuple(order)
 
-    def _components(self) -> list[list[str]]:
-        root = {key: key for key in self._domains}
+    @cached_property
+    def _size(self) -> int:
+        visited = 0
+
+        def group_size(group: list[str], choices: Mapping[str, Choice]) -> int:
+            # The first key of a group depends on nothing that is still open.
+            nonlocal visited
+            visited += 1
+            if visited > 50_000:
+                raise SpaceError(
+                    f'Counting stops: the conditions tie so many of the {len(self)} decisions together that every combination '
+                    f'would have to be visited, among them {listed(group)}.'
+                )
+            key, *rest = group
+            if not self.is_active(key, choices):
+                return size(rest, choices)
+            if not any(key in self._depends_on.get(other, ()) for other in rest):
+                return self[key].size * size(rest, choices)
+            return sum(size(rest, {**choices, key: picks}) for picks in self[key].grid())
+
+        def size(keys: list[str], choices: Mapping[str, Choice]) -> int:
+            return math.prod(group_size(group, choices) for group in self._independent(keys, choices))
+
+        return size(list(self.order), {})
+
+    @cached_property
+    def _depends_on(self) -> dict[str, frozenset[str]]:
+        return {
+            key: frozenset(itertools.chain.from_iterable(guard.keys for rule in rules for guard in rule))
+            for key, rules in self.conditions.items()
+        }
+
+    def _independent(self, keys: list[str], choices: Mapping[str, Choice]) -> list[list[str]]:
+        """Split the open `keys` into groups, in order, that the conditions left open by `choices` do not tie together."""
+        root = {key: key for key in keys}
 
         def find(key: str) -> str:
             while root[key] != key:
@@ -369,33 +404,20 @@ class Space(Mapping[str, Domain]):
                 key = root[key]
             return key
 
-        for key, rules in self.conditions.items():
-            for guard in itertools.chain.from_iterable(rules):
-                for parent in guard.keys:
-                    root[find(parent)] = find(key)
+        def possible(guard: Guard) -> bool:
+            taken = [None if key in root else chosen(choices[key]) if key in choices else () for key in guard.keys]
+            return any(
+                all(indices is None or index in indices for index, indices in zip(combination, taken, strict=True))
+                for combination in guard.allowed
+            )
+
+        for key in keys:
+            for rule in self.conditions.get(key, ()):
+                open_keys = {parent for guard in rule for parent in guard.keys if parent in root}
+                if open_keys and all(map(possible, rule)):
+                    for parent in open_keys:
+                        root[find(parent)] = find(key)
         groups: dict[str, list[str]] = {}
-        for key in self.order:
+        for key in keys:
             groups.setdefault(find(key), []).append(key)
         return list(groups.values())
-
-    def _count_group(self, group: list[str]) -> int:
-        visited = 0
-
-        def walk(position: int, choices: dict[str, Choice]) -> int:
-            nonlocal visited
-            visited += 1
-            if visited > 1_000_000:
-                raise SpaceError(f'Counting stops: the conditions tie {len(group)} decisions together, {listed(group)}.')
-            factor = 1
-            while position < len(group):
-                key = group[position]
-                position += 1
-                if not self.is_active(key, choices):
-                    continue
-                if key not in self.parents:
-                    factor *= self[key].size
-                    continue
-                return factor * sum(walk(position, {**choices, key: picks}) for picks in self[key].grid())
-            return factor
-
-        return walk(0, {})

@@ -115,10 +115,34 @@ class TestMaking:
 
     def test_counting_stops_rather_than_hangs(self) -> None:
         keys = [f'k{i:02}' for i in range(24)]
-        guard = Guard(tuple(keys), frozenset({(0,) * 24}))
-        space = Space({**{key: OneOf((0, 1)) for key in keys}, 'last': OneOf((0, 1))}, {'last': ((guard,),)})
+        pairs = {f'{one} {two}': Guard((one, two), frozenset({(0, 0)})) for one in keys for two in keys if one < two}
+        space = Space({name: OneOf((0, 1)) for name in (*keys, *pairs)}, {pair: ((guard,),) for pair, guard in pairs.items()})
         with pytest.raises(SpaceError, match='Counting stops'):
             space.count()
+        assert repr(space) == 'Space(300 decisions, uncounted subnets)'
+
+    def test_tied_decisions_are_counted_without_visiting_every_combination(self) -> None:
+        # A depth of 1 to 12 over blocks of three operations, of which one has two forms.
+        blocks = {f'{i:02}': OneOf(('a', 'b', 'c')) for i in range(12)}
+        space = Space(
+            {'depth': Ordered(tuple(range(1, 13))), **blocks, **{f'{key} form': OneOf((1, 2)) for key in blocks}},
+            {
+                **{key: ((Guard.on('depth', range(int(key), 12)),),) for key in blocks},
+                **{f'{key} form': ((Guard.on('depth', range(int(key), 12)), Guard.on(key, [2])),) for key in blocks},
+            },
+        )
+        assert space.count() == sum(4**depth for depth in range(1, 13))
+        keys = [f'k{i:02}' for i in range(24)]
+        every = Guard(tuple(keys), frozenset({(0,) * 24}))
+        assert (
+            Space({**{key: OneOf((0, 1)) for key in keys}, 'last': OneOf((0, 1))}, {'last': ((every,),)}).count() == 2**24 + 1
+        )
+
+    def test_printing(self) -> None:
+        assert repr(NESTED) == 'Space(4 decisions, 12 subnets)'
+        assert (
+            repr(Space({f'k{i}': OneOf(tuple(range(10))) for i in range(400)})) == 'Space(400 decisions, about 10^400 subnets)'
+        )
 
     def test_large_spaces_are_counted_exactly(self) -> None:
         assert Space({f'k{i}': OneOf(tuple(range(4))) for i in range(20)}).count() == 4**20
