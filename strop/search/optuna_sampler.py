@@ -97,6 +97,8 @@ class OptunaStrategy(Strategy):
             self.study = optuna.create_study(directions=list(self.objectives.values()))
         finally:
             optuna.logging.set_verbosity(level)
+        # Grid and brute-force samplers stop a study that they have been through; when a search ends is the driver's part.
+        self.study.stop = lambda: None  # type: ignore[method-assign]
         self._genes = _Genes(self.space, numeric=self._kind in _NUMERIC)
         self._open: dict[int, optuna.Trial] = {}
         if self._kind == 'CmaEsSampler':
@@ -106,10 +108,15 @@ class OptunaStrategy(Strategy):
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         for attempt in range(_TRIES):
             trial, start = self._ask(number, attempt)
-            if self.is_new(start) and self.constraints.feasible(start):
+            fits = self.is_new(start) and self.constraints.feasible(start)
+            if fits and trial.params == self._genes.of(start)[0]:
                 self._open[number] = trial
                 return start
             self.study.tell(trial, state=TrialState.FAIL)
+            if fits:
+                # k of n has several codes for one choice; the sampler shall learn of one.
+                self._open[number] = self._enqueue(number, start)
+                return start
         subnet = self.new(lambda: self.mutate(start, rng) if start in self.seen else start, rng)
         if subnet is not None:
             self._open[number] = self._enqueue(number, subnet)
