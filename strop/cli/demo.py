@@ -35,12 +35,12 @@ class DemoSettings:
     """
 
     data: str = 'mnist'
-    epochs: int = 24
-    retrain_epochs: int = 12
+    epochs: int = 40
+    retrain_epochs: int = 10
     generations: int = 4
     candidates: int = 20
     budget: float = 0.5
-    random_subnets: int = 4
+    random_subnets: int = 3
     retrain_seeds: int = 2
     seed: int = 0
 
@@ -113,7 +113,7 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
         },
         'param_scheduler': {
             'type': 'OneCycleLR',
-            'eta_max': 0.15,
+            'eta_max': 0.5,
             'total_steps': settings.epochs,
             'convert_to_iter_based': True,
             'by_epoch': True,
@@ -316,7 +316,8 @@ class Demo:
                 'cfg': {**model['architecture'], 'data_preprocessor': model['data_preprocessor']},
                 'fix_subnet': dict(subnet),
             },
-            'param_scheduler': {**self.config['param_scheduler'], 'total_steps': epochs},
+            # One network gets every gradient; a path of the supernet gets a few, and needs larger steps.
+            'param_scheduler': {**self.config['param_scheduler'], 'total_steps': epochs, 'eta_max': 0.15},
             'train_cfg': {'by_epoch': True, 'max_epochs': epochs, 'val_interval': epochs + 1},
             'randomness': {'seed': 1000 + repeat},
         }
