@@ -157,6 +157,8 @@ def _set_groups(items: list[Found], groups: Sequence[Sequence[str]]) -> None:
     keys = {name: item.module.key for item in items for name in (*item.paths, item.module.key)}
     targets: dict[str, str] = {}
     for group in groups:
+        if isinstance(group, str) or not group:
+            raise SpaceError(f'A group is a list of keys or module paths, but got {group!r}.')
         for name in group:
             if name not in keys:
                 raise UnknownKeyError(f'A group names {name!r}, which is no decision of the model.{near(name, keys)}')

@@ -520,4 +520,7 @@ def domain_from_dict(content: Mapping[str, Any]) -> Domain:
     if kind not in KINDS:
         raise SpaceError(f'A domain must be one of {listed(KINDS)}, but got {kind!r}.{near(kind, KINDS)}')
     arguments = {key: value for key, value in content.items() if key != 'kind'}
-    return KINDS[kind](**{**arguments, 'labels': tuple(as_label(label) for label in arguments['labels'])})
+    try:
+        return KINDS[kind](**{**arguments, 'labels': tuple(as_label(label) for label in arguments['labels'])})
+    except (KeyError, TypeError) as error:
+        raise SpaceError(f'{dict(content)!r} does not describe a domain as `to_dict` writes it ({error}).') from None

@@ -278,14 +278,25 @@ class Space(Mapping[str, Domain]):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Space:
-        """Rebuild a space from `to_dict`."""
-        conditions = {
-            key: tuple(
-                tuple(Guard(tuple(guard['keys']), frozenset(map(tuple, guard['allowed']))) for guard in rule) for rule in rules
-            )
-            for key, rules in content.get('conditions', {}).items()
-        }
-        return cls({key: domain_from_dict(value) for key, value in content['domains'].items()}, conditions)
+        """Rebuild a space from `to_dict`.
+
+        Raises:
+            SpaceError: If `content` is not what `to_dict` gives.
+        """
+        try:
+            domains = {key: domain_from_dict(value) for key, value in content['domains'].items()}
+            conditions = {
+                key: tuple(
+                    tuple(Guard(tuple(guard['keys']), frozenset(map(tuple, guard['allowed']))) for guard in rule)
+                    for rule in rules
+                )
+                for key, rules in content.get('conditions', {}).items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpaceError(
+                f'This does not describe a space as `to_dict` writes it: {type(error).__name__} {error}.'
+            ) from None
+        return cls(domains, conditions)
 
     @cached_property
     def digest(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from strop.errors import SubnetError
+from strop.errors import ComponentTypeError, SubnetError
 from strop.files import atomic_write, read_text
 from strop.mutables.space import Space
 from strop.mutables.subnet import VERSION, Subnet
@@ -30,6 +30,10 @@ def subnet_schema() -> dict[str, Any]:
 
 def dump_subnet(subnet: Subnet, path: str | os.PathLike[str]) -> None:
     """Write a subnet; the suffix `.yaml` or `.yml` gives YAML, anything else JSON."""
+    if not isinstance(subnet, Subnet):
+        raise ComponentTypeError(
+            f'A Subnet is written, which Space.subnet makes of choices, but got a {type(subnet).__name__}.'
+        )
     content = subnet.to_dict()
     if Path(path).suffix.lower() in ('.yaml', '.yml'):
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -72,13 +76,10 @@ def choices_of(content: Any, known: Container[str] = ()) -> dict[str, Any]:
     if content.get('strop') is not None:
         check_schema(content)
         return dict(content['choices'])
-    if (
-        isinstance(content.get('modules'), Mapping)
-        and 'chosen' not in content['modules']
-        and set(content) <= {'modules', 'channels'}
-    ):
+    parts: list[Any] = [content.get('modules'), content.get('channels') or {}]
+    if set(content) <= {'modules', 'channels'} and all(isinstance(part, Mapping) and 'chosen' not in part for part in parts):
         # MMRazor's first 1.x releases kept the decisions of operations and of channels apart.
-        content = {**content['modules'], **(content.get('channels') or {})}
+        content = {**parts[0], **parts[1]}
     choices: dict[str, Any] = {}
     for key, value in content.items():
         if not isinstance(key, str):

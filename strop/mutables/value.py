@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -82,6 +82,8 @@ class ValueChoice(Arithmetic, Mutable):
 
     def __init__(self, candidates: Sequence[Any], key: str | None = None, default: Any = None) -> None:
         super().__init__(key)
+        if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+            raise ComponentTypeError(f'`candidates` must be a list of values, but got {candidates!r}.')
         self._domain = Ordered(tuple(candidates))
         if default is not None:
             self.decide(default)
@@ -250,6 +252,10 @@ class Repeat(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(depth, tuple):
+            if len(depth) != 2:
+                raise SpaceError(
+                    f'A range of depths is (low, high), but got {depth}. Use ValueChoice({list(depth)}) for single ones.'
+                )
             depth = ValueChoice(Ordered.integers(*depth).labels, key=key)
         if isinstance(depth, int) and not isinstance(depth, bool):
             self.depth: ValueChoice | Expression | None = None
@@ -268,6 +274,8 @@ class Repeat(nn.Module):
         if wrong:
             raise SpaceError(f'A depth must be a non-negative integer, but `depth` can be {wrong[0]!r}.')
         for name, module in self._make(block, max(depths)):
+            if not isinstance(module, nn.Module):
+                raise ComponentTypeError(f'Block {name} must be an nn.Module, but got {type(module).__name__}.')
             self.add_module(name, module)
 
     @staticmethod

@@ -210,6 +210,8 @@ class TestGroups:
             ([['a', 'c'], ['c', 'bee']], SpaceError, "'c' is in two groups"),
             ([['a', 'a']], SpaceError, "'a' is in two groups, or twice"),
             ([['a', 'd']], SpaceError, 'not the same alternatives'),
+            (['a'], SpaceError, "list of keys or module paths, but got 'a'"),
+            ([[]], SpaceError, 'list of keys or module paths'),
         ],
     )
     def test_wrong_groups(self, groups: list[list[str]], error: type[Exception], text: str) -> None:

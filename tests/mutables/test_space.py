@@ -113,6 +113,22 @@ class TestMaking:
         with pytest.raises(SpaceError, match=text):
             Space(domains, conditions)
 
+    @pytest.mark.parametrize(
+        'content',
+        [
+            {},
+            [],
+            {'domains': {'a': {'kind': 'one_of'}}},
+            {'domains': {'a': {'kind': 'one_of', 'labels': [1], 'size': 1}}},
+            {'domains': {'a': {'kind': 'one_of', 'labels': 1}}},
+            {'domains': {'a': 'one_of'}},
+            {'domains': {'a': {'kind': 'one_of', 'labels': [1]}}, 'conditions': {'a': [[{'keys': ['a']}]]}},
+        ],
+    )
+    def test_malformed_data(self, content: object) -> None:
+        with pytest.raises(SpaceError):
+            Space.from_dict(content)
+
     def test_counting_stops_rather_than_hangs(self) -> None:
         keys = [f'k{i:02}' for i in range(24)]
         pairs = {f'{one} {two}': Guard((one, two), frozenset({(0, 0)})) for one in keys for two in keys if one < two}

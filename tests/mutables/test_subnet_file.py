@@ -82,6 +82,11 @@ class TestOwnFiles:
             load_subnet(path, SMALL)
         assert str(caught.value).startswith(str(path))
 
+    def test_only_subnets_are_written(self, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match=r'which Space.subnet makes of choices, but got a dict'):
+            dump_subnet({'op': 'conv'}, tmp_path / 'a.json')
+        assert not (tmp_path / 'a.json').exists()
+
     def test_a_note_is_ignored(self, tmp_path: Path) -> None:
         content = {'strop': 'subnet', 'version': 1, 'choices': {'op': 'conv', 'in': []}, 'note': {'score': 93.1}}
         assert load_subnet(write(tmp_path / 'a.json', content), SMALL)['op'] == 'conv'

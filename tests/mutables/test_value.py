@@ -90,6 +90,11 @@ class TestValueChoice:
         with pytest.raises(SpaceError, match=text):
             ValueChoice(values)
 
+    @pytest.mark.parametrize('values', ['abc', 5, None])
+    def test_no_list_of_values(self, values: object) -> None:
+        with pytest.raises(ComponentTypeError, match='must be a list of values'):
+            ValueChoice(values)
+
     def test_default(self) -> None:
         assert ValueChoice([1, 2], default=2)() == 2
         with pytest.raises(NotDecidedError, match="ValueChoice 'v' has no decision"):
@@ -173,6 +178,8 @@ class TestRepeat:
             (Add(), True, ComponentTypeError, '`depth` must be'),
             (Add(), 'deep', ComponentTypeError, '`depth` must be'),
             (Add(), (3, 1), SpaceError, 'low <= high'),
+            (Add(), (1, 2, 3), SpaceError, r'Use ValueChoice\(\[1, 2, 3\]\)'),
+            (lambda i: i, 2, ComponentTypeError, 'Block 0 must be an nn.Module, but got int'),
             ([Add()], 2, SpaceError, 'only 1 blocks'),
             (3, 2, ComponentTypeError, '`block` must be'),
         ],
