@@ -94,7 +94,9 @@ def _near_files(path: Path) -> str:
     if not folder.is_dir():
         return f' The folder {folder} does not exist.'
     found = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
-    return near(path.name, found) or (f' In {folder} there are {listed(found)}.' if found else f' There are no configs in {folder}.')
+    return near(path.name, found) or (
+        f' In {folder} there are {listed(found)}.' if found else f' There are no configs in {folder}.'
+    )
 
 
 def _packaged(name: str) -> Path:
@@ -104,7 +106,9 @@ def _packaged(name: str) -> Path:
         return Path(Config._get_cfg_path(name, '')[0])
     except ModuleNotFoundError:
         package = name.partition('::')[0]
-        raise ConfigError(f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}') from None
+        raise ConfigError(
+            f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}'
+        ) from None
     except (FileNotFoundError, ValueError, KeyError):
         root = Path(importlib.import_module(name.partition('::')[0]).__path__[0]) / '.mim' / 'configs'
         found = [file.relative_to(root).as_posix() for file in root.rglob('*.py')] if root.is_dir() else []
@@ -153,7 +157,9 @@ def _bases(path: Path) -> list[str]:
     except (SyntaxError, ValueError):
         return []
     for node in body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == '_base_' for target in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == '_base_' for target in node.targets
+        ):
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
@@ -205,7 +211,9 @@ def change(config: Config, settings: Mapping[str, Any]) -> None:
     for key in settings:
         first = key.partition('.')[0]
         if first not in known:
-            raise ConfigError(f'--cfg-options {key}: the config has no {first!r}.{near(first, known)} It has {listed(config, 20)}.')
+            raise ConfigError(
+                f'--cfg-options {key}: the config has no {first!r}.{near(first, known)} It has {listed(config, 20)}.'
+            )
         _check_path(config, key)
     try:
         config.merge_from_dict(dict(settings))
@@ -249,7 +257,7 @@ def use_mixed_precision(config: Config) -> None:
         return
     if name.rpartition('.')[2] != 'OptimWrapper':
         raise ConfigError(f"--amp needs an optim_wrapper of type 'OptimWrapper', but the config has {name!r}.")
-    wrapper['type'] = 'strop.AmpOptimWrapper'
+    config.optim_wrapper = {**wrapper, 'type': 'strop.AmpOptimWrapper'}
 
 
 def default_work_dir(config: Config, name: str, given: str | None) -> str:

@@ -17,6 +17,10 @@ def show(*parts: RenderableType) -> None:
     # A pipe has no width: lines are then as long as they need to be, for tools that read them.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     for part in parts:
+        # rich breaks a title at the width of its table.
+        if isinstance(part, Table) and part.title is not None:
+            console.print(f'\n{part.title}', soft_wrap=True, markup=False, style='bold')
+            part.title = None
         console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
 
 
@@ -42,7 +46,7 @@ def quiet_logs() -> None:
 
 def pairs(title: str | None, rows: Mapping[str, Any], names: tuple[str, str] = ('', '')) -> Table:
     """Return a table of names and values."""
-    table = Table(title=title, show_header=any(names), title_justify='left')
+    table = Table(title=title, show_header=any(names))
     table.add_column(names[0], no_wrap=True)
     table.add_column(names[1], overflow='fold')
     for name, value in rows.items():

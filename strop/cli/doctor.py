@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -115,16 +116,21 @@ def packages() -> list[Check]:
 
     found = [
         Check('versions', 'strop', OK, f'{__version__} in {Path(__file__).parents[1]}'),
-        Check('versions', 'python', OK if sys.version_info >= (3, 10) else BROKEN, f'{platform.python_version()}, {sys.executable}'),
+        Check(
+            'versions',
+            'python',
+            OK if sys.version_info >= (3, 10) else BROKEN,
+            f'{platform.python_version()}, {sys.executable}',
+        ),
     ]
-    found += [_guarded('versions', name, lambda name=name, module=module: _version(name, module)) for name, module in NEEDED.items()]
+    found += [_guarded('versions', name, partial(_version, name, module)) for name, module in NEEDED.items()]
     for name, (module, extra) in OPTIONAL.items():
         try:
             version(name)
         except PackageNotFoundError:
             found.append(Check('versions', name, ABSENT, f"optional: pip install 'strop[{extra}]'"))
         else:
-            found.append(_guarded('versions', name, lambda name=name, module=module: _version(name, module), WARNING))
+            found.append(_guarded('versions', name, partial(_version, name, module), WARNING))
     return found
 
 
@@ -156,7 +162,10 @@ def registries() -> list[Check]:
                 found = version(name)
             except PackageNotFoundError:
                 continue
-            raise ImportError(f'{name} {found} and onedl-mmengine both install `mmengine`: pip uninstall {name}, then reinstall onedl-mmengine.')
+            raise ImportError(
+                f'{name} {found} and onedl-mmengine both install `mmengine`: pip uninstall {name}, then '
+                'reinstall onedl-mmengine.'
+            )
         return 'onedl-mmengine alone'
 
     return [_guarded('packages', 'registries', look_up), _guarded('packages', 'one mmengine', two_engines, WARNING)]
@@ -172,7 +181,9 @@ def runtimes() -> list[Check]:
     except Exception as error:
         return [Check('runtimes', 'eager', BROKEN, f'{type(error).__name__}: {error}')]
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    ).eval()
     inputs = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         expected = model(inputs)

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 @click.option('--subnet', type=click.Path(exists=True, dir_okay=False), help='Estimate this subnet, module by module.')
 @SHAPE_OPTION
 @click.option(
-    '--latency', 'runtimes', multiple=True, metavar='RUNTIME', help='Also measure the latency: eager, compile, onnxruntime, openvino.'
+    '--latency',
+    'runtimes',
+    multiple=True,
+    metavar='RUNTIME',
+    help='Also measure the latency: eager, compile, onnxruntime, openvino.',
 )
 @click.option('--threads', type=click.IntRange(min=1), default=1, show_default=True, help='Threads for the latency.')
 @click.option('--runs', type=click.IntRange(min=1), default=50, show_default=True, help='Rounds of the latency.')
@@ -104,7 +108,7 @@ def _range(found: Target, samples: int, content: dict[str, Any]) -> tuple[list[A
     drawn = min(samples, 20) if estimator.measured else samples
     subnets = [estimator.space.sample(counter_rng(0, 'estimate', index)) for index in range(drawn)]
     values = estimator.estimate_many(subnets)
-    table = Table(title=f'{found.name}: {estimator.space.count():.4g} subnets', title_justify='left')
+    table = Table(title=f'{found.name}: {estimator.space.count():.4g} subnets')
     for name in ('', 'smallest', f'mean of {drawn} random', 'largest'):
         table.add_column(name, justify='right' if name else 'left')
     content.update(subnets=estimator.space.count(), samples=drawn, mode=estimator.mode, range={})
@@ -113,7 +117,10 @@ def _range(found: Target, samples: int, content: dict[str, Any]) -> tuple[list[A
         content['range'][name] = {
             'smallest': low.value, 'mean': mean, 'largest': high.value, 'exact': low.exact and high.exact,
         }  # fmt: skip
-        cells = [human(value, name == 'activation_bytes') + 'B' * (name == 'activation_bytes') for value in (low.value, mean, high.value)]
+        cells = [
+            human(value, name == 'activation_bytes') + 'B' * (name == 'activation_bytes')
+            for value in (low.value, mean, high.value)
+        ]
         table.add_row(label + ('' if low.exact and high.exact else ' (as found)'), *cells)
     extremes = {'smallest': estimator.smallest('macs').subnet, 'largest': estimator.largest('macs').subnet}
     return [table, estimator.table()], {name: extract(found.model, subnet) for name, subnet in extremes.items()}

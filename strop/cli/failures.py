@@ -41,17 +41,15 @@ def describe(error: BaseException) -> tuple[str, int]:
         return f'strop: error: {one_line(str(error))}', FAILED
     # KeyError shows the repr of its argument; a sentence should stay a sentence.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    where = place_of(error)
-    return (
-        f'strop: error: {type(error).__name__}: {one_line(str(text))}{f" ({where})" if where else ""} (--debug shows the traceback)',
-        FAILED,
-    )
+    place = place_of(error)
+    where = f' ({place})' if place else ''
+    return f'strop: error: {type(error).__name__}: {one_line(str(text))}{where} (--debug shows the traceback)', FAILED
 
 
 def one_line(text: str, limit: int = 1200) -> str:
     """Return `text` without line breaks, shortened in the middle if it is very long.
 
-    >>> one_line('a\\n  b')
+    >>> one_line(' a   b ')
     'a b'
     """
     line = ' '.join(text.split())

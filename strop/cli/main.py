@@ -73,16 +73,18 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command of an argument list; the error for an unknown one names the near match."""
         if args and args[0] not in COMMANDS and not args[0].startswith('-'):
-            raise click.UsageError(f'There is no command {args[0]!r}.{near(args[0], COMMANDS)} There are {listed(COMMANDS)}.', ctx)
+            raise click.UsageError(
+                f'There is no command {args[0]!r}.{near(args[0], COMMANDS)} There are {listed(COMMANDS)}.', ctx
+            )
         return super().resolve_command(ctx, args)
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run a command, and end the process with an exit code of `EPILOG`."""
         if not extra.pop('standalone_mode', True):
-            return super().main(args, prog_name, *rest, standalone_mode=False, **extra)
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         given = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(given, prog_name, *rest, standalone_mode=False, **extra)
+            code = super().main(given, prog_name, standalone_mode=False, **extra)
         except BaseException as error:
             _end(error, debug='--debug' in given)
         sys.exit(code if isinstance(code, int) else 0)

@@ -28,12 +28,14 @@ class Target:
         model: The plain module or, of an algorithm, its architecture.
         inputs: Its inputs: a tensor, or what the data of the config gives.
         algorithm: The algorithm around the model, if it came from a config.
+        config: That config.
     """
 
     name: str
     model: nn.Module
     inputs: Any
     algorithm: nn.Module | None = None
+    config: Any = None
 
     @property
     def input_shape(self) -> list[int] | None:
@@ -73,7 +75,7 @@ def _of_config(name: str, settings: Mapping[str, Any] | None, input_shape: Seque
         inputs: Any = torch.zeros(tuple(input_shape), device=_device(algorithm))
     else:
         inputs = _sample(config, algorithm)
-    return Target(name, getattr(algorithm, 'architecture', algorithm).eval(), inputs, algorithm)
+    return Target(name, getattr(algorithm, 'architecture', algorithm).eval(), inputs, algorithm, config)
 
 
 def build_model(config: Any) -> nn.Module:
@@ -91,7 +93,9 @@ def build_model(config: Any) -> nn.Module:
         cfg.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(cfg)
     if not isinstance(model, nn.Module):
-        raise ComponentTypeError(f'The model of a config must be an nn.Module, but {cfg.get("type")!r} gives {type(model).__name__}.')
+        raise ComponentTypeError(
+            f'The model of a config must be an nn.Module, but {cfg.get("type")!r} gives {type(model).__name__}.'
+        )
     return model
 
 
@@ -134,9 +138,9 @@ def _made(module: str, factory: str) -> nn.Module:
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
-        files = [path.stem for path in Path.cwd().glob('*.py')]
+        hint = near(module, [path.stem for path in Path.cwd().glob('*.py')])
         raise ConfigError(
-            f'{module}:{factory} names the module {module!r}, which is neither in the current folder nor installed.{near(module, files)}'
+            f'{module}:{factory} needs the module {module!r}, which is neither in the current folder nor installed.{hint}'
         ) from None
     made: Any = found
     for part in factory.split('.'):

@@ -75,7 +75,9 @@ def parse_shape(ctx: click.Context, parameter: click.Parameter, values: tuple[st
         return None
     parts = [part for value in values for part in re.split(r'[,x\s]+', value.strip('()[]')) if part]
     if not parts or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f'must be positive integers such as 1 3 224 224, but got {" ".join(values)!r}.', ctx, parameter)
+        raise click.BadParameter(
+            f'must be positive integers such as 1 3 224 224, but got {" ".join(values)!r}.', ctx, parameter
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -87,7 +89,9 @@ def parse_settings(ctx: click.Context, parameter: click.Parameter, values: tuple
 
     for value in values:
         if not value.partition('=')[0].strip() or '=' not in value:
-            raise click.BadParameter(f'must be KEY=VALUE, such as optim_wrapper.optimizer.lr=0.1, but got {value!r}.', ctx, parameter)
+            raise click.BadParameter(
+                f'must be KEY=VALUE, such as optim_wrapper.optimizer.lr=0.1, but got {value!r}.', ctx, parameter
+            )
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument('settings', nargs='*', action=DictAction)
     settings: dict[str, Any] = {}

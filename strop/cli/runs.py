@@ -176,14 +176,16 @@ def test(
     A supernet without --subnet is tested by its largest, its smallest and a random subnet.
     """
     from strop.cli.console import pairs, show
-    from strop.cli.weights import check_weights
+    from strop.cli.weights import calibration_images, check_weights
     from strop.engine import SubnetValLoop, build_runner
     from strop.engine.train_loop import unwrapped
     from strop.files import atomic_write
 
     cfg = _prepared(config, settings, seed, work_dir)
     _set_weights(cfg, checkpoint)
-    images = _calibration(cfg, calibrate)
+    images = calibration_images(cfg, calibrate)
+    if 'calibrate_sample_num' in (cfg.get('test_cfg') or {}):
+        cfg.test_cfg.calibrate_sample_num = images
     runner = build_runner(cfg, 'test', launcher=launcher)
     if cfg.get('load_from') is not None:
         check_weights(runner.model, cfg.load_from)
@@ -191,9 +193,9 @@ def test(
     if subnet is not None:
         metrics = _test_subnet(runner, model, subnet, images)
     elif getattr(model, 'mutator', None) is not None and not (cfg.get('test_cfg') or {}).get('type'):
-        loop = SubnetValLoop(runner, cfg.test_dataloader, cfg.test_evaluator, calibrate_sample_num=images)
-        runner.load_or_resume()
-        metrics = loop.run()
+        # Only now is it known that the model has subnets; MMEngine's default loop would run it undecided.
+        runner._test_loop = SubnetValLoop(runner, cfg.test_dataloader, cfg.test_evaluator, calibrate_sample_num=images)
+        metrics = runner.test()
     else:
         metrics = runner.test()
     if runner.rank == 0:
@@ -213,21 +215,12 @@ def _set_weights(cfg: Config, checkpoint: str | None) -> None:
         found = find_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
         # A model may also take its weights from an `init_cfg` of its own.
         if found is None and 'checkpoint' not in str(cfg.get('model') or cfg.get('algorithm')):
-            raise ConfigError(f'To test, weights are needed: give --checkpoint FILE. There is no checkpoint in {cfg.work_dir} either.')
+            raise ConfigError(
+                f'To test, weights are needed: give --checkpoint FILE. There is no checkpoint in {cfg.work_dir} either.'
+            )
         if found is not None:
             note(f'the weights are those of {found}')
             cfg.load_from = str(found)
-
-
-def _calibration(cfg: Config, given: int | None) -> int:
-    if given is not None:
-        return given
-    if cfg.get('train_dataloader') is None or (cfg.get('model') or cfg.get('algorithm') or {}).get('norm_training'):
-        return 0
-    for name in ('train_cfg', 'test_cfg', 'val_cfg'):
-        if 'calibrate_sample_num' in (cfg.get(name) or {}):
-            return max(int(cfg[name]['calibrate_sample_num']), 0)
-    return 4096
 
 
 def _test_subnet(runner: Any, model: Any, path: str, images: int) -> dict[str, float]:

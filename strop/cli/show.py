@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 def show(target: str, config: str | None, top: int, as_json: bool, settings: dict[str, Any]) -> None:
     """Print a search space, a subnet, or the best trials of a search.
 
-    TARGET is a config or module:factory (its space), a subnet file, a search.json, a search.journal (also of a search that is still
-    running), a database URL, or the work directory of a search.
+    TARGET is a config or module:factory (its space), a subnet file, a search.json, a search.journal (also
+    of a search that is still running), a database URL, or the work directory of a search.
     """
     from strop.cli.console import quiet_logs, show_json
     from strop.errors import ConfigError
@@ -132,7 +132,9 @@ def _journal(store: str | Path, top: int, quiet: bool) -> dict[str, Any]:
     from strop.search.store import open_storage
 
     storage = open_storage(store)[0]
-    studies = [study for study in storage.get_all_studies() if 'strop' in study.user_attrs and 'strop:space' in study.user_attrs]
+    studies = [
+        study for study in storage.get_all_studies() if 'strop' in study.user_attrs and 'strop:space' in study.user_attrs
+    ]
     if not studies:
         raise ConfigError(f'{store} holds no search that Strop made.')
     contents = []

@@ -16,9 +16,11 @@ from strop.search import Trial
 
 def trials_table(trials: Sequence[Trial], objectives: Mapping[str, str], title: str) -> Table:
     """Return a table of trials: rank, number, values, what else was measured, the decisions."""
-    measured = list(dict.fromkeys(name for trial in trials for name, value in trial.info.items() if isinstance(value, (int, float))))
+    measured = list(
+        dict.fromkeys(name for trial in trials for name, value in trial.info.items() if isinstance(value, (int, float)))
+    )
     measured = [name for name in measured if name not in objectives]
-    table = Table(title=title, title_justify='left')
+    table = Table(title=title)
     for name in ('#', 'trial', *objectives, *measured):
         table.add_column(name, justify='right', no_wrap=True)
     table.add_column('subnet', overflow='fold', ratio=1)
@@ -31,7 +33,7 @@ def trials_table(trials: Sequence[Trial], objectives: Mapping[str, str], title: 
 
 def space_table(space: Space, title: str) -> Table:
     """Return a table of the decisions of a space, their alternatives, and when each matters."""
-    table = Table(title=title, title_justify='left')
+    table = Table(title=title)
     table.add_column('decision', overflow='fold')
     table.add_column('kind', no_wrap=True)
     table.add_column('alternatives', overflow='fold')

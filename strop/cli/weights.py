@@ -1,4 +1,4 @@
-"""A checkpoint is compared with the model before it is used: a wrong one would otherwise only give bad numbers."""
+"""Weights from a checkpoint, compared with the model before they are used, and batch norms recalibrated for a subnet."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.runner import Runner
 from torch import nn
 
 from strop.cli.console import note
-from strop.engine import load_checkpoint_file
+from strop.engine import load_checkpoint_file, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError, listed, near
+from strop.randomness import seeded
 
 
 def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -21,8 +23,11 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ConfigError: If parameters are missing or of another shape; the message names some.
         UnsafeFileError: If the file would have to be unpickled.
     """
-    own: dict[str, Any] = dict(unwrapped(model).named_parameters())
-    stored = weights_of(load_checkpoint_file(path), path)
+    _check(unwrapped(model), weights_of(load_checkpoint_file(path), path), path)
+
+
+def _check(model: nn.Module, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    own: dict[str, Any] = dict(model.named_parameters())
     absent = [name for name in own if name not in stored]
     if absent:
         raise ConfigError(
@@ -33,12 +38,68 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if other:
         name = other[0]
         raise ConfigError(
-            f'{path} is of another model: {name!r} has the shape {tuple(stored[name].shape)} in it, and {tuple(own[name].shape)} in '
-            f'the model of the config ({len(other)} tensors differ).'
+            f'{path} is of another model: {name!r} has the shape {tuple(stored[name].shape)} in it, and '
+            f'{tuple(own[name].shape)} in the model of the config ({len(other)} tensors differ).'
         )
-    spare = sorted(set(stored) - set(unwrapped(model).state_dict()))
+    spare = sorted(set(stored) - set(model.state_dict()))
     if spare:
         note(f'{path} also has {listed(spare, 3)}, which the model does not use.')
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load a checkpoint into a model that it fits; see `check_weights`.
+
+    A checkpoint of the plain model serves an algorithm around it as well, and the other way round.
+    """
+    target = unwrapped(model)
+    stored = weights_of(load_checkpoint_file(path), path)
+    inner = getattr(target, 'architecture', None)
+    if isinstance(inner, nn.Module) and not any(name.startswith('architecture.') for name in stored):
+        target = inner
+    elif inner is None and stored and all(name.startswith('architecture.') for name in stored):
+        stored = {name.removeprefix('architecture.'): value for name, value in stored.items()}
+    _check(target, stored, path)
+    target.load_state_dict(stored, strict=False)
+
+
+def calibration_images(config: Any, given: int | None) -> int:
+    """Return on how many training images the batch norms of an inherited subnet are recalibrated.
+
+    As given, else as the config's loops do, else 4096; none without training data, or where the algorithm keeps
+    batch norms in training mode.
+    """
+    if given is not None:
+        return given
+    if config.get('train_dataloader') is None or (config.get('model') or config.get('algorithm') or {}).get('norm_training'):
+        return 0
+    for name in ('test_cfg', 'train_cfg', 'val_cfg'):
+        if 'calibrate_sample_num' in (config.get(name) or {}):
+            return max(int(config[name]['calibrate_sample_num']), 0)
+    return 4096
+
+
+def recalibrate(algorithm: nn.Module, config: Any, images: int) -> int:
+    """Recalibrate the batch norms of the current subnet on training images of a config; returns how many were used.
+
+    Raises:
+        ConfigError: If the config has no training data.
+    """
+    if config.get('train_dataloader') is None:
+        raise ConfigError(
+            '--calibrate needs the training data of the config, which has no `train_dataloader`. Give --calibrate 0.'
+        )
+    seed = (config.get('randomness') or {}).get('seed') or 0
+    loader = Runner.build_dataloader(config.train_dataloader, seed=seed)
+    preprocess = getattr(algorithm, 'data_preprocessor', None)
+
+    def forward(batch: Any) -> int:
+        data = preprocess(batch, False) if preprocess is not None else batch
+        inputs = data['inputs'] if isinstance(data, Mapping) else data[0]
+        algorithm(inputs, mode='tensor')
+        return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
+
+    with seeded(seed, 'calibration/0'):
+        return recalibrate_batch_norms(algorithm, loader, forward, images)
 
 
 def weights_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -50,5 +111,7 @@ def weights_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     state = content.get('state_dict', content) if isinstance(content, Mapping) else None
     tensors = {str(name): value for name, value in (state or {}).items() if hasattr(value, 'shape')}
     if not tensors:
-        raise ConfigError(f"{path} holds no weights: a checkpoint is a mapping of names to tensors, alone or under 'state_dict'.")
+        raise ConfigError(
+            f"{path} holds no weights: a checkpoint is a mapping of names to tensors, alone or under 'state_dict'."
+        )
     return {name.removeprefix('module.') if name.startswith('module.') else name: value for name, value in tensors.items()}

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from .running import one_error, start, strop
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    from strop.engine import load_checkpoint_file
+
+    return load_checkpoint_file(path)['state_dict']
+
+
+def _trials(path: Path) -> list[tuple[dict[str, str], dict[str, float]]]:
+    return [(trial['choices'], trial['values']) for trial in json.loads((path / 'search.json').read_text())['trials']]
+
+
+def _kill_when(process: object, condition: object, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()  # type: ignore[attr-defined]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    process.communicate()  # type: ignore[attr-defined]
+
+
+def test_training_writes_checkpoints_and_says_where(trained: Path) -> None:
+    assert (trained / 'iter_20.pth').is_file()
+    assert (trained / 'supernet.py').is_file()
+    weights = _weights(trained / 'iter_20.pth')
+    assert any(name.startswith('architecture.') for name in weights)
+
+
+def test_killed_training_resumes_to_the_same_weights(project: Path, trained: Path) -> None:
+    folder = project / 'runs' / 'killed'
+    rng = random.Random(os.urandom(4))
+    # Kill at random places: some time after one more checkpoint than the last time was written.
+    for at_least in (3, 9, 15):
+        process = start('train', 'supernet.py', '--resume', '--work-dir', folder, cwd=project, STRIPES_SECONDS='0.03')
+        _kill_when(process, (folder / f'iter_{at_least}.pth').exists)
+        assert not (folder / 'iter_20.pth').exists()
+        time.sleep(rng.random() * 0.1)
+    done = strop('train', 'supernet.py', '--resume', '--work-dir', folder, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert 'resumed epoch' in done.stdout
+    whole, broken = _weights(trained / 'iter_20.pth'), _weights(folder / 'iter_20.pth')
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_resume_without_a_checkpoint_starts_anew_and_says_so(project: Path, trained: Path) -> None:
+    done = strop(
+        'train', 'supernet.py', '--resume', '--seed', 5, '--amp', '--work-dir', 'runs/seed5',
+        '--cfg-options', 'train_cfg.max_epochs=1', 'optim_wrapper.optimizer.lr=0.05', 'val_cfg.calibrate_sample_num=0',
+        cwd=project,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'no checkpoint in runs/seed5 to resume from' in done.stderr
+    config = (project / 'runs' / 'seed5' / 'supernet.py').read_text()
+    assert 'seed=5' in config
+    assert 'lr=0.05' in config
+    assert 'AmpOptimWrapper' in config
+    assert (project / 'runs' / 'seed5' / 'iter_5.pth').is_file()
+
+
+def test_search_prints_and_writes_the_best(searched: Path) -> None:
+    trials = _trials(searched)
+    assert len(trials) == 12
+    best = max(trials, key=lambda trial: trial[1]['accuracy/top1'])
+    content = yaml.safe_load((searched / 'best_fix_subnet.yaml').read_text())
+    assert content['strop'] == 'subnet'
+    written = next(values for choices, values in trials if choices == content['choices'])
+    assert written == best[1]
+
+
+def test_killed_search_resumes_to_the_same_trials(project: Path, checkpoint: Path, searched: Path) -> None:
+    folder = project / 'runs' / 'killed_search'
+    arguments = ('search', 'search.py', '--checkpoint', checkpoint, '--resume', '--work-dir', folder)
+    journal = folder / 'search.journal'
+
+    def finished() -> int:
+        return journal.read_text().count('"state": 1') + journal.read_text().count('"state":1') if journal.exists() else 0
+
+    for at_least in (2, 5, 8):
+        process = start(*arguments, cwd=project, STRIPES_SECONDS='0.01')
+        _kill_when(process, lambda at_least=at_least: finished() >= at_least)
+        assert not (folder / 'search.json').exists()
+    done = strop(*arguments, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert _trials(folder) == _trials(searched)
+    assert (folder / 'best_fix_subnet.yaml').read_text() == (searched / 'best_fix_subnet.yaml').read_text()
+
+
+def test_a_search_is_not_mixed_with_an_older_one(project: Path, checkpoint: Path, searched: Path) -> None:
+    done = strop('search', 'search.py', '--checkpoint', checkpoint, '--work-dir', searched, cwd=project)
+    assert done.returncode == 1
+    assert 'holds a search already' in one_error(done)
+
+
+def test_impossible_budget_names_the_smallest_reachable(project: Path, checkpoint: Path) -> None:
+    arguments = ('search', 'search.py', '--checkpoint', checkpoint, '--work-dir', 'runs/poor')
+    done = strop(*arguments, '--cfg-options', 'train_cfg.constraints_range.flops=(0,0.001)', cwd=project)
+    assert done.returncode == 3
+    # 8 x 8 places: a stem of 9 * 4, three 1 x 1 convolutions of 16, and the head of 8.
+    assert str((64 * (36 + 3 * 16) + 8) / 1e6) in one_error(done)
+    # The same folder can be used again with a budget that can be met.
+    done = strop(*arguments, '--cfg-options', 'train_cfg.max_epochs=1', cwd=project)
+    assert done.returncode == 0, done.stderr
+
+
+def test_search_needs_a_search_loop(project: Path, checkpoint: Path) -> None:
+    done = strop('search', 'supernet.py', '--checkpoint', checkpoint, cwd=project)
+    assert done.returncode == 1
+    assert 'EvolutionSearchLoop' in one_error(done)
+
+
+def test_test_of_a_supernet_shows_its_range(project: Path, checkpoint: Path) -> None:
+    done = strop('test', 'supernet.py', '--checkpoint', checkpoint, '--out', 'metrics.json', cwd=project)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((project / 'metrics.json').read_text())
+    assert {'max_subnet.accuracy/top1', 'min_subnet.accuracy/top1', 'random_subnet.flops'} <= metrics.keys()
+    assert metrics['max_subnet.flops'] > metrics['min_subnet.flops']
+    assert 'max_subnet.accuracy/top1' in done.stdout
+
+
+def test_test_of_a_subnet_takes_the_furthest_checkpoint(project: Path, trained: Path, searched: Path) -> None:
+    subnet = searched / 'best_fix_subnet.yaml'
+    done = strop('test', 'search.py', '--subnet', subnet, '--work-dir', trained, '--out', 'subnet.json', cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert 'the weights are those of' in done.stderr
+    assert 'iter_20.pth' in done.stderr
+    assert 'recalibrated on 16 training images' in done.stderr
+    metrics = json.loads((project / 'subnet.json').read_text())
+    # On the data that it was searched on, it scores what the search wrote down.
+    again = strop(
+        'test', 'search.py', '--subnet', subnet, '--work-dir', trained, '--out', 'again.json',
+        '--cfg-options', 'test_dataloader.dataset.size=24', 'test_dataloader.dataset.seed=1', cwd=project,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    score = json.loads((project / 'again.json').read_text())['accuracy/top1']
+    choices = yaml.safe_load(subnet.read_text())['choices']
+    assert score == next(values for found, values in _trials(searched) if found == choices)['accuracy/top1']
+    assert set(metrics) == {'accuracy/top1', 'flops', 'params'}
+
+
+class Boom:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, 'w')
+
+
+@pytest.mark.parametrize('command', ['search', 'test'])
+def test_a_malicious_checkpoint_is_not_executed(project: Path, tmp_path: Path, command: str) -> None:
+    trap, sprung = tmp_path / 'trap.pth', tmp_path / 'sprung'
+    torch.save({'state_dict': {}, 'boom': Boom(str(sprung))}, trap)
+    done = strop(command, 'search.py', '--checkpoint', trap, '--work-dir', tmp_path / 'work', cwd=project)
+    assert done.returncode == 1
+    assert 'could execute code' in one_error(done)
+    assert not sprung.exists()
+    # The trap is one: unpickling it creates the file.
+    torch.load(trap, weights_only=False)
+    assert sprung.exists()
+
+
+def test_bad_weights_and_subnets(project: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / 'other.pth'
+    torch.save({'state_dict': {'architecture.module.stem.0.weights': torch.zeros(1)}}, other)
+    done = strop('test', 'supernet.py', '--checkpoint', other, '--work-dir', tmp_path, cwd=project)
+    assert done.returncode == 1
+    assert "Did you mean 'architecture.module.stem.0.weights'?" in one_error(done)
+    corrupt = tmp_path / 'best.yaml'
+    corrupt.write_text('strop: subnet\nversion: 1\nchoices: {module.first: k7}\n')
+    done = strop('test', 'supernet.py', '--checkpoint', checkpoint, '--subnet', corrupt, '--work-dir', tmp_path, cwd=project)
+    assert done.returncode == 1
+    assert 'k7' in one_error(done)
+    done = strop('test', 'supernet.py', '--work-dir', tmp_path / 'empty', cwd=project)
+    assert done.returncode == 1
+    assert '--checkpoint' in one_error(done)
+
+
+def test_a_pickled_subnet_is_refused(project: Path, checkpoint: Path, tmp_path: Path) -> None:
+    subnet, sprung = tmp_path / 'best.yaml', tmp_path / 'sprung'
+    subnet.write_bytes(pickle.dumps(Boom(str(sprung))))
+    done = strop('test', 'supernet.py', '--checkpoint', checkpoint, '--subnet', subnet, '--work-dir', tmp_path, cwd=project)
+    assert done.returncode == 1
+    assert 'never unpickled' in one_error(done)
+    assert not sprung.exists()
+
+
+def test_interrupt_gives_130(project: Path) -> None:
+    folder = project / 'runs' / 'interrupted'
+    process = start('train', 'supernet.py', '--work-dir', folder, cwd=project, STRIPES_SECONDS='0.1')
+    end = time.monotonic() + 120
+    while not (folder / 'iter_3.pth').exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == 'strop: interrupted'
+    assert 'Traceback' not in err
