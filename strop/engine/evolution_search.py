@@ -17,7 +17,7 @@ from mmengine.runner.base_loop import BaseLoop
 
 from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, set_subnet, training_mode_kept
 from strop.engine.train_loop import unwrapped
-from strop.errors import BudgetError, ConfigError, StoreError, listed, near
+from strop.errors import BudgetError, ConfigError, StoreError, StropError, listed, near
 from strop.files import atomic_write
 from strop.mutables import Subnet, choices_of, dump_subnet, read_document
 from strop.registry import LOOPS
@@ -148,6 +148,7 @@ class EvolutionSearchLoop(BaseLoop):
         self.runner.call_hook('before_train')
         algorithm = unwrapped(self.runner.model)
         mutator = mutator_of(algorithm)
+        self.scorer.prepare()
         with training_mode_kept(algorithm):
             if is_main_process():
                 try:
@@ -259,6 +260,12 @@ class EvolutionSearchLoop(BaseLoop):
 
     def _write(self, result: SearchResult) -> None:
         work_dir = Path(self.runner.work_dir)
+        if not result.complete:
+            last = result.trials[-1]
+            raise StropError(
+                f'No subnet was found: all {len(result.trials)} trials failed, the last one with: {last.error} '
+                f'({last.subnet!r}). The trials are in {work_dir / STORE_FILE}.'
+            )
         atomic_write(work_dir / RESULT_FILE, json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + '\n')
         dump_subnet(result.best.subnet, work_dir / BEST_FILE)
         for rank, trial in enumerate(result.ranked()[: max(self.max_keep_ckpts, 0)]):

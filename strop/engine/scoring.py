@@ -82,6 +82,11 @@ class Scorer:
         """The algorithm, out of any distributed wrapper."""
         return unwrapped(self.runner.model)
 
+    def prepare(self) -> None:
+        """Load the calibration images, if any are asked for; what is wrong with them shows before the first subnet."""
+        if self.images > 0:
+            self.calibration_batches()
+
     def metrics(self, subnet: Mapping[str, Any] | None = None) -> dict[str, float]:
         """Return the metrics of a subnet; of the model as it is if None. The model's statistics are left as they were."""
         if subnet is not None:
