@@ -13,8 +13,6 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import DataLoader
 
 from strop.engine.checkpoint import find_checkpoint, install
 from strop.engine.distributed import start_process_group
@@ -83,9 +81,9 @@ def _printable(value: Any) -> Any:
         return {name: _printable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_printable(item) for item in value)
-    if isinstance(value, (nn.Module, DataLoader)):
-        return f'<{type(value).__name__}>'
-    return getattr(value, '__qualname__', repr(value)) if callable(value) and not isinstance(value, type) else value
+    if value is None or isinstance(value, (str, bytes, int, float, os.PathLike)):
+        return value
+    return f'<{getattr(value, "__qualname__", type(value).__qualname__)}>'
 
 
 def _own_evaluator(config: Config, name: str) -> dict[str, Any]:

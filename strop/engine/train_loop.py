@@ -71,14 +71,19 @@ class _Batches:
         return self
 
     def __next__(self) -> Any:
-        _seed_data(self._runner, 'batch', self._count)
-        self._count += 1
         try:
-            return next(self._begun())
+            batch = self._fetch()
         except StopIteration:
             self._epoch += 1
             self._iterator = None
-            return next(self._begun())
+            batch = self._fetch()
+        self._count += 1
+        return batch
+
+    def _fetch(self) -> Any:
+        iterator = self._begun()  # which draws from the global generator, so the seed comes after it
+        _seed_data(self._runner, 'batch', self._count)
+        return next(iterator)
 
     def _begun(self) -> Iterator[Any]:
         if self._iterator is None:
