@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -102,19 +103,16 @@ def _near_files(path: Path) -> str:
 def _packaged(name: str) -> Path:
     from mmengine.config import Config
 
+    package, _, wanted = name.partition('::')
+    if not package.isidentifier() or importlib.util.find_spec(package) is None:
+        raise ConfigError(f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}')
     try:
         return Path(Config._get_cfg_path(name, '')[0])
-    except ModuleNotFoundError:
-        package = name.partition('::')[0]
-        raise ConfigError(
-            f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}'
-        ) from None
-    except (FileNotFoundError, ValueError, KeyError):
-        root = Path(importlib.import_module(name.partition('::')[0]).__path__[0]) / '.mim' / 'configs'
-        found = [file.relative_to(root).as_posix() for file in root.rglob('*.py')] if root.is_dir() else []
-        wanted = name.partition('::')[2]
-        hint = near(wanted, found) or (f' There are {listed(sorted(found))}.' if found else '')
-        raise ConfigError(f'The package {name.partition("::")[0]!r} ships no config {wanted!r}.{hint}') from None
+    except (ImportError, OSError, ValueError, KeyError):
+        root = Path(importlib.import_module(package).__path__[0]) / '.mim' / 'configs'
+        found = sorted(file.relative_to(root).as_posix() for file in root.rglob('*.py')) if root.is_dir() else []
+        hint = near(wanted, found) or (f' There are {listed(found)}.' if found else '')
+        raise ConfigError(f'The package {package!r} ships no config {wanted!r}.{hint}') from None
 
 
 def _activate_old_names(text: str) -> None:

@@ -38,7 +38,8 @@ def quiet_logs() -> None:
     """Send MMEngine's log to stderr, warnings and errors only, so that stdout holds results alone."""
     from mmengine.logging import MMLogger
 
-    logger = MMLogger.get_instance('strop', logger_name='strop', log_level='WARNING')
+    known = MMLogger.check_instance_created('strop')
+    logger = MMLogger.get_instance('strop') if known else MMLogger.get_instance('strop', log_level='WARNING')
     for handler in logger.handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setStream(sys.stderr)

@@ -11,6 +11,8 @@ import click
 from strop.cli.options import SETTINGS_OPTION, command
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from strop.mutables import Space
     from strop.search import Trial
 
@@ -125,28 +127,40 @@ def _subnet(path: Path, choices: dict[str, Any], config: str | None, settings: d
 
 
 def _journal(store: str | Path, top: int, quiet: bool) -> dict[str, Any]:
-    """Read a store as it is, without taking part in the search."""
+    """Read a store as it is; unlike a search that goes on, this writes nothing to it."""
     from strop.errors import ConfigError
     from strop.mutables import Space
-    from strop.search import Store
     from strop.search.store import open_storage
 
     storage = open_storage(store)[0]
-    studies = [
-        study for study in storage.get_all_studies() if 'strop' in study.user_attrs and 'strop:space' in study.user_attrs
-    ]
-    if not studies:
-        raise ConfigError(f'{store} holds no search that Strop made.')
     contents = []
-    for study in studies:
-        about = study.user_attrs['strop']
+    for study in storage.get_all_studies():
+        about = study.user_attrs.get('strop')
+        if about is None or 'strop:space' not in study.user_attrs:
+            continue
         space = Space.from_dict(study.user_attrs['strop:space'])
-        settings = {key: about[key] for key in ('seed', 'strategy', 'constraints') if key in about}
-        kept = Store(storage, space, about['objectives'], name=study.study_name, settings=settings)
-        head = {'name': study.study_name, 'objectives': about['objectives'], **settings}
-        contents.append(_trials(store, head, kept.trials, top, quiet))
-        kept.close()
+        head = {'name': study.study_name, **{key: about[key] for key in ('objectives', 'seed', 'strategy', 'constraints')}}
+        frozen = storage.get_all_trials(study._study_id, deepcopy=False)
+        contents.append(_trials(store, head, [_trial(item, space, about['objectives']) for item in frozen], top, quiet))
+    if not contents:
+        raise ConfigError(f'{store} holds no search that Strop made.')
     return contents[0] if len(contents) == 1 else {'searches': contents}
+
+
+def _trial(frozen: FrozenTrial, space: Space, objectives: Mapping[str, str]) -> Trial:
+    from strop.search import Trial
+
+    complete = frozen.state.name == 'COMPLETE'
+    notes = frozen.user_attrs
+    return Trial(
+        number=frozen.number,
+        subnet=space.subnet(notes['subnet']),
+        state='complete' if complete else 'failed' if frozen.state.is_finished() else 'running',
+        values=dict(zip(objectives, frozen.values, strict=True)) if complete else None,
+        info=dict(notes.get('info', {})),
+        seconds=notes.get('seconds'),
+        error=notes.get('error'),
+    )
 
 
 def _result(path: Path, content: dict[str, Any], top: int, quiet: bool) -> dict[str, Any]:

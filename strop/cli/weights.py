@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.runner import Runner
@@ -23,27 +23,7 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ConfigError: If parameters are missing or of another shape; the message names some.
         UnsafeFileError: If the file would have to be unpickled.
     """
-    _check(unwrapped(model), weights_of(load_checkpoint_file(path), path), path)
-
-
-def _check(model: nn.Module, stored: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    own: dict[str, Any] = dict(model.named_parameters())
-    absent = [name for name in own if name not in stored]
-    if absent:
-        raise ConfigError(
-            f'{path} is of another model: of its {len(stored)} tensors none is called {listed(absent, 3)}.'
-            f'{near(absent[0], stored)} The file has {listed(stored, 3)}.'
-        )
-    other = [name for name in own if tuple(stored[name].shape) != tuple(own[name].shape)]
-    if other:
-        name = other[0]
-        raise ConfigError(
-            f'{path} is of another model: {name!r} has the shape {tuple(stored[name].shape)} in it, and '
-            f'{tuple(own[name].shape)} in the model of the config ({len(other)} tensors differ).'
-        )
-    spare = sorted(set(stored) - set(model.state_dict()))
-    if spare:
-        note(f'{path} also has {listed(spare, 3)}, which the model does not use.')
+    _fitted(unwrapped(model), weights_of(load_checkpoint_file(path), path), ('', 'module.'), path)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -54,12 +34,37 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     target = unwrapped(model)
     stored = weights_of(load_checkpoint_file(path), path)
     inner = getattr(target, 'architecture', None)
-    if isinstance(inner, nn.Module) and not any(name.startswith('architecture.') for name in stored):
+    if isinstance(inner, nn.Module) and not any('architecture.' in name for name in stored):
         target = inner
-    elif inner is None and stored and all(name.startswith('architecture.') for name in stored):
-        stored = {name.removeprefix('architecture.'): value for name, value in stored.items()}
-    _check(target, stored, path)
-    target.load_state_dict(stored, strict=False)
+    target.load_state_dict(_fitted(target, stored, ('', 'module.', 'architecture.'), path), strict=False)
+
+
+def _fitted(
+    model: nn.Module, stored: Mapping[str, Any], prefixes: Sequence[str], path: str | os.PathLike[str]
+) -> Mapping[str, Any]:
+    """Return the tensors of a checkpoint by the names of the model, which may lack one of the prefixes."""
+    own: dict[str, Any] = dict(model.named_parameters())
+    for prefix in prefixes:
+        found = {name.removeprefix(prefix): value for name, value in stored.items()}
+        if own.keys() <= found.keys():
+            break
+    else:
+        absent = [name for name in own if name not in stored]
+        raise ConfigError(
+            f'{path} is of another model: of its {len(stored)} tensors none is called {listed(absent, 3)}.'
+            f'{near(absent[0], stored)} The file has {listed(stored, 3)}.'
+        )
+    other = [name for name in own if tuple(found[name].shape) != tuple(own[name].shape)]
+    if other:
+        name = other[0]
+        raise ConfigError(
+            f'{path} is of another model: {name!r} has the shape {tuple(found[name].shape)} in it, and '
+            f'{tuple(own[name].shape)} in the model of the config ({len(other)} tensors differ).'
+        )
+    spare = sorted(set(found) - set(model.state_dict()))
+    if spare:
+        note(f'{path} also has {listed(spare, 3)}, which the model does not use.')
+    return found
 
 
 def calibration_images(config: Any, given: int | None) -> int:
@@ -103,7 +108,7 @@ def recalibrate(algorithm: nn.Module, config: Any, images: int) -> int:
 
 
 def weights_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tensors of a checkpoint that was read, without the prefix `module.` of a distributed wrapper.
+    """Return the tensors of a checkpoint that was read.
 
     Raises:
         ConfigError: If it holds none.
@@ -114,4 +119,4 @@ def weights_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds no weights: a checkpoint is a mapping of names to tensors, alone or under 'state_dict'."
         )
-    return {name.removeprefix('module.') if name.startswith('module.') else name: value for name, value in tensors.items()}
+    return tensors

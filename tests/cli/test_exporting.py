@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from .running import one_error, run, strop
+
+
+@pytest.fixture(scope='module')
+def exported(project: Path, checkpoint: Path, searched: Path) -> Path:
+    subnet = searched / 'best_fix_subnet.yaml'
+    done = strop('export', 'search.py', '--subnet', subnet, '--checkpoint', checkpoint, '--out', 'runs/best', cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert 'recalibrated on 16 training images' in done.stderr
+    for name in ('recipe', 'pt2', 'onnx'):
+        assert name in done.stdout
+    return project / 'runs' / 'best'
+
+
+def test_the_exported_model_scores_what_the_search_wrote_down(project: Path, exported: Path, searched: Path) -> None:
+    import onnxruntime
+    import yaml
+
+    run('show', project / 'supernet.py')
+    from stripes_parts import Stripes  # type: ignore[import-not-found]
+
+    data = Stripes(24, seed=1)
+    images = torch.stack([data[index][0] for index in range(24)])
+    choices = yaml.safe_load((searched / 'best_fix_subnet.yaml').read_text())['choices']
+    trials = json.loads((searched / 'search.json').read_text())['trials']
+    score = next(trial['values']['accuracy/top1'] for trial in trials if trial['choices'] == choices)
+    session = onnxruntime.InferenceSession(exported / 'model.onnx')
+    onnx = torch.tensor(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    program = torch.export.load(exported / 'model.pt2').module()(images)
+    for outputs in (onnx, program):
+        assert 100 * float((outputs.argmax(1) == data.labels).double().mean()) == pytest.approx(score)
+
+
+def test_formats_and_single_files(project: Path, checkpoint: Path, searched: Path, tmp_path: Path) -> None:
+    common = ['export', project / 'search.py', '--subnet', searched / 'best_fix_subnet.yaml', '--checkpoint', checkpoint]
+    done = run(*common, '--calibrate', 0, '--out', tmp_path / 'net.pt2')
+    assert done.exit_code == 0, done.stderr
+    assert torch.export.load(tmp_path / 'net.pt2').module()(torch.zeros(3, 1, 8, 8)).shape == (3, 2)
+    done = run(*common, '--format', 'onx', '--out', tmp_path / 'net')
+    assert done.exit_code == 1
+    assert "'onnx'" in one_error(done)
+    assert not (tmp_path / 'net').exists()
+
+
+def test_a_supernet_needs_a_subnet_and_a_plain_model_has_none(project: Path, tmp_path: Path, searched: Path) -> None:
+    done = run('export', project / 'supernet.py', '--out', tmp_path / 'net')
+    assert done.exit_code == 1
+    assert '--subnet FILE' in one_error(done)
+    run('show', project / 'supernet.py')
+    subnet = searched / 'best_fix_subnet.yaml'
+    done = run('export', 'stripes_parts:make_plain', '--subnet', subnet, '--out', tmp_path / 'net')
+    assert 'nothing to decide' in one_error(done)
+    assert not (tmp_path / 'net').exists()
+
+
+def test_a_factory(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    done = run('export', 'stripes_parts:make_plain', '--input-shape', 2, 3, 8, 8, '--format', 'pt2', '--out', tmp_path / 'net')
+    assert done.exit_code == 0, done.stderr
+    assert 'the weights are those that' in done.stderr
+    assert (tmp_path / 'net' / 'model.pt2').is_file()
