@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class ExportedFile:
         """
         shapes = {name: list(shape) for name, shape in self.inputs.items()}
         content = dataclasses.asdict(dataclasses.replace(self, inputs=shapes))
+        for name in ('max_abs_error', 'max_rel_error'):  # JSON has no infinity, which is what 1e-9 beside 0 is
+            content[name] = content[name] if content[name] is not None and math.isfinite(content[name]) else None
         return {**content, 'path': self.path.name, 'batches': list(self.batches), 'outputs': list(self.outputs)}
 
     def __str__(self) -> str:

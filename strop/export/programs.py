@@ -68,11 +68,11 @@ class Source:
         sizes: list[int | None] = [inputs.batch]
         if dynamic_batch:
             sizes = sorted({1, inputs.batch, 3} if batches is None else set(batches))  # type: ignore[arg-type, type-var]
-        references = {}
-        for size in sizes:
+        references: dict[int | None, tuple[Inputs, dict[str, Any]]] = {}
+        for size in sorted(sizes, key=lambda size: size != inputs.batch):  # the example first: if it fails, that is said
             given = inputs if size in (None, inputs.batch) else inputs.with_batch(size)  # type: ignore[arg-type]
             references[size] = (given, named_outputs(outputs_of(twin, given)))
-        source = cls(twin, inputs, arguments, dynamic_batch, references)
+        source = cls(twin, inputs, arguments, dynamic_batch, {size: references[size] for size in sizes})
         again = source.distance(lambda given: list(named_outputs(outputs_of(twin, given)).values()))
         if again.problem:
             raise ExportError(
@@ -205,11 +205,21 @@ def write_program(
             except Exception as error:
                 raise ExportError(f'torch.export.save failed: {type(error).__name__}: {error}') from error
             if check:
-                program = torch.export.load(temporary).module()
+                program = _loaded(temporary)
                 found = source.distance(lambda given: _flat(program(*given.args, **given.kwargs)), rtol, atol)
         _refuse(found, 'torch.export program', target)
         size = temporary.stat().st_size
     return source.result(target, 'pt2', found, size_bytes=size, outputs=_names(source))
+
+
+def _loaded(path: Path) -> nn.Module:
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:
+        raise ExportError(
+            f'The program was written, but torch.export.load cannot read it: {type(error).__name__}: {error} Outputs that are '
+            'neither tensors nor numbers are a usual cause.'
+        ) from error
 
 
 def export_onnx(
@@ -348,8 +358,8 @@ def _flat(outputs: Any) -> list[Any]:
 def _refuse(found: Comparison | None, what: str, target: Path) -> None:
     if found is not None and found.problem:
         raise ExportError(
-            f'The {what} is not the model: {found.problem}. {target.name} is not written. Usual causes: a forward '
-            'that depends on '
+            f'The {what} does not do what the model does: {found.problem}. {target.name} is not written. Usual causes: '
+            'a forward that depends on '
             'Python values (a counter, the batch size, the mode); rtol and atol set what counts as equal.'
         )
 
