@@ -33,7 +33,7 @@ class Ranking(Demo):
     """The demo's supernet on a limited number of images, and its scores of given subnets."""
 
     def __init__(self, settings: DemoSettings, out: Path, limit: int | None) -> None:
-        super().__init__(settings, out, print, lambda *_: None)
+        super().__init__(settings, out, lambda *_: None)
         if limit is not None:
             self.config['train_dataloader']['dataset']['limit'] = limit
 

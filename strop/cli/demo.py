@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -130,16 +131,12 @@ class Demo:
     Args:
         settings: What to do.
         out: Folder of everything that is written.
-        say: Prints a line.
         progress: `(stage, done, total)` while a stage is under way.
     """
 
-    def __init__(
-        self, settings: DemoSettings, out: Path, say: Callable[[str], None], progress: Callable[[str, int, int], None]
-    ) -> None:
+    def __init__(self, settings: DemoSettings, out: Path, progress: Callable[[str, int, int], None]) -> None:
         self.settings = settings
         self.out = out
-        self.say = say
         self.progress = progress
         self.config = demo_config(settings)
 
@@ -150,9 +147,7 @@ class Demo:
         budget = self.budget()
         winner = self.search(budget)
         rows = self.retrain(self.chosen(winner, budget))
-        comparison = self.report(rows, budget, time.monotonic() - begin)
-        self.say(f'Everything is in {self.out}: report.json, report.png, best_fix_subnet.yaml and the exported winner.')
-        return comparison
+        return self.report(rows, budget, time.monotonic() - begin)
 
     # -- stages ----------------------------------------------------------------------------
 
@@ -444,7 +439,7 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
     from strop.files import atomic_write
     from strop.mutables import load_subnet
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     mark = out / 'settings.json'
     if fresh and mark.exists():
         shutil.rmtree(out)
@@ -473,23 +468,25 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
         bars.update(tasks[stage], completed=done, total=total)
 
     with bars:
-        stages = Demo(settings, out, console.print, progress)
+        stages = Demo(settings, out, progress)
         comparison = stages.run()
-    from strop.export import export
-
     winner = load_subnet(out / 'best_fix_subnet.yaml', stages.estimator.space)
     kind = f'retrain/winner-{winner.digest}-0'
-    export_winner(stages, winner, stages._checkpoint(kind), export)
+    with redirect_stdout(io.StringIO()):
+        export_winner(stages, winner, stages._checkpoint(kind))
     console.print(comparison.table())
     for note in comparison.notes:
         console.print(f'- {note}')
+    console.print(f'Everything is in {out}: report.json, report.png, best_fix_subnet.yaml, and the winner in {out}/export.')
     return comparison
 
 
-def export_winner(stages: Demo, winner: Any, checkpoint: Path, export: Callable[..., Any]) -> None:
-    """Write the retrained winner as recipe with safetensors, `.pt2` and ONNX."""
+def export_winner(stages: Demo, winner: Any, checkpoint: Path) -> None:
+    """Write the retrained winner as recipe with safetensors, `.pt2` and ONNX, each compared with the model."""
     from strop.engine import load_checkpoint_file
+    from strop.export import export
 
     model = stages._plain(winner)
     model.load_state_dict(load_checkpoint_file(checkpoint)['state_dict'])
-    export(model.eval(), stages.example(), stages.out / 'export')
+    factory, shape = stages.config['model']['architecture'], (2, *stages.example().shape[1:])
+    export(model.eval(), stages.out / 'export', subnet=winner, factory=factory, input_shape=shape)
