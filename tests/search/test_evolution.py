@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from strop.mutables import OneOf, Space, Subnet
+from strop.randomness import counter_rng
+from strop.search import RegularizedEvolution, SPOSEvolution, Trial, run
+
+SPACE = Space({f'op{place}': OneOf(tuple(range(4))) for place in range(8)})
+
+
+def total(subnet: Subnet) -> float:
+    return float(sum(subnet.values()))
+
+
+def differences(first: Subnet, second: Subnet) -> int:
+    return len(first.diff(second))
+
+
+def test_a_generation_of_spos_is_mutations_then_crossovers_then_random() -> None:
+    strategy = SPOSEvolution(population=20, top_k=3, mutations=8, crossovers=6, mutate_prob=0.05)
+    trials = run(SPACE, total, strategy=strategy, trials=40).trials
+    parents = [trial.subnet for trial in sorted(trials[:20], key=lambda trial: (-total(trial.subnet), trial.number))[:3]]
+    for trial in trials[20:28]:
+        assert 1 <= min(differences(trial.subnet, parent) for parent in parents) <= 4
+    for trial in trials[28:34]:
+        pairs = [(first, second) for first in parents for second in parents]
+        assert any(all(trial.subnet[key] in (first[key], second[key]) for key in SPACE) for first, second in pairs)
+    assert any(min(differences(trial.subnet, parent) for parent in parents) > 4 for trial in trials[34:])
+
+
+def test_spos_with_a_space_smaller_than_its_population() -> None:
+    space = Space({'a': OneOf((0, 1, 2))})
+    result = run(space, lambda subnet: float(subnet['a']), strategy='spos')
+    assert (len(result.trials), result.stopped) == (3, 'exhausted')
+
+
+def test_the_oldest_dies_and_the_child_differs_in_one_decision() -> None:
+    strategy = RegularizedEvolution(population=5, sample_size=5).bind(SPACE, 'maximize', seed=1)
+    told: list[Trial] = []
+    for number in range(30):
+        subnet = strategy.ask(number, counter_rng(1, 'proposal', number))
+        assert subnet is not None
+        if number >= 5:
+            living = told[-5:]
+            winner = max(living, key=lambda trial: (total(trial.subnet), -trial.number))
+            assert differences(subnet, winner.subnet) == 1
+        told.append(Trial(number, subnet, 'complete', {'score': total(subnet)}))
+        strategy.tell(told[-1])
+
+
+def test_failed_trials_never_become_parents() -> None:
+    def evaluate(subnet: Subnet) -> float:
+        if subnet['op0'] == 3:
+            raise RuntimeError('broken')
+        return total(subnet)
+
+    for strategy in (
+        RegularizedEvolution(population=6, sample_size=3),
+        SPOSEvolution(population=10, top_k=3, mutations=5, crossovers=5),
+    ):
+        result = run(SPACE, evaluate, strategy=strategy, trials=80)
+        assert {trial.subnet['op0'] for trial in result.failed} == {3}
+        assert total(result.best.subnet) >= 17
