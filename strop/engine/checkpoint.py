@@ -55,7 +55,10 @@ def load_checkpoint_file(filename: str | os.PathLike[str], map_location: Any = '
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
 
-        return load_file(path, device=str(map_location or 'cpu'))
+        try:
+            return load_file(path, device=str(map_location or 'cpu'))
+        except Exception as error:
+            raise UnsafeFileError(f'{path} is not a readable checkpoint: {error}') from None
     return _read(path, map_location, str(path))
 
 
@@ -63,16 +66,16 @@ def _read(file: Any, map_location: Any, name: str) -> Any:
     try:
         with torch.serialization.safe_globals(_allowed()):
             return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = re.search(
-            r'(Unsupported (?:global|class|operand).*?|GLOBAL \S+|Unsupported [^.\n]*)(?: was|[.\n]|$)', str(error)
-        )
+    except Exception as error:
+        # Whatever bytes may be in a file, they end here.
+        found = re.search(r'GLOBAL (\S+)|Unsupported (?:global|class|operand)[: ]+(?!\d)(?:GLOBAL )?(\S+)', str(error))
+        if not isinstance(error, pickle.UnpicklingError) or found is None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UnsafeFileError(f'{name} is not a readable checkpoint: {reason}') from None
         raise UnsafeFileError(
-            f'{name} holds more than tensors and plain data ({reason.group(1) if reason else "unknown objects"}), and reading '
-            'it could execute code. It is not read. If you trust its origin, load it yourself and save its state_dict alone.'
+            f'{name} holds more than tensors and plain data ({found.group(1) or found.group(2)}), and reading it could execute '
+            'code. It is not read. If you trust its origin, load it yourself and save its state_dict alone.'
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UnsafeFileError(f'{name} is not a readable checkpoint: {str(error).splitlines()[0]}') from None
 
 
 def _load_for_mmengine(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
@@ -93,17 +96,23 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
 def find_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
     """Return the checkpoint in `work_dir` from which training resumes: the one that went furthest.
 
-    Files are found by name (`epoch_3.pth`, `iter_600.pth`) and by the iteration written inside.
+    Of the files of either name (`epoch_3.pth`, `iter_600.pth`) the highest one that can be read, by the iteration inside.
     """
-    candidates = [path for path in Path(work_dir).glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', path.stem)]
     best: tuple[int, Path] | None = None
-    for path in sorted(candidates, key=lambda path: path.stat().st_mtime, reverse=True)[:3]:
-        try:
-            reached = int(load_checkpoint_file(path)['meta']['iter'])
-        except (StropError, KeyError, TypeError, OSError):
-            continue
-        if best is None or reached > best[0]:
-            best = (reached, path)
+    for unit in ('epoch', 'iter'):
+        numbered = {
+            int(match.group(1)): path
+            for path in Path(work_dir).glob(f'{unit}_*.pth')
+            if (match := re.fullmatch(rf'{unit}_(\d+)', path.stem)) is not None
+        }
+        for _, path in sorted(numbered.items(), reverse=True):
+            try:
+                reached = int(load_checkpoint_file(path)['meta']['iter'])
+            except (StropError, KeyError, TypeError, OSError):
+                continue  # a file of another origin, or damaged
+            if best is None or reached > best[0]:
+                best = (reached, path)
+            break
     return best[1] if best else None
 
 
