@@ -1,4 +1,4 @@
-"""A tiny project: a supernet of 27 subnets on images of two kinds of stripes, and the commands run on it."""
+"""A tiny project: a supernet of 27 subnets on dark and bright patches, and the commands run on it."""
 
 from __future__ import annotations
 
@@ -44,28 +44,26 @@ class TinySupernet(nn.Module):
 
     def forward(self, x):
         x = self.norm(self.first(self.stem(x))).relu()
-        x = self.third(self.second(x).relu()).relu()
+        x = x + self.third(self.second(x).relu())
         return self.head(self.drop(x.mean((2, 3))))
 
 
 @DATASETS.register_module()
-class Stripes(torch.utils.data.Dataset):
-    metainfo = {'classes': ('along', 'across')}
+class Patches(torch.utils.data.Dataset):
+    metainfo = {'classes': ('dark', 'bright')}
 
     def __init__(self, size, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.labels = torch.arange(size) % 2
-        lines = torch.zeros(size, 1, 8, 8)
-        lines[:, :, ::2] = 1
-        lines[self.labels == 1] = lines[self.labels == 1].transpose(2, 3).clone()
-        self.images = lines + 0.7 * torch.randn(lines.shape, generator=generator)
+        noise = torch.randn(size, 1, 8, 8, generator=generator)
+        self.images = noise + 0.5 * self.labels.view(-1, 1, 1, 1)
 
     def __len__(self):
         return len(self.labels)
 
     def __getitem__(self, index):
         # So that a test can kill a run before it is over.
-        time.sleep(float(os.environ.get('STRIPES_SECONDS', 0)))
+        time.sleep(float(os.environ.get('PATCH_SECONDS', 0)))
         return self.images[index], int(self.labels[index])
 
 
@@ -78,15 +76,15 @@ def make_nothing():
 """
 
 SUPERNET = """
-custom_imports = dict(imports=['stripes_parts'], allow_failed_imports=False)
+custom_imports = dict(imports=['patches_parts'], allow_failed_imports=False)
 model = dict(type='SPOS', architecture=dict(type='PlainArchitecture', module=dict(type='TinySupernet')))
 _loader = dict(batch_size=8, num_workers=0, collate_fn=dict(type='default_collate'))
 _in_order = dict(type='DefaultSampler', shuffle=False)
-train_dataloader = dict(**_loader, dataset=dict(type='Stripes', size=40), sampler=dict(type='DefaultSampler', shuffle=True))
-val_dataloader = dict(**_loader, dataset=dict(type='Stripes', size=24, seed=1), sampler=_in_order)
-test_dataloader = dict(**_loader, dataset=dict(type='Stripes', size=32, seed=2), sampler=_in_order)
+train_dataloader = dict(**_loader, dataset=dict(type='Patches', size=40), sampler=dict(type='DefaultSampler', shuffle=True))
+val_dataloader = dict(**_loader, dataset=dict(type='Patches', size=24, seed=1), sampler=_in_order)
+test_dataloader = dict(**_loader, dataset=dict(type='Patches', size=32, seed=2), sampler=_in_order)
 val_evaluator = test_evaluator = dict(type='strop.Accuracy', topk=(1,))
-optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 param_scheduler = dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=20)
 train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
 val_cfg = dict(type='mmrazor.SubnetValLoop', calibrate_sample_num=16)
@@ -121,7 +119,7 @@ param_scheduler = None
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `supernet.py`, `search.py` and the module of their classes."""
     folder = tmp_path_factory.mktemp('project')
-    for name, text in {'stripes_parts.py': PARTS, 'supernet.py': SUPERNET, 'search.py': SEARCH}.items():
+    for name, text in {'patches_parts.py': PARTS, 'supernet.py': SUPERNET, 'search.py': SEARCH}.items():
         (folder / name).write_text(textwrap.dedent(text).lstrip())
     return folder
 

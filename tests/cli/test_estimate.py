@@ -61,14 +61,14 @@ def test_latency_on_two_runtimes(project: Path, subnet: Path) -> None:
 def test_a_factory_and_its_errors(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
     run('show', 'supernet.py')
-    done = run('estimate', 'stripes_parts:make_plain', '--input-shape', '1x3x8x8', '--json')
+    done = run('estimate', 'patches_parts:make_plain', '--input-shape', '1x3x8x8', '--json')
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)['macs'] == 64 * 27 * 8 + 8 * 2
-    assert "Did you mean 'make_plain'" in one_error(run('estimate', 'stripes_parts:make_plan'))
-    assert "Did you mean 'stripes_parts'" in one_error(run('estimate', 'stripe_parts:make_plain'))
-    assert 'gives str' in one_error(run('estimate', 'stripes_parts:make_nothing'))
-    assert 'change a config' in one_error(run('estimate', 'stripes_parts:make_plain', '--cfg-options', 'a=1'))
-    assert 'has none' in one_error(run('estimate', 'stripes_parts:make_plain', '--subnet', 'supernet.py'))
+    assert "Did you mean 'make_plain'" in one_error(run('estimate', 'patches_parts:make_plan'))
+    assert "Did you mean 'patches_parts'" in one_error(run('estimate', 'patch_parts:make_plain'))
+    assert 'gives str' in one_error(run('estimate', 'patches_parts:make_nothing'))
+    assert 'change a config' in one_error(run('estimate', 'patches_parts:make_plain', '--cfg-options', 'a=1'))
+    assert 'has none' in one_error(run('estimate', 'patches_parts:make_plain', '--subnet', 'supernet.py'))
 
 
 def test_a_model_of_timm() -> None:

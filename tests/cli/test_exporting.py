@@ -25,9 +25,9 @@ def test_the_exported_model_scores_what_the_search_wrote_down(project: Path, exp
     import yaml
 
     run('show', project / 'supernet.py')
-    from stripes_parts import Stripes  # type: ignore[import-not-found]
+    from patches_parts import Patches  # type: ignore[import-not-found]
 
-    data = Stripes(24, seed=1)
+    data = Patches(24, seed=1)
     images = torch.stack([data[index][0] for index in range(24)])
     choices = yaml.safe_load((searched / 'best_fix_subnet.yaml').read_text())['choices']
     trials = json.loads((searched / 'search.json').read_text())['trials']
@@ -56,14 +56,14 @@ def test_a_supernet_needs_a_subnet_and_a_plain_model_has_none(project: Path, tmp
     assert '--subnet FILE' in one_error(done)
     run('show', project / 'supernet.py')
     subnet = searched / 'best_fix_subnet.yaml'
-    done = run('export', 'stripes_parts:make_plain', '--subnet', subnet, '--out', tmp_path / 'net')
+    done = run('export', 'patches_parts:make_plain', '--subnet', subnet, '--out', tmp_path / 'net')
     assert 'nothing to decide' in one_error(done)
     assert not (tmp_path / 'net').exists()
 
 
 def test_a_factory(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project)
-    done = run('export', 'stripes_parts:make_plain', '--input-shape', 2, 3, 8, 8, '--format', 'pt2', '--out', tmp_path / 'net')
+    done = run('export', 'patches_parts:make_plain', '--input-shape', 2, 3, 8, 8, '--format', 'pt2', '--out', tmp_path / 'net')
     assert done.exit_code == 0, done.stderr
     assert 'the weights are those that' in done.stderr
     assert (tmp_path / 'net' / 'model.pt2').is_file()

@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from .running import one_error, start, strop
+from .running import environment, one_error, run, start, strop
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
@@ -47,7 +49,7 @@ def test_killed_training_resumes_to_the_same_weights(project: Path, trained: Pat
     rng = random.Random(os.urandom(4))
     # Kill at random places: some time after one more checkpoint than the last time was written.
     for at_least in (3, 9, 15):
-        process = start('train', 'supernet.py', '--resume', '--work-dir', folder, cwd=project, STRIPES_SECONDS='0.03')
+        process = start('train', 'supernet.py', '--resume', '--work-dir', folder, cwd=project, PATCH_SECONDS='0.03')
         _kill_when(process, (folder / f'iter_{at_least}.pth').exists)
         assert not (folder / 'iter_20.pth').exists()
         time.sleep(rng.random() * 0.1)
@@ -93,7 +95,7 @@ def test_killed_search_resumes_to_the_same_trials(project: Path, checkpoint: Pat
         return journal.read_text().count('"state": 1') + journal.read_text().count('"state":1') if journal.exists() else 0
 
     for at_least in (2, 5, 8):
-        process = start(*arguments, cwd=project, STRIPES_SECONDS='0.01')
+        process = start(*arguments, cwd=project, PATCH_SECONDS='0.01')
         _kill_when(process, lambda at_least=at_least: finished() >= at_least)
         assert not (folder / 'search.json').exists()
     done = strop(*arguments, cwd=project)
@@ -120,8 +122,8 @@ def test_impossible_budget_names_the_smallest_reachable(project: Path, checkpoin
 
 
 def test_search_needs_a_search_loop(project: Path, checkpoint: Path) -> None:
-    done = strop('search', 'supernet.py', '--checkpoint', checkpoint, cwd=project)
-    assert done.returncode == 1
+    done = run('search', project / 'supernet.py', '--checkpoint', checkpoint)
+    assert done.exit_code == 1
     assert 'EvolutionSearchLoop' in one_error(done)
 
 
@@ -177,20 +179,21 @@ def test_a_malicious_checkpoint_is_not_executed(project: Path, tmp_path: Path, c
     assert sprung.exists()
 
 
-def test_bad_weights_and_subnets(project: Path, checkpoint: Path, tmp_path: Path) -> None:
-    other = tmp_path / 'other.pth'
-    torch.save({'state_dict': {'architecture.module.stem.0.weights': torch.zeros(1)}}, other)
-    done = strop('test', 'supernet.py', '--checkpoint', other, '--work-dir', tmp_path, cwd=project)
-    assert done.returncode == 1
-    assert "Did you mean 'architecture.module.stem.0.weights'?" in one_error(done)
+def test_weights_are_needed_to_test(project: Path, tmp_path: Path) -> None:
+    done = run('test', project / 'supernet.py', '--work-dir', tmp_path / 'empty')
+    assert done.exit_code == 1
+    assert '--checkpoint' in one_error(done)
+    done = run('test', project / 'supernet.py', '--checkpoint', tmp_path / 'missing.pth')
+    assert done.exit_code == 2
+    assert 'missing.pth' in one_error(done)
+
+
+def test_bad_subnets_are_refused_before_anything_runs(project: Path, checkpoint: Path, tmp_path: Path) -> None:
     corrupt = tmp_path / 'best.yaml'
     corrupt.write_text('strop: subnet\nversion: 1\nchoices: {module.first: k7}\n')
     done = strop('test', 'supernet.py', '--checkpoint', checkpoint, '--subnet', corrupt, '--work-dir', tmp_path, cwd=project)
     assert done.returncode == 1
     assert 'k7' in one_error(done)
-    done = strop('test', 'supernet.py', '--work-dir', tmp_path / 'empty', cwd=project)
-    assert done.returncode == 1
-    assert '--checkpoint' in one_error(done)
 
 
 def test_a_pickled_subnet_is_refused(project: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_a_pickled_subnet_is_refused(project: Path, checkpoint: Path, tmp_path: 
 
 def test_interrupt_gives_130(project: Path) -> None:
     folder = project / 'runs' / 'interrupted'
-    process = start('train', 'supernet.py', '--work-dir', folder, cwd=project, STRIPES_SECONDS='0.1')
+    process = start('train', 'supernet.py', '--work-dir', folder, cwd=project, PATCH_SECONDS='0.1')
     end = time.monotonic() + 120
     while not (folder / 'iter_3.pth').exists():
         assert process.poll() is None
@@ -215,3 +218,67 @@ def test_interrupt_gives_130(project: Path) -> None:
     assert process.returncode == 130
     assert err.splitlines()[-1] == 'strop: interrupted'
     assert 'Traceback' not in err
+
+
+def test_two_processes_train(project: Path) -> None:
+    arguments = [
+        '-m',
+        'torch.distributed.run',
+        '--nproc-per-node',
+        '2',
+        '-m',
+        'strop',
+        'train',
+        'supernet.py',
+        '--launcher',
+        'pytorch',
+    ]
+    arguments += ['--work-dir', 'runs/two', '--cfg-options', 'train_cfg.max_epochs=1', 'val_cfg.calibrate_sample_num=0']
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=project, env=environment(), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    # Half as many steps of the same batch size, and one voice.
+    assert (project / 'runs' / 'two' / 'iter_3.pth').is_file()
+    assert done.stderr.count('done; the files are in runs/two') == 1
+
+
+def test_the_launcher_needs_torchrun(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    done = run('train', project / 'supernet.py', '--launcher', 'pytorch', '--work-dir', tmp_path)
+    assert done.exit_code == 1
+    assert 'torchrun --nproc-per-node 2 -m strop train' in one_error(done)
+
+
+@pytest.mark.skipif(not hasattr(os, 'openpty'), reason='needs a pseudo-terminal')
+def test_a_bar_on_a_terminal(project: Path, checkpoint: Path) -> None:
+    ours, theirs = os.openpty()
+    arguments = ['search', 'search.py', '--checkpoint', str(checkpoint), '--work-dir', 'runs/bar']
+    arguments += ['--cfg-options', 'train_cfg.max_epochs=1']
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'strop', *arguments],
+        cwd=project,
+        env=environment(TERM='xterm'),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    shown = b''
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait(timeout=120) == 0, shown
+    text = shown.decode(errors='replace')
+    assert 'best accuracy/top1' in text
+    assert '4/4' in text
+    # Log lines go above the bar, to the same terminal.
+    assert 'trial 4/4' in text
+    assert process.stdout is not None
+    assert 'The best of 4 subnets' in process.stdout.read()
