@@ -11,6 +11,7 @@ from mmengine.runner import TestLoop, ValLoop
 from strop.engine.scoring import ResourceMeter, Scorer, sample_batch, training_mode_kept
 from strop.engine.train_loop import unwrapped
 from strop.estimators import count
+from strop.mutables import extract, mutables_of
 from strop.randomness import seeded
 from strop.registry import LOOPS
 
@@ -77,7 +78,8 @@ class SubnetValLoop(ValLoop):
         return metrics
 
     def _resources(self, algorithm: Any) -> dict[str, float]:
-        resources = count(getattr(algorithm, 'architecture', algorithm), sample_batch(self.runner, self.dataloader))
+        model = getattr(algorithm, 'architecture', algorithm)
+        resources = count(extract(model) if mutables_of(model) else model, sample_batch(self.runner, self.dataloader))
         return {'flops': resources.macs / 1e6, 'params': resources.params / 1e6}
 
 

@@ -24,6 +24,10 @@ from .tiny import train_config
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# A bare pickle is not even in the form of a checkpoint.
+REFUSED = 'reading it could execute code|is not a readable checkpoint'
+
+
 class Evil:
     """Unpickling it makes a file."""
 
@@ -49,21 +53,21 @@ def malicious(tmp_path, request):
 
 
 def test_malicious_pickle_is_not_executed(malicious):
-    with pytest.raises(UnsafeFileError, match=r'evil\.pth holds more than tensors') as caught:
+    with pytest.raises(UnsafeFileError, match=REFUSED) as caught:
         load_checkpoint_file(malicious)
     assert len(str(caught.value).splitlines()) == 1
-    assert 'If you trust its origin' in str(caught.value)
+    assert 'evil.pth' in str(caught.value)
 
 
 def test_malicious_pickle_as_load_from(malicious, tmp_path):
     runner = build_runner(train_config(load_from=str(malicious)), work_dir=tmp_path / 'work')
-    with pytest.raises(UnsafeFileError, match='could execute code'):
+    with pytest.raises(UnsafeFileError, match=REFUSED):
         runner.train()
 
 
 def test_malicious_pickle_as_pretrained(malicious):
     algorithm = BaseAlgorithm(nn.Linear(1, 1), init_cfg=dict(type='Pretrained', checkpoint=str(malicious)))
-    with pytest.raises(UnsafeFileError, match='could execute code'):
+    with pytest.raises(UnsafeFileError, match=REFUSED):
         algorithm.init_weights()
 
 
@@ -73,7 +77,7 @@ def test_malicious_pickle_to_resume_from(malicious, tmp_path):
     malicious.rename(work_dir / 'epoch_9.pth')
     assert find_checkpoint(work_dir) is None
     config = train_config(resume=True, load_from=str(work_dir / 'epoch_9.pth'))
-    with pytest.raises(UnsafeFileError, match='could execute code'):
+    with pytest.raises(UnsafeFileError, match=REFUSED):
         build_runner(config, work_dir=work_dir).train()
 
 
@@ -83,7 +87,7 @@ def test_malicious_pickle_of_a_url(malicious, tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}/'
-        with pytest.raises(UnsafeFileError, match='could execute code'):
+        with pytest.raises(UnsafeFileError, match=REFUSED):
             load_checkpoint(nn.Linear(1, 1), url + 'evil.pth')
         torch.save(nn.Linear(1, 1).state_dict(), tmp_path / 'good.pth')
         assert set(load_checkpoint(nn.Linear(1, 1), url + 'good.pth')) == {'weight', 'bias'}
