@@ -1,0 +1,158 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from strop.algorithms import SPOS
+from strop.engine import DistributedAlgorithm, build_runner, start_process_group
+from strop.errors import ConfigError
+from strop.mutables import LayerChoice
+from strop.registry import MODEL_WRAPPERS
+
+from .tiny import search_config, train_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+POINTS = (torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) // 2 % 2)
+
+
+def linear_supernet():
+    """A supernet without batch norms, whose losses are plain means over a batch."""
+    torch.manual_seed(0)
+    layers = [LayerChoice([nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Identity()]) for _ in range(3)]
+    return SPOS(nn.Sequential(*layers, nn.Linear(4, 2)), seed=0)
+
+
+# One script does everything, since starting two processes and their imports is what takes the time.
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from engine.test_distributed import POINTS, linear_supernet
+from engine.tiny import preprocessor, search_config, supernet, train_config
+from strop.algorithms import BaseAlgorithm
+from strop.engine import DistributedAlgorithm, build_runner
+from strop.registry import MODELS
+
+rank, out = int(os.environ['RANK']), sys.argv[1]
+
+
+@MODELS.register_module()
+class Old(BaseAlgorithm):
+    def train_step(self, data, optimizer):
+        self.mutator.set_subnet(self.mutator.sample_subnet())
+        return super().train_step(data, optimizer)
+
+
+def run(kind):
+    config = train_config()
+    config.model.type = kind
+    config.train_dataloader.dataset.limit = 192
+    runner = build_runner(config, work_dir=f'{{out}}/{{kind}}', launcher='pytorch')
+    subnets, batches = [], []
+
+    def note(model, args, kwargs, output):
+        if model.training:
+            subnets.append(dict(model.mutator.current_subnet()))
+            batches.append(float(kwargs['inputs'].sum()))
+
+    runner.model.module.register_forward_hook(note, with_kwargs=True)
+    runner.train()
+    torch.save(dict(runner.model.module.named_parameters()), f'{{out}}/{{kind}}_{{rank}}.pt')
+    json.dump([subnets, batches], open(f'{{out}}/{{kind}}_{{rank}}.json', 'w'))
+
+
+run('SPOS')
+run('Old')
+spos = linear_supernet()
+wrapped = DistributedAlgorithm(spos)
+optimizer = torch.optim.SGD(spos.parameters(), lr=0.5)
+for _ in range(4):
+    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
+torch.save(spos.state_dict(), f'{{out}}/linear_{{rank}}.pt')
+search = build_runner(search_config(), task='search', work_dir=f'{{out}}/search', launcher='pytorch')
+search.train()
+assert (search.train_loop.result is None) == (rank == 1)
+"""
+
+
+@pytest.fixture(scope='module')
+def two_processes(tmp_path_factory):
+    out = tmp_path_factory.mktemp('distributed')
+    (out / 'script.py').write_text(SCRIPT.format(tests=str(ROOT / 'tests')))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(port)]
+    done = subprocess.run(
+        [*command, str(out / 'script.py'), str(out)],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize('kind', ['SPOS', 'Old'])
+def test_ranks_train_the_same_subnets_on_other_data_to_equal_weights(two_processes, kind):
+    (first, seen), (second, seen_too) = (json.loads((two_processes / f'{kind}_{rank}.json').read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(first) == 6
+    assert len({json.dumps(subnet) for subnet in first}) > 3
+    assert seen != seen_too
+    weights, weights_too = (torch.load(two_processes / f'{kind}_{rank}.pt') for rank in (0, 1))
+    assert all(torch.equal(weights[name], weights_too[name]) for name in weights)
+
+
+def test_ranks_draw_the_subnets_that_one_process_draws(two_processes, tmp_path):
+    config = train_config()
+    runner = build_runner(config, work_dir=tmp_path)
+    subnets = []
+    runner.model.register_forward_hook(
+        lambda model, *_: subnets.append(dict(model.mutator.current_subnet())) if model.training else None
+    )
+    runner.train()
+    assert subnets == json.loads((two_processes / 'SPOS_0.json').read_text())[0]
+
+
+def test_gradients_are_those_of_the_whole_batch(two_processes):
+    spos = linear_supernet()
+    optimizer = torch.optim.SGD(spos.parameters(), lr=0.5)
+    for _ in range(4):
+        spos.train_step(POINTS, optimizer)
+    states = [torch.load(two_processes / f'linear_{rank}.pt') for rank in (0, 1)]
+    for name, value in spos.state_dict().items():
+        assert torch.equal(states[0][name], states[1][name])
+        assert torch.allclose(states[0][name], value, atol=1e-6)
+
+
+def test_search_on_two_ranks_is_the_search_of_one(two_processes, tmp_path):
+    build_runner(search_config(), task='search', work_dir=tmp_path).train()
+    results = [json.loads((folder / 'search.json').read_text()) for folder in (two_processes / 'search', tmp_path)]
+    facts = [[(t['number'], t['choices'], t['values'], t['info']) for t in result['trials']] for result in results]
+    assert facts[0] == facts[1]
+
+
+def test_names_reach_the_wrapper():
+    assert MODEL_WRAPPERS.get('MMDistributedDataParallel') is MODEL_WRAPPERS.get('mmrazor.DistributedAlgorithm')
+    assert MODEL_WRAPPERS.get('DistributedAlgorithm') is DistributedAlgorithm
+
+
+def test_launcher_without_torchrun_says_how_to_start(monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=r'RANK.*torchrun --nproc-per-node'):
+        start_process_group()
+    with pytest.raises(ConfigError, match='torchrun'):
+        build_runner(train_config(), launcher='pytorch')
