@@ -80,6 +80,7 @@ class Commands(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run a command, and end the process with an exit code of `EPILOG`."""
+        prog_name = prog_name or 'strop'
         if not extra.pop('standalone_mode', True):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         given = list(sys.argv[1:] if args is None else args)
@@ -102,16 +103,11 @@ def _end(error: BaseException, debug: bool) -> NoReturn:
 
 @click.command(cls=Commands, epilog=EPILOG, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 @click.version_option(__version__, '-V', '--version', prog_name='strop')
-def cli() -> None:
+def main() -> None:
     """Search, prune, distil and quantize PyTorch models.
 
     `strop COMMAND --help` explains a command with an example; `strop doctor` looks over the installation.
     """
 
 
-cli.params.append(DEBUG)
-
-
-def main() -> None:
-    """Run the command line; the entry point of the `strop` script."""
-    cli.main(prog_name='strop')
+main.params.append(DEBUG)

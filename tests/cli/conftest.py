@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .running import strop
+from .running import fresh, strop
 
 PARTS = """
 import os
@@ -127,8 +127,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='session')
 def trained(project: Path) -> Path:
     """The work directory of an unbroken training run."""
-    done = strop('train', 'supernet.py', '--work-dir', 'runs/whole', cwd=project)
-    assert done.returncode == 0, done.stderr
+    process = fresh('train', 'supernet.py', '--work-dir', 'runs/whole', cwd=project)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     return project / 'runs' / 'whole'
 
 

@@ -10,10 +10,9 @@ import click
 import pytest
 
 import strop as package
-from strop.cli.main import COMMANDS, cli
+from strop.cli.main import COMMANDS, main
 
-from .running import environment, one_error, run
-from .running import strop as strop_process
+from .running import environment, fresh, one_error, run
 
 
 def test_help_starts_without_torch() -> None:
@@ -33,8 +32,8 @@ def test_help_starts_without_torch() -> None:
 
 
 def test_version_through_python_m(tmp_path: Path) -> None:
-    done = strop_process('--version', cwd=tmp_path)
-    assert done.stdout.strip() == f'strop, version {package.__version__}'
+    out, _ = fresh('--version', cwd=tmp_path).communicate(timeout=60)
+    assert out.strip() == f'strop, version {package.__version__}'
 
 
 @pytest.mark.parametrize('name', [name for name in COMMANDS if name != 'demo'])
@@ -46,7 +45,7 @@ def test_every_help_has_examples_that_parse(name: str, project: Path, monkeypatc
     assert examples
     # Files of the examples come from other commands; here any file will do.
     monkeypatch.setattr(click.Path, 'convert', lambda self, value, parameter, context: value)
-    command = cli.get_command(click.Context(cli), name)
+    command = main.get_command(click.Context(main), name)
     assert command is not None
     for example in examples:
         command.make_context(name, shlex.split(example)[2:])

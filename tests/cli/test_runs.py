@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from .running import environment, one_error, run, start, strop
+from .running import Command, environment, fresh, one_error, run, start, strop
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
@@ -27,14 +28,14 @@ def _trials(path: Path) -> list[tuple[dict[str, str], dict[str, float]]]:
     return [(trial['choices'], trial['values']) for trial in json.loads((path / 'search.json').read_text())['trials']]
 
 
-def _kill_when(process: object, condition: object, seconds: float = 120) -> None:
+def _kill_when(command: Command, condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()  # type: ignore[attr-defined]
+    while not condition():
+        assert command.poll() is None, command.wait()
         assert time.monotonic() < end
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-    process.communicate()  # type: ignore[attr-defined]
+    os.kill(command.pid, signal.SIGKILL)
+    assert command.wait().returncode == -signal.SIGKILL
 
 
 def test_training_writes_checkpoints_and_says_where(trained: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_pickled_subnet_is_refused(project: Path, checkpoint: Path, tmp_path: 
 
 def test_interrupt_gives_130(project: Path) -> None:
     folder = project / 'runs' / 'interrupted'
-    process = start('train', 'supernet.py', '--work-dir', folder, cwd=project, PATCH_SECONDS='0.1')
+    process = fresh('train', 'supernet.py', '--work-dir', folder, cwd=project, PATCH_SECONDS='0.1')
     end = time.monotonic() + 120
     while not (folder / 'iter_3.pth').exists():
         assert process.poll() is None
