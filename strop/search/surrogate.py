@@ -36,7 +36,7 @@ class SurrogateSearch(Strategy):
     Args:
         first: Random subnets before the first fit.
         restart: Random subnets at the start of each later climb.
-        patience: Trials without improvement that end a climb.
+        patience: Trials without improvement that end a climb; None for two a decision, but at least 15.
         top: How many of a climb's best subnets the candidates come from.
         points: Most trials that the process is fitted to: the better half of that number, then the latest.
         **options: `unique`, `initial`, `sample`, `mutate`, `crossover`, see `Strategy`. With a `mutate` of your own
@@ -60,10 +60,10 @@ class SurrogateSearch(Strategy):
     """
 
     def __init__(
-        self, *, first: int = 10, restart: int = 5, patience: int = 25, top: int = 5, points: int = 150, **options: Any
+        self, *, first: int = 10, restart: int = 5, patience: int | None = None, top: int = 5, points: int = 150, **options: Any
     ) -> None:
         super().__init__(**options)
-        smallest = min(first, restart, patience, top)
+        smallest = min(first, restart, top, 1 if patience is None else patience)
         if smallest < 1 or first < 2 or points < 10:
             raise ConfigError(
                 'The default strategy needs first >= 2, restart, patience and top >= 1 and points >= 10, but got '
@@ -90,8 +90,8 @@ class SurrogateSearch(Strategy):
         last = len(self._done) - 1
         if last == self._start or self.losses(trial) < self.losses(self._done[self._best]):
             self._best = last
-        needed = max(self.patience, self.restart if self._start else self.first)
-        if last - self._best >= needed:
+        patience = max(15, 2 * len(self.space)) if self.patience is None else self.patience
+        if last - self._best >= max(patience, self.restart if self._start else self.first):
             self._start = self._best = last + 1
             self._around.clear()
 
