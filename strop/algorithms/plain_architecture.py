@@ -62,6 +62,7 @@ class PlainArchitecture(BaseModel):
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Return losses, raw outputs, or one dict of `pred_score` and `gt_label` for each sample."""
         check_mode(mode)
+        inputs, data_samples = _stacked(inputs), _stacked(data_samples)
         outputs = self.module(**inputs) if isinstance(inputs, Mapping) else self.module(inputs)
         if mode == 'tensor':
             return outputs
@@ -72,6 +73,13 @@ class PlainArchitecture(BaseModel):
             raise ConfigError("mode='loss' needs labels: give batches of (inputs, labels).")
         losses = self.loss_function(outputs, data_samples)
         return losses if isinstance(losses, Mapping) else {'loss': losses}
+
+
+def _stacked(batch: Any) -> Any:
+    """Return a list of tensors or numbers as one tensor: MMEngine's default collate function gives such lists."""
+    if isinstance(batch, list) and batch and all(isinstance(item, (torch.Tensor, int, float)) for item in batch):
+        return torch.stack([torch.as_tensor(item) for item in batch])
+    return batch
 
 
 @METRICS.register_module()

@@ -81,3 +81,10 @@ def test_function_metric_of_one_number_has_a_name():
     metric = FunctionMetric(lambda outputs, labels: 3, name='three')
     metric.process({}, [{'pred_score': torch.zeros(1), 'gt_label': 0}])
     assert metric.evaluate(1) == {'three': 3.0}
+
+
+def test_lists_of_samples_are_stacked_as_mmengine_collates_them():
+    architecture = PlainArchitecture(nn.Linear(4, 2))
+    inputs = torch.randn(3, 4)
+    stacked = architecture(inputs, torch.tensor([0, 1, 0]), mode='loss')['loss']
+    assert torch.equal(architecture(list(inputs), [0, 1, 0], mode='loss')['loss'], stacked)
