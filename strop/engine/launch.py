@@ -6,9 +6,9 @@ import copy
 import inspect
 import itertools
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -69,10 +69,20 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     return config
 
 
+class _PrintableConfig(Config):
+    """A config that is laid out by `pprint`: MMEngine's layout of a large search space takes seconds, for each checkpoint."""
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python code."""
+        parts = {name: pformat(value, width=120, compact=True, sort_dicts=False) for name, value in self.to_dict().items()}
+        return ''.join(f'{name} = {text}\n' for name, text in parts.items())
+
+
 def _runner(config: Config) -> Runner:
     """Build a runner; unlike `Runner.from_cfg`, from the very objects that the config holds, and with any of them printable."""
     names = [name for name in inspect.signature(Runner).parameters if name in config and name != 'cfg']
-    printable = Config({name: _printable(value) for name, value in config.items()}, filename=config.filename)
+    printable = _PrintableConfig({name: _printable(value) for name, value in config.items()}, filename=config.filename)
     return Runner(**{name: config[name] for name in names}, cfg=printable)
 
 
@@ -137,9 +147,9 @@ def build_runner(
         config.resume = found is not None
         if found is not None:
             config.load_from = str(found)
-    # MMEngine names a run by the second of its start, so two runs within one would share messages and visualizer.
+    # MMEngine tells runs apart by the second of their start: two within one would share messages and visualizer.
     stem = Path(config.filename).stem if config.filename else 'run'
-    config.setdefault('experiment_name', f'{stem}_{time.strftime("%Y%m%d_%H%M%S")}_{next(_RUNS)}')
+    config.setdefault('experiment_name', f'{stem}_{next(_RUNS)}')
     Path(config.work_dir).mkdir(parents=True, exist_ok=True)
     runner = _runner(config)
     if task == 'test':
