@@ -132,6 +132,5 @@ def try_import(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f'`{module}` is needed here and could not be imported ({error}). '
-            f"Install it with: pip install 'strop[{extra}]'"
+            f"`{module}` is needed here and could not be imported ({error}). Install it with: pip install 'strop[{extra}]'"
         ) from error

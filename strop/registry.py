@@ -56,8 +56,9 @@ class Registry(_Registry):
         if found is None:
             names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}
             raise UnknownTypeError(
-                f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a class '
-                "of your own, import its file first: custom_imports = dict(imports=['your.module'], allow_failed_imports=False)."
+                f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a '
+                "class of your own, import its file first: custom_imports = dict(imports=['your.module'], "
+                'allow_failed_imports=False).'
             )
         return found
 

@@ -39,7 +39,7 @@ def test_a_random_mutator_as_nnis_guide_writes_it() -> None:
             # do something else
 
         def sample_search(self) -> dict[str, torch.Tensor]:
-            result = dict()  # noqa: C408
+            result = dict()
             for mutable in self.mutables:  # this is all the mutable modules in user model
                 # mutables share the same key will be de-duplicated
                 if isinstance(mutable, LayerChoice):
