@@ -84,6 +84,9 @@ class BaseAlgorithm(BaseModel):
         built = build_architecture(architecture, loss or loss_function, metric)
         if data_preprocessor is None:
             data_preprocessor = getattr(built, 'data_preprocessor', None)
+        elif isinstance(data_preprocessor, Mapping):
+            # Built here, since without a default scope MMEngine would not look among ours.
+            data_preprocessor = MODELS.build({'type': 'BaseDataPreprocessor', **data_preprocessor})
         super().__init__(data_preprocessor, init_cfg)
         self.architecture = built
         if module_inplace is not None:

@@ -48,6 +48,8 @@ class PlainArchitecture(BaseModel):
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
+        if isinstance(data_preprocessor, Mapping):
+            data_preprocessor = MODELS.build({'type': 'BaseDataPreprocessor', **data_preprocessor})
         super().__init__(data_preprocessor, init_cfg)
         self.module = MODELS.build(dict(module)) if isinstance(module, Mapping) else module
         if not isinstance(self.module, nn.Module):

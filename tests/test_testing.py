@@ -1,0 +1,263 @@
+"""Every class of the kinds that have a contract is in a row of a table here, and keeps its contract."""
+
+import inspect
+
+import pytest
+import torch
+from engine.tiny import preprocessor, supernet
+from torch import nn
+
+import strop.algorithms
+import strop.mutators
+from strop.algorithms import BaseAlgorithm
+from strop.data import DataSample
+from strop.mutables import InputChoice, LayerChoice, Mutable, OneOf, ValueChoice
+from strop.mutables.domain import Domain
+from strop.mutators import BaseMutator, Mutator
+from strop.registry import MODELS
+from strop.search import STRATEGIES, Strategy
+from strop.testing import check_algorithm, check_mutable, check_mutator, check_strategy
+
+MODELS.import_from_location()
+
+OPERATIONS = dict(relu=dict(type='torch.nn.ReLU'), tanh=dict(type='torch.nn.Tanh'), none=dict(type='torch.nn.Identity'))
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+MUTABLES = {
+    'LayerChoice': [
+        (lambda: LayerChoice([nn.Linear(3, 3), nn.Identity()]), X),
+        (lambda: LayerChoice({'linear': nn.Linear(3, 3), 'relu': nn.ReLU(), 'id': nn.Identity()}, reduction='mean'), X),
+        (lambda: LayerChoice([nn.Linear(3, 3), nn.ReLU()], return_mask=True), X),
+    ],
+    'InputChoice': [
+        (lambda: InputChoice(n_candidates=3, n_chosen=1), [X, 2 * X, 3 * X]),
+        (lambda: InputChoice(n_candidates=3, n_chosen=2, reduction='concat'), [X, 2 * X, 3 * X]),
+        (lambda: InputChoice(n_candidates=2, n_chosen=None), [X, 2 * X]),
+    ],
+    'ValueChoice': [(lambda: ValueChoice([3, 5, 7]),), (lambda: ValueChoice(['a', 'b']),)],
+    'MutableValue': [(lambda: MODELS.build(dict(type='MutableValue', value_list=[1, 2, 3])),)],
+    'OneShotMutableValue': [(lambda: MODELS.build(dict(type='OneShotMutableValue', value_list=[1, 2], default_value=2)),)],
+    'OneShotMutableOP': [(lambda: MODELS.build(dict(type='OneShotMutableOP', candidates=OPERATIONS)), X)],
+    'OneShotProbMutableOP': [
+        (lambda: MODELS.build(dict(type='OneShotProbMutableOP', candidates=OPERATIONS, choice_probs=[0.5, 0.25, 0.25])), X)
+    ],
+}
+
+
+class Written(Mutator):
+    """`Mutator` with the two methods that it leaves to be written."""
+
+    def sample_search(self):
+        return {key: self.get_random_mask(info).bool() for key, info in self.search_spaces.items()}
+
+    sample_final = sample_search
+
+
+MUTATORS = {
+    'BaseMutator': BaseMutator,
+    'Mutator': Written,
+    'RandomMutator': strop.mutators.RandomMutator,
+    'OneShotMutator': strop.mutators.OneShotMutator,
+}
+
+IMAGES = (torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 255, torch.arange(6))
+ALGORITHMS = {
+    'BaseAlgorithm': [
+        (lambda: BaseAlgorithm(nn.Linear(3, 2)), (X, torch.tensor([0, 1]))),
+        (
+            dict(
+                type='BaseAlgorithm',
+                architecture=dict(type='PlainArchitecture', module=dict(type='torch.nn.Linear', in_features=3, out_features=2)),
+            ),
+            {'inputs': X, 'data_samples': torch.tensor([0, 1])},
+        ),
+    ],
+    'SPOS': [
+        (dict(type='SPOS', architecture=supernet, data_preprocessor=preprocessor), IMAGES),
+        (
+            dict(
+                type='mmrazor.SPOS',
+                architecture=supernet,
+                mutator=dict(type='mmrazor.NasMutator'),
+                data_preprocessor=preprocessor,
+            ),
+            {'inputs': list(IMAGES[0]), 'data_samples': [DataSample().set_gt_label(label) for label in range(6)]},
+        ),
+    ],
+}
+
+
+def rows(table):
+    return [pytest.param(row, id=f'{name}-{index}') for name, entries in table.items() for index, row in enumerate(entries)]
+
+
+def subclasses(cls):
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def shipped(kind):
+    """Return the names of Strop's own classes of a kind, registered or not."""
+    registered = {cls for cls in MODELS.module_dict.values() if inspect.isclass(cls) and issubclass(cls, kind)}
+    return {cls.__name__ for cls in registered | set(subclasses(kind)) if cls.__module__.split('.')[0] == 'strop'}
+
+
+# -- nothing is left out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('kind', 'table'), [(Mutable, MUTABLES), (BaseMutator, MUTATORS), (BaseAlgorithm, ALGORITHMS)])
+def test_every_class_is_in_the_table(kind, table):
+    assert shipped(kind) == set(table), 'a class without a row in the table of this file, or a row without a class'
+
+
+def test_a_class_without_a_row_is_noticed():
+    before = shipped(Mutable)
+    unlisted = type('Unlisted', (Mutable,), {'__module__': 'strop.mutables.unlisted'})
+    assert shipped(Mutable) - before == {'Unlisted'}
+    unlisted.__module__ = 'elsewhere'  # as long as it lives, it is no longer one of Strop's
+
+
+# -- the contracts are kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('row', rows(MUTABLES))
+def test_mutables(row):
+    check_mutable(*row)
+
+
+@pytest.mark.parametrize('name', MUTATORS)
+def test_mutators(name):
+    check_mutator(MUTATORS[name])
+
+
+def test_mutators_on_a_real_supernet():
+    model = MODELS.build(supernet).eval()
+    check_mutator(strop.mutators.OneShotMutator, model, IMAGES[0] / 255)
+
+
+@pytest.mark.parametrize('row', rows(ALGORITHMS))
+def test_algorithms(row):
+    check_algorithm(*row)
+
+
+@pytest.mark.parametrize('name', STRATEGIES)
+def test_strategies(name):
+    check_strategy(name)
+
+
+# -- the contracts notice what breaks them ---------------------------------------------------------------------------
+
+
+def test_mutable_that_depends_on_more_than_its_decision():
+    class Drifting(LayerChoice):
+        calls = 0
+
+        def run(self, x):
+            self.calls += 1
+            return super().run(x) + self.calls
+
+    with pytest.raises(AssertionError, match='Drifting must give the same output twice'):
+        check_mutable(lambda: Drifting([nn.Identity(), nn.Identity()]), X)
+
+
+def test_mutable_that_cannot_be_extracted():
+    class Kept(Mutable):
+        def make_domain(self) -> Domain:
+            return OneOf(('a', 'b'))
+
+        def run(self):
+            return self.choice()
+
+    with pytest.raises(Exception, match='cannot be extracted'):
+        check_mutable(Kept)
+
+
+def test_mutable_that_runs_undecided():
+    class Careless(ValueChoice):
+        def run(self):
+            return self.values[0] if self.decision is None else super().run()
+
+    with pytest.raises(AssertionError, match='without a decision must say so'):
+        check_mutable(lambda: Careless([1, 2]))
+
+
+def test_mutator_with_a_generator_of_its_own():
+    class Own(Written):
+        def sample_search(self):
+            generator = self.__dict__.setdefault('generator', torch.Generator())
+            return {
+                key: torch.arange(len(self.space[key])) == int(torch.randint(len(self.space[key]), (), generator=generator))
+                for key in self.space
+            }
+
+    with pytest.raises(AssertionError, match='function of the global generators'):
+        check_mutator(Own)
+
+
+def test_mutator_whose_mutation_always_redraws():
+    class Restless(strop.mutators.OneShotMutator):
+        def mutation(self, subnet_dict, prob=0.1):
+            return self.sample_subnet()
+
+    with pytest.raises(AssertionError, match='probability 0 must change nothing'):
+        check_mutator(Restless)
+
+
+def test_mutator_that_takes_over_the_models_parameters():
+    class Greedy(strop.mutators.OneShotMutator):
+        def prepare_from_supernet(self, supernet):
+            super().prepare_from_supernet(supernet)
+            self.stolen = supernet.head
+
+    with pytest.raises(AssertionError, match='its own alone'):
+        check_mutator(Greedy)
+
+
+@pytest.mark.parametrize(
+    ('body', 'words'),
+    [
+        (dict(loss=lambda self, inputs: {'value': inputs.sum()}), 'mapping with a loss'),
+        (dict(_predict=lambda self, inputs: [1]), 'one prediction for each sample'),
+        (dict(train_step=lambda self, data, optimizer: {'loss': torch.tensor(1.0)}), 'must change parameters'),
+        (dict(_check_finite=lambda self, *_: None), 'must stop at a loss that is not finite'),
+        (
+            dict(forward=lambda self, inputs, data_samples=None, mode='tensor': self._by(inputs, data_samples, mode)),
+            'unknown mode',
+        ),
+    ],
+)
+def test_algorithms_that_break_a_rule(body, words):
+    class Broken(BaseAlgorithm):
+        def _by(self, inputs, data_samples, mode):
+            return super().forward(inputs, data_samples, mode if mode != 'train' else 'tensor')
+
+    for name, function in body.items():
+        setattr(Broken, name, function)
+    Broken.__init_subclass__()
+    if 'train_step' in body:
+        Broken.train_step = lambda self, data, optim_wrapper: {'loss': torch.tensor(1.0)}
+    with pytest.raises(AssertionError, match=words):
+        check_algorithm(lambda: Broken(nn.Linear(3, 2)), (X, torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize('broken', ['repeats', 'forgets', 'ignores'])
+def test_strategies_that_break_a_rule(broken):
+    class Broken(Strategy):
+        name = 'broken'
+        calls = 0
+
+        def propose(self, number, rng):
+            if broken == 'repeats':
+                return self.space.first()
+            if broken == 'forgets':
+                Broken.calls += 1
+                rng = type(rng)(type(rng.bit_generator)(Broken.calls))
+                return self.random(rng)
+            while (subnet := self.space.sample(rng)) in self.seen:
+                pass
+            return subnet
+
+    words = {'repeats': 'every subnet of a small space|twice', 'forgets': 'repeat itself', 'ignores': 'keep to the constraints'}
+    with pytest.raises(AssertionError, match=words[broken]):
+        check_strategy(lambda: Broken(unique=broken != 'repeats'))
