@@ -33,17 +33,20 @@ class DemoSettings:
         random_subnets: How many random subnets of the same budget are trained beside the winner.
         retrain_seeds: Trainings of each model, with different seeds.
         seed: Seed of everything else.
+        threads: Threads that train. These networks are too small to gain from more than one, and several threads on
+            a busy machine wait for each other most of the time.
     """
 
     data: str = 'mnist'
     epochs: int = 40
-    retrain_epochs: int = 10
+    retrain_epochs: int = 8
     generations: int = 4
     candidates: int = 20
     budget: float = 0.5
     random_subnets: int = 3
     retrain_seeds: int = 2
     seed: int = 0
+    threads: int = 1
 
     @property
     def digest(self) -> str:
@@ -142,7 +145,10 @@ class Demo:
 
     def run(self) -> Any:
         """Run all stages and return the `Comparison`."""
+        import torch
+
         begin = time.monotonic()
+        torch.set_num_threads(self.settings.threads)
         self.train_supernet()
         budget = self.budget()
         winner = self.search(budget)
@@ -414,6 +420,7 @@ def findings(rows: list[Any]) -> list[str]:
 @click.option('--random-subnets', default=DemoSettings.random_subnets, show_default=True, type=click.IntRange(1))
 @click.option('--retrain-seeds', default=DemoSettings.retrain_seeds, show_default=True, type=click.IntRange(1))
 @click.option('--seed', default=0, show_default=True, type=int)
+@click.option('--threads', default=DemoSettings.threads, show_default=True, type=click.IntRange(1), help='Threads that train.')
 @click.option('--fresh', is_flag=True, help='Forget what the folder holds of an earlier run.')
 def demo(out: Path, fresh: bool, **options: Any) -> None:
     """Train a supernet on real images, search it under a MACs budget, retrain the winner and compare.
