@@ -58,7 +58,7 @@ class BaseAlgorithm(BaseModel):
     >>> algorithm = BaseAlgorithm(nn.Linear(4, 2))
     >>> optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
     >>> log = algorithm.train_step((torch.zeros(3, 4), torch.tensor([0, 1, 0])), optimizer)
-    >>> round(float(log['loss']), 2)
+    >>> round(log['loss'].item(), 2)
     0.6...
     """
 
