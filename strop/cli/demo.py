@@ -38,8 +38,8 @@ class DemoSettings:
     """
 
     data: str = 'mnist'
-    epochs: int = 40
-    retrain_epochs: int = 8
+    epochs: int = 32
+    retrain_epochs: int = 6
     generations: int = 4
     candidates: int = 20
     budget: float = 0.5

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from strop.cli.demo import DemoSettings, findings, run_demo
-from strop.cli.main import cli
+from strop.cli.main import main
 from strop.errors import StoreError
 from strop.export import load_recipe
 from strop.report import Row
@@ -25,7 +25,7 @@ SMALL += ['--random-subnets', '1', '--retrain-seeds', '1']
 
 def test_demo_from_images_to_an_exported_winner(tmp_path):
     out = tmp_path / 'demo'
-    first = CliRunner().invoke(cli, ['demo', *SMALL, '--out', str(out)], catch_exceptions=False)
+    first = CliRunner().invoke(main, ['demo', *SMALL, '--out', str(out)], catch_exceptions=False)
     assert first.exit_code == 0, first.output
     report = json.loads((out / 'report.json').read_text())
     kinds = [row['kind'] for row in report['rows']]
@@ -39,7 +39,7 @@ def test_demo_from_images_to_an_exported_winner(tmp_path):
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in network.parameters()) == winner['params']
 
-    again = CliRunner().invoke(cli, ['demo', *SMALL, '--out', str(out)], catch_exceptions=False)
+    again = CliRunner().invoke(main, ['demo', *SMALL, '--out', str(out)], catch_exceptions=False)
     assert 'Going on with what' in again.output
     assert [row['mean'] for row in json.loads((out / 'report.json').read_text())['rows']] == [
         row['mean'] for row in report['rows']
@@ -51,7 +51,7 @@ def test_demo_from_images_to_an_exported_winner(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / 'mine.txt').write_text('keep')
-    result = CliRunner().invoke(cli, ['demo', *SMALL, '--out', str(tmp_path)])
+    result = CliRunner().invoke(main, ['demo', *SMALL, '--out', str(tmp_path)])
     assert result.exit_code != 0
     assert 'is not of a demo' in result.output
     assert (tmp_path / 'mine.txt').read_text() == 'keep'
