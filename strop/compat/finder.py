@@ -203,7 +203,7 @@ class _AliasLoader(Loader):
         self.path = path
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Let the import system make a placeholder."""
+        """Let the import system make an empty module."""
 
     def exec_module(self, module: ModuleType) -> None:
         sys.modules[module.__name__] = importlib.import_module(self.path)

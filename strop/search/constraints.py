@@ -149,7 +149,7 @@ class Constraints:
 
     @staticmethod
     def _one(constraint: Constraint, subnet: Subnet, shared: dict[tuple[int, Subnet], Mapping[str, float]]) -> Any:
-        assert constraint.measure is not None
+        assert constraint.measure is not None, 'called for constraints that measure one at a time'
         key = (id(constraint.measure), subnet)
         result = shared[key] if key in shared else constraint.measure(subnet)
         if not isinstance(result, Mapping):
@@ -217,7 +217,7 @@ class Constraints:
                 return subnet
             if best is None or violation < best[0]:
                 best = (violation, subnet)
-        assert best is not None
+        assert best is not None, 'there is at least one start'
         starts = [best[1], *(space.extreme(largest) for largest in (False, True))]
         for attempt in range(_REPAIR_STARTS):
             subnet, violation = self.repair(space, starts[attempt] if attempt < len(starts) else space.sample(rng), rng)

@@ -56,7 +56,7 @@ class LocalSearch(Strategy):
 
     def _around(self) -> list[Subnet]:
         if self._left is None:
-            assert self._centre is not None
+            assert self._centre is not None, 'set before neighbours are asked for'
             # Drawn from the centre's number, so that a resumed search walks the same way.
             rng = counter_rng(self.seed, 'neighbours', self._centre.number)
             found = list(self.space.neighbours(self._centre.subnet, rng))

@@ -246,12 +246,12 @@ class _Genes:
 def _suggest(trial: optuna.Trial | FixedTrial, name: str, distribution: BaseDistribution) -> int:
     if isinstance(distribution, IntDistribution):
         return trial.suggest_int(name, distribution.low, distribution.high)
-    assert isinstance(distribution, CategoricalDistribution)
+    assert isinstance(distribution, CategoricalDistribution), 'genes are integers or categories'
     return int(trial.suggest_categorical(name, distribution.choices))  # type: ignore[arg-type]
 
 
 def _size(distribution: BaseDistribution) -> int:
     if isinstance(distribution, IntDistribution):
         return distribution.high + 1
-    assert isinstance(distribution, CategoricalDistribution)
+    assert isinstance(distribution, CategoricalDistribution), 'genes are integers or categories'
     return len(distribution.choices)
