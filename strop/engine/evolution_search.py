@@ -37,8 +37,8 @@ class EvolutionSearchLoop(BaseLoop):
     trials are in `<work_dir>/search.journal` (an Optuna journal), from which a killed search goes on. The best subnet is
     written to `<work_dir>/best_fix_subnet.yaml`, everything to `search.json`.
 
-    Guo et al., https://arxiv.org/abs/1904.00420. Differs from the paper: a generation's candidates are proposed one by
-    one from all trials finished so far.
+    Guo et al., https://arxiv.org/abs/1904.00420. Differs from the paper: candidates are proposed one by one, each
+    from a generator that is a function of (seed, trial), so that a killed search repeats itself; no candidate is scored twice.
 
     Args:
         runner: MMEngine's runner.
