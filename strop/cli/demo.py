@@ -62,15 +62,11 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
     mean, std = images.statistics()
     channels, height = images.images.shape[1:3]
     classes = len(images.classes)
-    choice = {
-        'type': 'strop.OneShotMutableOP',
-        'candidates': {
-            'shuffle_3x3': {'type': 'strop.ShuffleBlock', 'kernel_size': 3},
-            'shuffle_5x5': {'type': 'strop.ShuffleBlock', 'kernel_size': 5},
-            'shuffle_7x7': {'type': 'strop.ShuffleBlock', 'kernel_size': 7},
-            'shuffle_xception': {'type': 'strop.ShuffleXception'},
-        },
-    }
+    kernels = {f'shuffle_{size}x{size}': {'type': 'strop.ShuffleBlock', 'kernel_size': size} for size in (3, 5, 7)}
+    candidates = {**kernels, 'shuffle_xception': {'type': 'strop.ShuffleXception'}}
+    choice = {'type': 'strop.OneShotMutableOP', 'candidates': candidates}
+    # Beyond the first block of a stage there may also be none: subnets of one budget then differ in depth.
+    or_none = {'type': 'strop.OneShotMutableOP', 'candidates': {**candidates, 'none': {'type': 'strop.Identity'}}}
     dataset = {'type': 'strop.ImageDataset', 'source': settings.data, 'form': 'samples', 'seed': settings.seed}
     padding = max(1, height // 14)
     augment = [{'type': 'strop.TensorRandomCrop', 'size': height, 'padding': padding}] if height >= 16 else []
@@ -92,11 +88,12 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
                 'type': 'strop.ImageClassifier',
                 'backbone': {
                     'type': 'strop.SearchableShuffleNetV2',
-                    'arch_setting': [[32, 3, choice], [64, 5, choice]],
+                    'arch_setting': [[32, 1, choice], [32, 2, or_none], [64, 1, choice], [64, 4, or_none]],
+                    'strides': [2, 1, 2, 1],
                     'in_channels': int(channels),
                     'stem_stride': 2 if height >= 24 else 1,
                     'last_channels': 128,
-                    'out_indices': (2,),
+                    'out_indices': (4,),
                 },
                 'neck': {'type': 'strop.GlobalAveragePooling'},
                 'head': {'type': 'strop.LinearClsHead', 'num_classes': classes, 'in_channels': 128, 'topk': (1,)},
