@@ -159,7 +159,7 @@ class Demo:
         if (self.out / 'supernet' / 'done').exists():
             return
         runner = self._runner('supernet', self.config)
-        self._watch(runner, 'supernet', 'training the supernet')
+        self._watch(runner, 'training the supernet')
         runner.train()
         (self.out / 'supernet' / 'done').touch()
 
@@ -339,7 +339,7 @@ class Demo:
         with redirect_stdout(io.StringIO()):
             return build_runner(Config(named), task, work_dir=self.out / stage, resume=True)
 
-    def _watch(self, runner: Any, stage: str, title: str) -> None:
+    def _watch(self, runner: Any, title: str) -> None:
         from mmengine.hooks import Hook
 
         show = self.progress

@@ -71,6 +71,9 @@ def _read(file: Any, map_location: Any, name: str) -> Any:
         found = re.search(r'GLOBAL (\S+)|Unsupported (?:global|class|operand)[: ]+(?!\d)(?:GLOBAL )?(\S+)', str(error))
         if not isinstance(error, pickle.UnpicklingError) or found is None:
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            if 'weights_only' in reason:
+                # torch's text goes on to advise unpickling the file, which is the last thing to do with it.
+                reason = 'its content is not what a checkpoint holds'
             raise UnsafeFileError(f'{name} is not a readable checkpoint: {reason}') from None
         raise UnsafeFileError(
             f'{name} holds more than tensors and plain data ({found.group(1) or found.group(2)}), and reading it could execute '

@@ -238,3 +238,12 @@ def test_copied_checkpoints_are_found_by_what_they_hold(tmp_path):
         fake(tmp_path / f'epoch_{number}.pth', number * 10)
         os.utime(tmp_path / f'epoch_{number}.pth', (1e9 - number, 1e9 - number))
     assert find_checkpoint(tmp_path).name == 'epoch_6.pth'
+
+
+def test_a_text_file_is_refused_without_advice_to_unpickle_it(tmp_path):
+    path = tmp_path / 'README.pth'
+    path.write_text('# Not a checkpoint\n' * 20)
+    with pytest.raises(UnsafeFileError, match='is not a readable checkpoint') as caught:
+        load_checkpoint_file(path)
+    assert 'weights_only' not in str(caught.value)
+    assert 'torch.load' not in str(caught.value)
