@@ -56,6 +56,14 @@ class UnknownTypeError(StropError, KeyError):
     """A `type=` name is in no registry."""
 
 
+class GraphError(StropError, ValueError):
+    """A model cannot be traced, or its channels cannot be cut as asked."""
+
+
+class VerificationError(StropError, RuntimeError):
+    """A changed model does not compute what the original says it should."""
+
+
 class BudgetError(StropError, ValueError):
     """No subnet can meet the given constraints."""
 
