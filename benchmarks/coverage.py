@@ -1,0 +1,525 @@
+"""What share of a zoo of models can be pruned by half, and is right afterwards: Strop and Torch-Pruning side by side.
+
+Every model and tool is one process, with a limit on the tool's time; the clock starts when the model is built. Results are
+kept cell by cell in a file of JSON lines, so that a run can be stopped and continued, and put together in the end.
+
+Strop's cell traces the model, finds its channel units, prunes every unit to half by L1, and proves equality in float64 with
+random indices (`strop.graph.prove`). A model *counts* when
+
+- the proof holds,
+- at most 5 % of its parameters lie on axes frozen for want of a rule or of a solution to an equation between lengths,
+- at least half of the channels on its prunable axes are gone, and
+- no fewer parameters were removed than by Torch-Pruning, where that succeeds.
+
+Torch-Pruning's cell follows its documentation: `MagnitudePruner` at ratio 0.5, the classifier ignored, attention heads told
+and module attributes mended as its examples for timm, torchvision and transformers do; if that fails, once more without
+the hints. It succeeds when the pruned model runs, returns outputs of the same shape and has fewer parameters. (Whether
+what it computes is right is not asked of it.)
+
+    python benchmarks/coverage.py --suite timm --tool torch_pruning     # cells only
+    python benchmarks/coverage.py --out benchmarks/results/coverage.json --table benchmarks/results/coverage.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from model_zoo import SUITES, Entry, Inputs, call, entries, entry
+from record import ROOT, git, write_result
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from strop.files import atomic_write
+
+RATIO = 0.5
+TOOLS = ('torch_pruning', 'strop')
+FROZEN_LIMIT, GONE_LIMIT = 0.05, 0.5
+BUILD_LIMIT = 180.0
+# Reasons of frozen axes that lie in what was inferred, not in the model.
+UNSOLVED = {'rule', 'layout', 'tie', 'literal'}
+WORK = ROOT / 'work_dirs' / 'coverage'
+
+
+def tensors_of(out: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+
+
+def shapes_of(model: nn.Module, inputs: Inputs, task: str) -> list[tuple[int, ...]]:
+    """Shapes of all outputs; a detector's number of boxes depends on values and is left out."""
+    with torch.no_grad():
+        shapes = [tuple(leaf.shape) for leaf in tensors_of(call(model, inputs))]
+    return [shape[1:] for shape in shapes] if task == 'detection' else shapes
+
+
+def parameters_of(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Torch-Pruning, as its documentation uses it
+# --------------------------------------------------------------------------------------------------------------------
+PROJECTIONS = (
+    'qkv',
+    'qkv_proj',
+    'query',
+    'key',
+    'value',
+    'q_proj',
+    'k_proj',
+    'v_proj',
+    'q',
+    'k',
+    'v',
+    'q_lin',
+    'k_lin',
+    'v_lin',
+)
+
+
+def _heads(module: nn.Module) -> int | None:
+    for name in ('num_heads', 'num_attention_heads', 'n_heads', 'n_head'):
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    config = getattr(module, 'config', None)  # newer attention modules of transformers keep it there
+    if config is not None and hasattr(module, 'head_dim'):
+        return getattr(config, 'num_attention_heads', None)
+    return None
+
+
+def attention_hints(model: nn.Module) -> dict[nn.Module, int]:
+    """Number of heads of each projection of an attention module, as the examples pass it."""
+    hints: dict[nn.Module, int] = {}
+    for module in model.modules():
+        heads = _heads(module)
+        if heads is None:
+            continue
+        grouped = getattr(getattr(module, 'config', None), 'num_key_value_heads', None) or heads
+        for name in PROJECTIONS:
+            layer = getattr(module, name, None)
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                hints[layer] = grouped if name in ('k_proj', 'v_proj') else heads
+    return hints
+
+
+def mend_attention(model: nn.Module, heads_of: dict[nn.Module, int]) -> None:
+    """Set the sizes that attention modules keep beside their layers, as the examples do after pruning."""
+    for module in model.modules():
+        for name in PROJECTIONS:
+            layer = getattr(module, name, None)
+            if layer not in heads_of:
+                continue
+            width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            width = width // 3 if name.startswith('qkv') else width
+            heads = heads_of[layer]
+            found = {
+                'num_heads': heads,
+                'num_attention_heads': heads,
+                'n_heads': heads,
+                'head_dim': width // heads,
+                'attention_head_size': width // heads,
+                'attn_dim': width,
+                'all_head_size': width,
+            }
+            for attribute, value in found.items():
+                if isinstance(getattr(module, attribute, None), int):
+                    setattr(module, attribute, value)
+            break
+    if hasattr(model, 'hidden_dim') and hasattr(model, 'conv_proj'):  # torchvision's VisionTransformer
+        model.hidden_dim = model.conv_proj.out_channels
+
+
+def ignored_layers(model: nn.Module, item: Entry) -> list[nn.Module]:
+    """The layers that the task reads: by width, and for detectors those that the examples name."""
+    classes = getattr(model, 'num_classes', 0) or item.classes
+    found: list[nn.Module] = []
+    for module in model.modules():
+        width = getattr(module, 'out_features', getattr(module, 'out_channels', None))
+        if isinstance(module, nn.Linear | nn.Conv2d) and classes and width == classes:
+            found.append(module)
+    for path in (
+        *('rpn.head.cls_logits', 'rpn.head.bbox_pred', 'roi_heads', 'backbone.fpn'),
+        *('head.classification_head.cls_logits', 'head.regression_head.bbox_reg', 'head.regression_head.bbox_ctrness'),
+        *('head.classification_head.module_list', 'head.regression_head.module_list'),
+    ):
+        if item.family == 'detection':
+            try:
+                found.append(model.get_submodule(path))
+            except AttributeError:
+                continue
+    return found
+
+
+def torch_pruning_once(item: Entry, model: nn.Module, inputs: Inputs, hints: bool) -> dict[str, Any]:
+    import torch_pruning as tp
+
+    if item.suite == 'timm' and hints:
+        for module in model.modules():  # the examples switch fused attention off
+            if isinstance(getattr(module, 'fused_attn', None), bool):
+                module.fused_attn = False
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    before, shapes = parameters_of(model), shapes_of(model, inputs, item.family)
+    heads = attention_hints(model) if hints else {}
+    begin = time.perf_counter()
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        inputs,
+        importance=tp.importance.MagnitudeImportance(p=2),
+        pruning_ratio=RATIO,
+        ignored_layers=ignored_layers(model, item),
+        num_heads=dict(heads),
+        round_to=model.encoder.layers[0].num_heads if item.suite == 'torchvision' and item.name.startswith('vit_') else None,
+        output_transform=lambda out: [leaf for leaf in tensors_of(out) if leaf.grad_fn is not None],
+        out_channel_groups={},
+        in_channel_groups={},
+    )
+    pruner.step()
+    seconds = time.perf_counter() - begin
+    mend_attention(model, {layer: pruner.num_heads.get(layer, count) for layer, count in heads.items()})
+    after = parameters_of(model)
+    cell = {'parameters': before, 'left': after, 'seconds': seconds, 'status': 'ok'}
+    try:
+        found = shapes_of(model, inputs, item.family)
+    except Exception as error:
+        return {**cell, 'status': 'pruned model raises', 'error': first_line(error)}
+    if found != shapes:
+        return {**cell, 'status': 'output changed', 'error': f'outputs of {shapes[:2]} became {found[:2]}'}
+    return cell if after < before else {**cell, 'status': 'nothing pruned'}
+
+
+def torch_pruning_cell(item: Entry, made: tuple[nn.Module, Inputs], report: Any) -> dict[str, Any]:
+    """With the hints of the examples, and without them if that fails; the first failure is reported if both do."""
+    cell: dict[str, Any] = {}
+    for hints in (True, False):
+        try:
+            found = {**torch_pruning_once(item, *(made if hints else item.make()), hints), 'hints': hints}
+        except Exception as error:
+            found = {'status': 'raises', 'error': first_line(error), 'hints': hints}
+        if found['status'] == 'ok' or not cell:
+            cell = found
+            report(cell)  # what a run without hints, if it never ends, leaves to say
+        if cell['status'] == 'ok':
+            break
+    return cell
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Strop
+# --------------------------------------------------------------------------------------------------------------------
+def halved(graph: Any, model: nn.Module) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
+    """Half of every unit, as far as the ties between lengths allow: the indices of largest L1 norm."""
+    lengths = graph.fit({name: max(unit.minimum, int(unit.size * RATIO)) for name, unit in graph.units.items()})
+    state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    kept = {}
+    for name, unit in graph.units.items():
+        score = torch.zeros(unit.size, dtype=torch.float64)
+        for place in unit.placements:
+            tensor = state[place.tensor].detach()
+            if not tensor.is_floating_point() or tensor.ndim < 2:
+                continue
+            rest = [axis for axis in range(tensor.ndim) if axis != place.axis]
+            norms, index = tensor.abs().sum(rest).double(), place.index
+            score.index_add_(0, index[index >= 0], norms[index >= 0])
+        kept[name] = score.topk(lengths[name]).indices.sort().values
+    return lengths, kept
+
+
+def unsolved_share(graph: Any, model: nn.Module) -> tuple[float, list[str]]:
+    """The share of parameters on positions that are frozen for want of a rule or solution, and the reasons."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    total = sum(shape.numel() for shape in shapes.values())
+    open_share: dict[str, dict[int, float]] = {}
+    reasons: dict[str, int] = {}
+    for axis in graph.frozen:
+        if axis.kind not in UNSOLVED or axis.tensor not in shapes:
+            continue
+        part = open_share.setdefault(axis.tensor, {})
+        part[axis.axis] = min(1.0, part.get(axis.axis, 0.0) + axis.size / shapes[axis.tensor][axis.axis])
+        reason = f'{axis.kind}: {axis.reason}'
+        reasons[reason] = reasons.get(reason, 0) + 1
+    frozen = 0.0
+    for name, parts in open_share.items():
+        free = 1.0
+        for share in parts.values():
+            free *= 1.0 - share
+        frozen += shapes[name].numel() * (1.0 - free)
+    return frozen / max(total, 1), sorted(reasons, key=reasons.__getitem__, reverse=True)[:5]
+
+
+def strop_cell(item: Entry, made: tuple[nn.Module, Inputs], report: Any) -> dict[str, Any]:
+    from strop import graph as tracing
+
+    model, inputs = made
+    before, shapes = parameters_of(model), shapes_of(model, inputs, item.family)
+    begin = time.perf_counter()
+    graph = tracing.channel_units(model, inputs)
+    units = time.perf_counter() - begin
+    cell: dict[str, Any] = {'status': 'raises', 'parameters': before, 'units': len(graph.units), 'note': graph.note}
+    cell['unsolved'], cell['reasons'] = unsolved_share(graph, model)
+    report(cell)
+    lengths, kept = halved(graph, model)
+    pruned = graph.shrink(model, kept)
+    cell |= {'seconds': time.perf_counter() - begin, 'seconds_units': units, 'left': parameters_of(pruned)}
+    sizes = sum(unit.size for unit in graph.units.values())
+    cell['gone'] = 1 - sum(lengths.values()) / sizes if sizes else 0.0
+    report(cell)
+    found = shapes_of(pruned, inputs, item.family)
+    if found != shapes:
+        return {**cell, 'status': 'output changed', 'error': f'outputs of {shapes[:2]} became {found[:2]}'}
+    del pruned
+    begin = time.perf_counter()
+    proof = tracing.prove(model, inputs, ratio=RATIO, seed=0)
+    cell |= {'error_of_proof': float(proof.error), 'difference': float(proof.difference), 'holds': bool(proof.holds)}
+    return {**cell, 'status': 'ok', 'seconds_proof': time.perf_counter() - begin}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One process a cell
+# --------------------------------------------------------------------------------------------------------------------
+def first_line(error: BaseException) -> str:
+    text = f'{type(error).__name__}: {error}'.strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:300]
+
+
+def child(key: str, tool: str) -> None:
+    """Run one cell; every report is a line, the last one counts."""
+    warnings.simplefilter('ignore')
+    torch.set_num_threads(1)
+    out = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)  # what libraries print is no report
+
+    def report(cell: dict[str, Any]) -> None:
+        out.write(json.dumps(cell, default=str) + '\n')
+        out.flush()
+
+    item = entry(key)
+    made = item.make()
+    report({'built': True})
+    try:
+        report({**(torch_pruning_cell if tool == 'torch_pruning' else strop_cell)(item, made, report), 'done': True})
+    except Exception as error:
+        traceback.print_exc()
+        report({'status': 'raises', 'error': first_line(error), 'done': True})
+
+
+def run_cell(key: str, tool: str, limit: float) -> dict[str, Any]:
+    """Start a process for one cell, wait for at most `limit` seconds after it built the model, and return what it said."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
+    log = WORK / 'logs' / f'{key.replace("/", ".")}.{tool}.log'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).resolve()), '--child', key, tool]
+    cell: dict[str, Any] = {}
+    built = threading.Event()
+    with open(log, 'w') as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT)
+
+        def read() -> None:
+            for line in process.stdout or ():
+                said = json.loads(line)
+                if said.pop('built', False):
+                    built.set()
+                cell.update(said)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        deadline = time.monotonic() + BUILD_LIMIT
+        while process.poll() is None and time.monotonic() < deadline and not built.is_set():
+            time.sleep(0.05)
+        try:
+            process.wait(limit if built.is_set() else 0.1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(5)
+    if not cell.pop('done', False):
+        if process.returncode in (-9, 137) and built.is_set():
+            cell |= {'earlier': cell['status']} if 'status' in cell else {}
+            cell |= {'status': 'timeout'}
+        else:
+            last = log.read_text(errors='replace').strip().splitlines()[-1:]
+            cell |= {'status': 'raises', 'error': f'exit {process.returncode}: {" ".join(last)[:200]}'}
+    return cell
+
+
+def read_cells(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The latest cell of each model and tool; a line cut short by a kill is left out."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            cell = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[cell['key'], cell['tool']] = cell
+    return found
+
+
+def judge(ours: dict[str, Any] | None, peer: dict[str, Any] | None) -> tuple[bool | None, list[str]]:
+    """Whether a model counts, and why not."""
+    if ours is None:
+        return None, []
+    if ours['status'] != 'ok':
+        return False, [f'{ours["status"]}: {ours.get("error", "")}'.strip(': ')]
+    causes = []
+    if not ours['holds']:
+        causes.append(f'proof: error {ours["error_of_proof"]:.1e}, difference {ours["difference"]:.1e}')
+    if ours['unsolved'] > FROZEN_LIMIT:
+        causes.append(f'{100 * ours["unsolved"]:.1f} % frozen: {"; ".join(ours["reasons"][:1])}')
+    if ours['gone'] < GONE_LIMIT:
+        causes.append(f'{100 * ours["gone"]:.1f} % of channels gone')
+    if peer and peer['status'] == 'ok' and ours['left'] > peer['left']:
+        causes.append(f'{ours["left"]:,} parameters left, {peer["left"]:,} by Torch-Pruning')
+    return not causes, causes
+
+
+def summary(items: list[Entry], cells: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for suite in SUITES:
+        keys = [item.key for item in items if item.suite == suite]
+        if not keys:
+            continue
+        ours = [judge(cells.get((key, 'strop')), cells.get((key, 'torch_pruning')))[0] for key in keys]
+        states = [cells[key, 'torch_pruning']['status'] for key in keys if (key, 'torch_pruning') in cells]
+        found[suite] = {
+            'models': len(keys),
+            'strop_tried': sum(value is not None for value in ours),
+            'strop_counts': sum(value is True for value in ours),
+            'strop_proved': sum(bool(cells.get((key, 'strop'), {}).get('holds')) for key in keys),
+            'torch_pruning_tried': len(states),
+            'torch_pruning': {state: states.count(state) for state in sorted(set(states))},
+        }
+    return found
+
+
+def table(items: list[Entry], cells: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """Write the comparison as Markdown, a row for each model."""
+    lines = [
+        '# Models pruned by half',
+        '',
+        'Made by `benchmarks/coverage.py`, whose first lines say what counts. *left*: share of parameters that is left, every',
+        'prunable unit halved. *error*: relative difference between the pruned model and the masked original in float64.',
+        '*unsolved*: parameters on axes frozen for want of a rule or of a solution to an equation between lengths.',
+        'Seconds: tracing, finding units and pruning; the proof beside it.',
+        '',
+    ]
+    for suite, found in summary(items, cells).items():
+        states = ', '.join(f'{count} {state}' for state, count in found['torch_pruning'].items())
+        lines += [
+            f'## {suite}: {found["strop_counts"]} of {found["strop_tried"]} count; Torch-Pruning: {states or "not run"}',
+            '',
+            '| model | M | counts | error | unsolved | gone | left | s (+ proof) | Torch-Pruning | left | s |',
+            '|---|--:|---|--:|--:|--:|--:|--:|---|--:|--:|',
+        ]
+        for item in items:
+            if item.suite == suite:
+                lines.append(_row(item, cells.get((item.key, 'strop')), cells.get((item.key, 'torch_pruning'))))
+        causes = []
+        for item in items:
+            if item.suite == suite:
+                good, why = judge(cells.get((item.key, 'strop')), cells.get((item.key, 'torch_pruning')))
+                if good is False:
+                    causes.append(f'- {item.name}: {"; ".join(why)}')
+        lines += ['', *(['Not counted:', '', *causes, ''] if causes else [])]
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def _row(item: Entry, ours: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
+    ours, peer = ours or {}, peer or {}
+    good = judge(ours or None, peer or None)[0]
+    size = ours.get('parameters') or peer.get('parameters')
+
+    def share(cell: dict[str, Any]) -> str:
+        return f'{100 * cell["left"] / cell["parameters"]:.0f} %' if 'left' in cell else ''
+
+    def percent(name: str) -> str:
+        return f'{100 * ours[name]:.1f} %' if name in ours else ''
+
+    time_ours = f'{ours["seconds"]:.2f}' if 'seconds' in ours else ''
+    time_ours += f' (+ {ours["seconds_proof"]:.1f})' if 'seconds_proof' in ours else ''
+    fields = [
+        item.name,
+        f'{size / 1e6:.2f}' if size else '',
+        {True: 'yes', False: '**no**', None: ''}[good],
+        f'{ours["error_of_proof"]:.0e}' if 'error_of_proof' in ours else ours.get('status', ''),
+        percent('unsolved'),
+        percent('gone'),
+        share(ours),
+        time_ours,
+        peer.get('status', ''),
+        share(peer) if peer.get('status') == 'ok' else '',
+        f'{peer["seconds"]:.2f}' if peer.get('status') == 'ok' else '',
+    ]
+    return '| ' + ' | '.join(fields) + ' |'
+
+
+def main() -> None:
+    if sys.argv[1:2] == ['--child']:
+        child(sys.argv[2], sys.argv[3])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--suite', choices=SUITES, action='append', help='only this suite; may be given more than once')
+    parser.add_argument('--tool', choices=TOOLS, action='append', help='only this tool; may be given more than once')
+    parser.add_argument('--only', nargs='*', default=(), help='names of models')
+    parser.add_argument('--full', action='store_true', help='every torchvision classifier')
+    parser.add_argument('--limit', type=float, default=120.0, help='seconds for one model and tool')
+    parser.add_argument('--jobs', type=int, default=1, help='cells at a time')
+    parser.add_argument('--again', action='store_true', help='run the selected cells even if there are results')
+    parser.add_argument('--cells', type=Path, default=WORK / 'cells.jsonl', help='where results are kept cell by cell')
+    parser.add_argument('--out', type=Path, help='write the results of every model of the zoo here, as JSON')
+    parser.add_argument('--table', type=Path, help='and here, as Markdown')
+    options = parser.parse_args()
+    chosen = [
+        item for item in entries(tuple(options.suite or SUITES), options.full) if not options.only or item.name in options.only
+    ]
+    options.cells.parent.mkdir(parents=True, exist_ok=True)
+    done = {} if options.again else read_cells(options.cells)
+    todo = [(item.key, tool) for tool in options.tool or TOOLS for item in chosen if (item.key, tool) not in done]
+    lock = threading.Lock()
+    commit = git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '--', 'strop') else '')
+    packages = {'strop': commit, 'torch_pruning': ''}
+    if any(tool == 'torch_pruning' for _, tool in todo):
+        packages['torch_pruning'] = version('torch-pruning')
+
+    def work(cell_of: tuple[str, str]) -> None:
+        key, tool = cell_of
+        begin = time.perf_counter()
+        cell = {'key': key, 'tool': tool, 'of': packages[tool], 'limit': options.limit, **run_cell(key, tool, options.limit)}
+        cell['seconds_all'] = time.perf_counter() - begin
+        with lock, open(options.cells, 'a') as file:
+            file.write(json.dumps(cell) + '\n')
+        said = ' '.join(f'{name}={cell[name]}' for name in ('parameters', 'left', 'seconds', 'holds', 'error') if name in cell)
+        print(f'{key:48} {tool:14} {cell["status"]:20} {said}', flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(work, todo))
+    if options.out or options.table:
+        items = entries(SUITES, options.full)
+        cells = read_cells(options.cells)
+        if options.out:
+            rows = []
+            for item in items:
+                row: dict[str, Any] = {'model': item.key, 'family': item.family}
+                row |= {tool: cells[item.key, tool] for tool in TOOLS if (item.key, tool) in cells}
+                row['counts'], row['why_not'] = judge(row.get('strop'), row.get('torch_pruning'))
+                rows.append(row)
+            content = {'ratio': RATIO, 'limit_s': options.limit, 'summary': summary(items, cells), 'models': rows}
+            packages_used = ('torch-pruning', 'timm', 'torchvision', 'transformers')
+            write_result(options.out, 'coverage', content, packages=packages_used)
+        if options.table:
+            atomic_write(options.table, table(items, cells))
+
+
+if __name__ == '__main__':
+    main()
