@@ -195,6 +195,22 @@ class Entry:
         return model.eval(), inputs
 
 
+class Task(nn.Module):
+    """A model of transformers of which the task reads one output.
+
+    Encoder states and embeddings, which these models return beside it, would be outputs too: their width could not change.
+    """
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self.output = output
+
+    def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = getattr(self.model(**inputs), self.output)
+        return found
+
+
 def timm_entry(name: str, family: str = '') -> Entry:
     def build() -> tuple[nn.Module, Inputs]:
         import timm
@@ -301,7 +317,8 @@ def _simple(
         import transformers
 
         config = getattr(transformers, config_class)(**options())
-        return getattr(transformers, model_class)(config), inputs()
+        model = getattr(transformers, model_class)(config)
+        return Task(model, 'logits_per_image' if family in ('clip', 'siglip') else 'logits'), inputs()
 
     return Entry(family, 'transformers', build, family, **known)
 
