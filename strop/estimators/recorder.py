@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from strop.errors import EstimateError
 from strop.estimators.op_costs import is_uncounted, macs, operator_name, priced_whole
+from strop.graph.forward import first_line, module_paths, output_tensors, shapes_of, untouched
 from strop.randomness import seeded
 
 CONSTANT = -1  # a parameter, a buffer or a tensor kept by a module: not an activation
@@ -231,49 +231,6 @@ def _storage(value: Any) -> torch.UntypedStorage | None:
         return None  # sparse and nested tensors have none
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put everything that a forward may leave in the modules of `model` back afterwards: modes, caches, decisions.
-
-    >>> model = nn.Dropout()
-    >>> with untouched(model):
-    ...     model.training, model.cache = False, torch.zeros(1)
-    >>> model.training, hasattr(model, 'cache')
-    (True, False)
-    """
-    scripted = [(script, script.training) for script in model.modules() if isinstance(script, torch.jit.ScriptModule)]
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    before = [(dict(vars(module)), dict(module._buffers), dict(module._parameters)) for module in modules]
-    # Caches are also kept inside dicts and lists, which stay the same objects.
-    containers = [
-        (value, copy.copy(value))
-        for attributes, _, _ in before
-        for name, value in attributes.items()
-        if name not in _OF_EVERY_MODULE and isinstance(value, (dict, list, set))
-    ]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for script, training in scripted:
-            script.training = training
-        for module, (attributes, buffers, parameters) in zip(modules, before, strict=True):
-            _refill(module.__dict__, attributes)
-            _refill(module._buffers, buffers)
-            _refill(module._parameters, parameters)
-        for container, content in containers:
-            _refill(container, content)
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
-
-
 def check_initialized(model: nn.Module) -> None:
     """Raise an `EstimateError` if a lazy module has not seen an input yet, so that its shapes are unknown."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -319,7 +276,7 @@ def record(
         except Exception as error:
             if real is False:
                 raise
-            note = _first_line(error)
+            note = first_line(error)
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     if any(tensor.device.type == 'meta' or isinstance(tensor, FakeTensor) for tensor in (*model.parameters(), *given)):
         raise EstimateError(f'{type(model).__name__} is on the meta device and cannot be traced there ({note}).')
@@ -328,30 +285,21 @@ def record(
     except EstimateError:
         raise
     except Exception as error:
-        shapes = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (tuple(args), kwargs))
         raise EstimateError(
-            f'The forward of {type(model).__name__} failed on inputs of shape {shapes[0]}{shapes[1] or ""}: '
+            f'The forward of {type(model).__name__} failed on inputs of shape {shapes_of(args, kwargs)}: '
             f'{type(error).__name__}: {error}'
         ) from error
     trace.note = note
     return trace
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
-
-
 def _run(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], around: Any, real: bool) -> Trace:
-    paths: dict[int, str] = {}
-    for path, module in model.named_modules():
-        paths.setdefault(id(module), path)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if real else fake.from_tensor(tensor)
 
-    recorder = Recorder(paths, real)
+    recorder = Recorder(module_paths(model), real)
     with untouched(model), seeded(0, 'record'), torch.no_grad():
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide every product
         for module in model.modules():
@@ -365,7 +313,7 @@ def _run(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], around: 
         with nullcontext() if real else fake, recorder, nullcontext() if around is None else around(recorder):
             out = _call(model, {**parameters, **buffers}, inputs[0], inputs[1], real)
         recorder.trace.outputs = tuple(
-            dict.fromkeys(node for tensor in _tensors(out) if (node := recorder.node_of(tensor)) != CONSTANT)
+            dict.fromkeys(node for tensor in output_tensors(out) if (node := recorder.node_of(tensor)) != CONSTANT)
         )
     return recorder.trace
 
@@ -380,12 +328,3 @@ def _call(model: nn.Module, state: dict[str, torch.Tensor], args: Any, kwargs: A
     finally:
         for buffer, value in before:
             buffer.copy_(value)
-
-
-def _tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
-    """Yield the tensors in an output, also those in the fields of result objects (dataclasses, data samples)."""
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf
-        elif depth < 3 and hasattr(leaf, '__dict__') and not isinstance(leaf, (nn.Module, type)):
-            yield from _tensors(list(vars(leaf).values()), depth + 1)

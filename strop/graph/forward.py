@@ -1,0 +1,130 @@
+"""One forward of a model that leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from strop.errors import GraphError
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put everything that a forward may leave in the modules of `model` back afterwards: modes, caches, decisions.
+
+    >>> model = nn.Dropout()
+    >>> with untouched(model):
+    ...     model.training, model.cache = False, torch.zeros(1)
+    >>> model.training, hasattr(model, 'cache')
+    (True, False)
+    """
+    scripted = [(script, script.training) for script in model.modules() if isinstance(script, torch.jit.ScriptModule)]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [(dict(vars(module)), dict(module._buffers), dict(module._parameters)) for module in modules]
+    # Caches are also kept inside dicts and lists, which stay the same objects.
+    containers = [
+        (value, copy.copy(value))
+        for attributes, _, _ in before
+        for name, value in attributes.items()
+        if name not in OF_EVERY_MODULE and isinstance(value, (dict, list, set))
+    ]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for script, training in scripted:
+            script.training = training
+        for module, (attributes, buffers, parameters) in zip(modules, before, strict=True):
+            _refill(module.__dict__, attributes)
+            _refill(module._buffers, buffers)
+            _refill(module._parameters, parameters)
+        for container, content in containers:
+            _refill(container, content)
+
+
+#: Names of the bookkeeping attributes that every module has.
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def module_paths(model: nn.Module) -> dict[int, str]:
+    """Return id of a module -> its path; a module that is used twice has the first one."""
+    paths: dict[int, str] = {}
+    for path, module in model.named_modules():
+        paths.setdefault(id(module), path)
+    return paths
+
+
+def output_tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    """Yield the tensors in an output, also those in the fields of result objects (dataclasses, data samples)."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        elif depth < 3 and hasattr(leaf, '__dict__') and not isinstance(leaf, (nn.Module, type)):
+            yield from output_tensors(list(vars(leaf).values()), depth + 1)
+
+
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments that example inputs stand for.
+
+    Args:
+        inputs: A tensor (the only argument), a tuple or list (positional arguments) or a mapping (keyword arguments).
+
+    Raises:
+        GraphError: If it is none of these, or holds no tensor.
+
+    >>> arguments_of({'x': torch.zeros(1)})
+    ((), {'x': tensor([0.])})
+    """
+    rule = 'Example inputs are a tensor, a tuple of positional arguments or a dict of keyword arguments'
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, torch.Tensor):
+        args = (inputs,)
+    elif isinstance(inputs, (tuple, list)):
+        args = tuple(inputs)
+    elif isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    else:
+        raise GraphError(
+            f'{rule}; got {"nothing" if inputs is None else repr(inputs)[:80]}. For an image model: torch.randn(2, 3, 224, 224).'
+        )
+    if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
+        raise GraphError(f'{rule}; the given {type(inputs).__name__} holds no tensor.')
+    return args, kwargs
+
+
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the arguments of a call as text, tensors by their shapes."""
+    shown = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (tuple(args), dict(kwargs)))
+    return f'{shown[0]}{shown[1] or ""}'
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception as one line of text."""
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor], depth: int = 4) -> Any:
+    """Return `value` with every tensor in its tuples, lists and dicts changed; the same object if there is none."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if depth and type(value) in (tuple, list):
+        found = [map_tensors(item, change, depth - 1) for item in value]
+        return type(value)(found) if any(new is not old for new, old in zip(found, value)) else value
+    if depth and type(value) is dict:
+        changed = {key: map_tensors(item, change, depth - 1) for key, item in value.items()}
+        return changed if any(changed[key] is not value[key] for key in value) else value
+    return value

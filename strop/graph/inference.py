@@ -1,0 +1,520 @@
+"""Infer what the axes of every tensor are made of, while a model runs once.
+
+Two modes watch the forward. The dispatch mode sees ATen operators and asks a rule for each what it says about axes
+(`@axis_rule`). The function mode sees Python's calls and notes what they say about *lengths* (`sizes.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from strop.errors import GraphError
+from strop.graph.forward import first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
+from strop.graph.sizes import AttributePath, LengthOf, Node, Operation, Size, listening, tag_attributes
+from strop.graph.terms import Reason, Term, axis, freeze
+from strop.randomness import seeded
+
+AxisRule = Callable[['Call'], Any]
+
+_rules: dict[Any, AxisRule] = {}
+_length_rules: dict[Any, Callable[..., None]] = {}
+
+
+def axis_rule(*operators: Any) -> Callable[[AxisRule], AxisRule]:
+    """Register the decorated function as what ATen (or custom) operators say about axes.
+
+    The function takes a `Call`, unifies or freezes axes of its tensors, and returns the axes of the output: a list of
+    terms, or a list of such lists for several outputs. A rule for an overload (`aten.add.Tensor`) goes before one for
+    its packet (`aten.add`), which may also be given by name (`'torchvision.nms'`); operators that PyTorch tags as pointwise share one rule, and the others without a rule
+    freeze every axis of what they take.
+
+    >>> from torch.library import custom_op
+    >>> @custom_op('docs::halve', mutates_args=())
+    ... def halve(x: torch.Tensor) -> torch.Tensor:
+    ...     return x / 2
+    >>> @axis_rule(torch.ops.docs.halve)
+    ... def _(call):
+    ...     return call.axes(call.args[0])
+    """
+
+    def register(rule: AxisRule) -> AxisRule:
+        for operator in operators:
+            _rules[operator] = rule
+        return rule
+
+    return register
+
+
+def length_rule(*functions: Any) -> Callable[[Any], Any]:
+    """Register the decorated `rule(lengths, out, args, kwargs)` as what Python functions say about lengths."""
+
+    def register(rule: Any) -> Any:
+        for function in functions:
+            _length_rules[function] = rule
+        return rule
+
+    return register
+
+
+class Axes(NamedTuple):
+    """What stands for a tensor in a recorded call: the terms of its axes."""
+
+    terms: tuple[Term, ...]
+
+
+class Relation(NamedTuple):
+    """`left op right` gave `truth` in the module at `path`, and must give it again.
+
+    Args:
+        op: `'=='`, `'<'` or `'<='`.
+        left: An expression of lengths and attributes.
+        right: Another.
+        truth: What it gave.
+        path: Path of the module.
+        what: The call that says so.
+    """
+
+    op: str
+    left: Node
+    right: Node
+    truth: bool
+    path: str
+    what: str
+
+
+class Call:
+    """One call of an operator, as a rule sees it and as the graph keeps it.
+
+    Args:
+        func: The operator.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        out: What it returned.
+        path: Path of the module that called it.
+        place: How many calls of this operator the module made before.
+    """
+
+    __slots__ = ('args', 'func', 'kwargs', 'out', 'path', 'place', 'tracer')
+
+    def __init__(self, tracer: Tracer, func: Any, args: Any, kwargs: Any, out: Any, path: str, place: int) -> None:
+        self.tracer, self.func, self.args, self.kwargs = tracer, func, args, kwargs
+        self.out, self.path, self.place = out, path, place
+
+    def __repr__(self) -> str:
+        return f'{self.name} in {self.path!r}'
+
+    @property
+    def name(self) -> str:
+        """Name of the operator, as `convolution` or `torchvision.nms`."""
+        packet = getattr(self.func, '_overloadpacket', self.func)
+        return str(packet).removeprefix('aten.')
+
+    def axes(self, tensor: torch.Tensor) -> list[Term]:
+        """Return the axes of an argument."""
+        return self.tracer.axes(tensor)
+
+    def get(self, name: str, position: int, default: Any = None) -> Any:
+        """Return an argument by name or position."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def reason(self, kind: str) -> Reason:
+        """Return a reason to freeze that names this call."""
+        return Reason(kind, self.name, self.path)
+
+    def freeze(self, term: Term, kind: str = 'rule') -> None:
+        """Keep the length of an axis."""
+        freeze(term, self.reason(kind))
+
+    def fresh(self, size: int, kind: str | None = None) -> Term:
+        """Return a new axis; frozen if `kind` is given."""
+        return axis(size, None if kind is None else self.reason(kind))
+
+
+class Tracer:
+    """The state of one trace: axes of tensors, recorded calls, relations between lengths, the stack of modules."""
+
+    def __init__(self, paths: Mapping[int, str]) -> None:
+        self.calls: list[Call] = []
+        self.relations: list[Relation] = []
+        self.touched: set[str] = set()
+        self.paths = paths
+        self.stack: list[str] = ['']
+        self.names: dict[int, list[str]] = {}
+        self.thread = threading.get_ident()
+        self._places: dict[tuple[str, Any], int] = {}
+
+    # -- axes ------------------------------------------------------------------------------
+
+    def axes(self, tensor: torch.Tensor) -> list[Term]:
+        """Return the axes of a tensor; those of one that appeared from nowhere are constants."""
+        known = getattr(tensor, '_strop_axes', None)
+        if known is None or known[0] is not self:
+            reason = Reason('constant', 'a tensor without a name', self.stack[-1])
+            terms = [axis(size, reason) for size in tensor.shape]
+            tensor._strop_axes = (self, terms)  # type: ignore[attr-defined]
+            return terms
+        return known[1]
+
+    def declare(self, tensor: torch.Tensor, terms: list[Term]) -> None:
+        """Say what the axes of a tensor are."""
+        tensor._strop_axes = (self, terms)  # type: ignore[attr-defined]
+
+    # -- lengths ---------------------------------------------------------------------------
+
+    def compare(self, op: str, left: Node, right: Node, truth: bool) -> None:
+        """Note a comparison that Python made."""
+        self.relations.append(Relation(op, left, right, truth, self.stack[-1], 'a comparison'))
+
+    def relate(self, size: Any, term: Term, what: str) -> None:
+        """Note that a call demanded an axis of length `size`."""
+        if type(size) is Size or type(size) is int:
+            node = size.node if type(size) is Size else size
+            if type(node) is LengthOf and node.term is term:
+                return
+            self.relations.append(Relation('==', node, LengthOf(term), True, self.stack[-1], what))
+
+    # -- operators -------------------------------------------------------------------------
+
+    def record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Apply the rule of an operator to what it took and returned."""
+        path = self.stack[-1]
+        place = self._places.get((path, func), 0)
+        self._places[path, func] = place + 1
+        call = Call(self, func, args, kwargs, out, path, place)
+        rule = _rules.get(func) or _find_rule(func)
+        taken = _stand_ins(args, self), {key: _stand_in(value, self) for key, value in kwargs.items()} if kwargs else {}
+        found = rule(call)
+        outs = [out] if isinstance(out, torch.Tensor) else [item for item in tree_leaves(out) if isinstance(item, torch.Tensor)]
+        if isinstance(out, torch.Tensor) or (outs and (not found or not isinstance(found[0], list))):
+            found = [found]
+        for number, tensor in enumerate(outs):
+            terms = found[number] if number < len(found) else [call.fresh(size, 'constant') for size in tensor.shape]
+            if len(terms) != tensor.dim() or any(term.size != size for term, size in zip(terms, tensor.shape)):
+                raise GraphError(
+                    f'The axis rule of {call.name} gave axes {terms} for an output of shape {tuple(tensor.shape)}.'
+                )
+            self.declare(tensor, terms)
+        call.args, call.kwargs = taken
+        call.out = tuple(Axes(tuple(self.axes(tensor))) for tensor in outs)
+        self.calls.append(call)
+
+
+def _find_rule(func: Any) -> AxisRule:
+    packet = getattr(func, '_overloadpacket', func)
+    default = 'pointwise' if torch.Tag.pointwise in getattr(func, 'tags', ()) else 'unknown'
+    rule = _rules.get(packet) or _rules.get(str(packet)) or _rules[default]
+    if rule is not _rules['unknown']:
+        _rules[func] = rule
+    return rule
+
+
+def _stand_in(value: Any, tracer: Tracer) -> Any:
+    if isinstance(value, torch.Tensor):
+        if id(value) in tracer.names:
+            tracer.touched.update(tracer.names[id(value)])
+        return Axes(tuple(tracer.axes(value)))
+    return _stand_ins(value, tracer) if isinstance(value, (tuple, list)) else value
+
+
+def _stand_ins(values: Any, tracer: Tracer) -> Any:
+    return [_stand_in(value, tracer) for value in values]
+
+
+class OperatorMode(TorchDispatchMode):
+    """Hand every ATen operator to the tracer."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(func, torch._ops.OpOverload):
+            if func.namespace == 'prim' or func is torch.ops.aten.sym_size.int:
+                return func(*args, **kwargs)
+            if func not in _rules and _find_rule(func) is _rules['unknown'] and func._can_decompose():
+                with self:
+                    decomposed = func.decompose(*args, **kwargs)
+                if decomposed is not NotImplemented:
+                    return decomposed
+        # Operators that change their argument's shape must be read before they run.
+        out = func(*args, **kwargs)
+        self.tracer.record(func, args, kwargs, out)
+        return out
+
+
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_SIZE = torch.Tensor.size
+_NUMEL = (torch.Tensor.numel, torch.Tensor.nelement)
+
+
+class FunctionMode(TorchFunctionMode):
+    """Give sizes with expressions to Python, and note which lengths its calls demand."""
+
+    def __init__(self, tracer: Tracer, device: str | None) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _SHAPE or func is _SIZE:
+            return self._size(func, args, kwargs)
+        if func in _NUMEL:
+            return self._numel(args[0])
+        if self.device is not None and func in _device_constructors() and kwargs.get('device') is None:
+            kwargs = {**kwargs, 'device': self.device}
+        out = func(*args, **kwargs)
+        rule = _length_rules.get(func)
+        if rule is not None:
+            rule(Lengths(self.tracer, getattr(func, '__name__', str(func))), out, args, kwargs)
+        return out
+
+    def _size(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor = args[0]
+        dim = args[1] if len(args) > 1 else kwargs.get('dim')
+        terms = self.tracer.axes(tensor)
+        if dim is not None:
+            return Size(func(*args, **kwargs), LengthOf(terms[dim]))
+        return torch.Size([Size(term.size, LengthOf(term)) for term in terms])
+
+    def _numel(self, tensor: torch.Tensor) -> Any:
+        total: Any = 1
+        for term in self.tracer.axes(tensor):
+            total = Size(term.size, LengthOf(term)) * total if term.size != 1 else total
+        return total
+
+
+class Lengths:
+    """What a length rule works with."""
+
+    def __init__(self, tracer: Tracer, what: str) -> None:
+        self.tracer = tracer
+        self.what = what
+
+    def axes(self, tensor: torch.Tensor) -> list[Term]:
+        """Return the axes of a tensor."""
+        return self.tracer.axes(tensor)
+
+    def demand(self, size: Any, term: Term) -> None:
+        """Note that the call demands an axis of length `size`."""
+        self.tracer.relate(size, term, self.what)
+
+    def same(self, one: Term, two: Term) -> None:
+        """Note that the call demands two axes of one length."""
+        if one is not two:
+            self.tracer.relations.append(Relation('==', LengthOf(one), LengthOf(two), True, self.tracer.stack[-1], self.what))
+
+
+class Trace(NamedTuple):
+    """What one forward told.
+
+    Args:
+        tensors: Name of each parameter and buffer -> its axes.
+        attributes: Tensors that modules keep as plain attributes: path -> axes.
+        calls: The operator calls, in order.
+        relations: What Python demanded of lengths.
+        reached: Names of the parameters and buffers that some operator used.
+        parameters: Names of the parameters.
+        aliases: Other names of tensors that have several -> the first one.
+        ints: The values of the tagged attributes.
+        note: Why the forward was run on real values, if it was.
+    """
+
+    tensors: dict[str, tuple[Term, ...]]
+    attributes: dict[AttributePath, tuple[Term, ...]]
+    calls: list[Call]
+    relations: list[Relation]
+    reached: frozenset[str]
+    parameters: tuple[str, ...]
+    aliases: dict[str, str]
+    ints: dict[AttributePath, int]
+    note: str | None
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+    """Run `model` once in eval mode on tensors without values and return what its axes are made of.
+
+    The model is neither moved, copied nor changed. Where it must look at values, or insists on its device, tensors
+    that only pretend to have values are tried next, and real ones last; `Trace.note` then says why.
+
+    Raises:
+        GraphError: If the model raises on real tensors too; the original error is its cause.
+    """
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise GraphError(f'{type(model).__name__} has lazy modules without shapes. Run the model once before tracing it.')
+    levels = ['meta', 'fake', 'real']
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        levels = ['real']
+    on_meta = any(tensor.device.type == 'meta' for tensor in model.parameters())
+    note = None
+    for level in levels:
+        if level == 'real' and on_meta:
+            raise GraphError(
+                f'{type(model).__name__} is on the meta device and looks at values ({note}), so it cannot be traced.'
+            )
+        try:
+            found = _run(model, args, kwargs, level)
+        except GraphError:
+            raise
+        except Exception as error:
+            if level == 'real':
+                raise GraphError(
+                    f'Tracing {type(model).__name__} failed: its forward raised on inputs {shapes_of(args, kwargs)}: '
+                    f'{type(error).__name__}: {error}'
+                ) from error
+            note = first_line(error)
+            continue
+        if level == 'real' and note is not None:
+            note = f'traced on real values, as the model looks at them ({note}); what it does may depend on the example inputs'
+            return found._replace(note=note)
+        return found
+    raise AssertionError
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], level: str) -> Trace:
+    tracer = Tracer(module_paths(model))
+    fake = FakeTensorMode(allow_non_fake_inputs=True) if level == 'fake' else None
+    with untouched(model), seeded(0, 'trace'), torch.no_grad(), ExitStack() as stack:
+        torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide every axis
+        tensors, attributes, ints = _substitute(model, tracer, level, fake)
+        inputs = tree_map_only(torch.Tensor, lambda tensor: _alias(tensor, level, fake), (args, dict(kwargs)))
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, torch.Tensor):
+                tracer.declare(tensor, [axis(size, Reason('input')) for size in tensor.shape])
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # its fused recurrent layers hide their axes
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(module_stack(tracer))
+        stack.enter_context(python_functionals())
+        stack.enter_context(listening(tracer.compare))
+        if fake is not None:
+            stack.enter_context(fake)
+        stack.enter_context(OperatorMode(tracer))
+        stack.enter_context(FunctionMode(tracer, 'meta' if level == 'meta' else None))
+        out = model(*inputs[0], **inputs[1])
+    for tensor in output_tensors(out):
+        for term in tracer.axes(tensor):
+            freeze(term, Reason('output', 'of the model'))
+    names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
+    aliases = {name: group[0] for group in tracer.names.values() for name in group[1:]}
+    return Trace(tensors, attributes, tracer.calls, tracer.relations, frozenset(tracer.touched), names, aliases, ints, None)
+
+
+def _alias(tensor: torch.Tensor, level: str, fake: FakeTensorMode | None) -> torch.Tensor:
+    if level == 'real':
+        return tensor.detach().clone()
+    if fake is not None:
+        return fake.from_tensor(tensor.detach())
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
+
+
+def _substitute(model: nn.Module, tracer: Tracer, level: str, fake: FakeTensorMode | None) -> tuple[dict, dict, dict]:
+    """Put stand-ins for every parameter, buffer and kept tensor into `model`, and tag its ints. `untouched` puts them back."""
+    tensors: dict[str, tuple[Term, ...]] = {}
+    attributes: dict[AttributePath, tuple[Term, ...]] = {}
+    known: dict[int, torch.Tensor] = {}
+    ints: dict[AttributePath, int] = {}
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        found = known.get(id(tensor))
+        if found is None:
+            found = tensor.detach() if level == 'real' and isinstance(tensor, nn.Parameter) else _alias(tensor, level, fake)
+            tracer.declare(found, [axis(size) for size in found.shape])
+            known[id(tensor)] = found
+        return found
+
+    for module in model.modules():
+        path = tracer.paths[id(module)]
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        module.training = False
+        prefix = f'{path}.' if path else ''
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    store[name] = stand_in(tensor)  # type: ignore[assignment]
+                    tensors[prefix + name] = tuple(tracer.axes(store[name]))  # type: ignore[arg-type]
+                    tracer.names.setdefault(id(store[name]), []).append(prefix + name)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, torch.Tensor) or type(value) in (tuple, list, dict):
+                if name not in _BOOKKEEPING:
+                    changed = map_tensors(value, stand_in)
+                    if changed is not value:
+                        module.__dict__[name] = changed
+                        if isinstance(changed, torch.Tensor):
+                            attributes[AttributePath(path, (name,))] = tuple(tracer.axes(changed))
+        tag_attributes(module, path, ints)
+    return tensors, attributes, ints
+
+
+_BOOKKEEPING = frozenset(vars(nn.Module()))
+
+
+@contextmanager
+def module_stack(tracer: Any) -> Iterator[None]:
+    """Keep `tracer.stack` at the path of the module that runs."""
+
+    def enter(module: nn.Module, args: Any) -> None:
+        path = tracer.paths.get(id(module))
+        if path is not None and threading.get_ident() == tracer.thread:
+            tracer.stack.append(path)
+
+    def leave(module: nn.Module, args: Any, out: Any) -> None:
+        if id(module) in tracer.paths and threading.get_ident() == tracer.thread:
+            tracer.stack.pop()
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def python_functionals() -> Iterator[None]:
+    """Let the Python bodies of `torch.nn.functional` run under a function mode instead of being handed to it whole.
+
+    What `multi_head_attention_forward` computes with sizes would be invisible otherwise.
+    """
+    names = ('has_torch_function', 'has_torch_function_unary', 'has_torch_function_variadic')
+    before = {name: getattr(F, name) for name in names}
+    try:
+        for name in names:
+            setattr(F, name, lambda *tensors: False)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(F, name, value)
+
+
+__all__ = [
+    'Axes',
+    'Call',
+    'Lengths',
+    'Operation',
+    'Relation',
+    'Trace',
+    'Tracer',
+    'axis_rule',
+    'length_rule',
+    'trace',
+]
