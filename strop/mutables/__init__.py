@@ -1,6 +1,17 @@
 """What can vary in a model: domains, the space they form, subnets, and the modules that carry a decision."""
 
 from strop.mutables.binding import Binding, apply_subnet, bind, intercept, mutables_of, space_of
+from strop.mutables.channel import (
+    Attachment,
+    L1MutableChannelUnit,
+    MutableChannelUnit,
+    OneShotMutableChannelUnit,
+    SequentialMutableChannelUnit,
+    SlimmableChannelUnit,
+    Widths,
+    attachments,
+    round_width,
+)
 from strop.mutables.choice import InputChoice, LayerChoice
 from strop.mutables.domain import AnyOf, Choice, Domain, KOf, Label, OneOf, Ordered, Picks, Weights, domain_from_dict
 from strop.mutables.extract import current_subnet, extract, fix
@@ -12,9 +23,11 @@ from strop.mutables.subnet_file import choices_of, dump_subnet, load_subnet, rea
 from strop.mutables.value import Expression, MutableValue, OneShotMutableValue, Repeat, ValueChoice, concat, maximum, minimum
 
 __all__ = [
-    'AnyOf', 'Binding', 'Choice', 'Condition', 'Domain', 'Expression', 'Guard', 'InputChoice', 'KOf', 'Keyed', 'Label',
-    'LayerChoice', 'Mutable', 'MutableScope', 'MutableValue', 'OneOf', 'OneShotMutableOP', 'OneShotMutableValue',
-    'OneShotProbMutableOP', 'Ordered', 'Picks', 'Repeat', 'Space', 'Subnet', 'ValueChoice', 'Weights', 'apply_subnet', 'bind',
-    'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict', 'dump_subnet', 'extract', 'fix', 'intercept',
-    'load_subnet', 'maximum', 'minimum', 'mutables_of', 'read_document', 'space_of', 'subnet_schema',
+    'AnyOf', 'Attachment', 'Binding', 'Choice', 'Condition', 'Domain', 'Expression', 'Guard', 'InputChoice', 'KOf', 'Keyed',
+    'L1MutableChannelUnit', 'Label', 'LayerChoice', 'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue',
+    'OneOf', 'OneShotMutableChannelUnit', 'OneShotMutableOP', 'OneShotMutableValue', 'OneShotProbMutableOP', 'Ordered',
+    'Picks', 'Repeat', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice', 'Weights',
+    'Widths', 'apply_subnet', 'attachments', 'bind', 'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict',
+    'dump_subnet', 'extract', 'fix', 'intercept', 'load_subnet', 'maximum', 'minimum', 'mutables_of', 'read_document',
+    'round_width', 'space_of', 'subnet_schema',
 ]  # fmt: skip

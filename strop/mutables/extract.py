@@ -11,6 +11,7 @@ from torch import nn
 
 from strop.errors import SubnetError
 from strop.mutables.binding import bind
+from strop.mutables.channel import MutableChannelUnit, attachments
 from strop.mutables.choice import InputChoice, LayerChoice, Reduction, reduce_outputs
 from strop.mutables.domain import Choice, Weights
 from strop.mutables.mutable import Mutable
@@ -151,6 +152,9 @@ def fix(model: nn.Module) -> nn.Module:
     Raises:
         SubnetError: If a decision is needed that is reachable but was never made.
     """
+    # What is attached names parts of the model by their paths, which replacing choices changes.
+    for parent, attached in attachments(model):
+        attached.settle(parent)
     memo: dict[int, nn.Module] = {}
     fixed = _fixed(model, memo)
     left = [name for name, module in fixed.named_modules() if isinstance(module, (Mutable, Repeat, Expression))]
@@ -170,7 +174,7 @@ def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         weights = [weight for weight in choice if weight] if isinstance(choice, Weights) else None
         mask = module.mask().detach().clone() if module.return_mask else None
         result = CombinedInputs(chosen(choice), module.choose_from, weights, module.reduction, mask)
-    elif isinstance(module, (ValueChoice, Expression)):
+    elif isinstance(module, (ValueChoice, Expression, MutableChannelUnit)):
         result = Constant(module())
     elif isinstance(module, Repeat):
         result = nn.Sequential(*(_fixed(block, memo) for block in module.blocks[: module.current_depth()]))

@@ -1,0 +1,338 @@
+"""A model at an active width equals the static one of that width, and is whole outside of its forward."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from elastic.fake import chain
+from strop.elastic import ElasticWidths, l1_scores
+from strop.elastic.widths import CHILD
+from strop.errors import BindingError, ConfigError, GraphError
+from strop.mutables import (
+    L1MutableChannelUnit,
+    OneShotMutableChannelUnit,
+    SequentialMutableChannelUnit,
+    apply_subnet,
+    attachments,
+    extract,
+    space_of,
+)
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1),
+        nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
+    ).double()  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+    return model
+
+
+X = torch.randn(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def static(model, widths):
+    """Cut a copy by hand, without the machinery of the active width."""
+    plain = copy.deepcopy(model)
+    plain._modules.pop(CHILD)
+    plain._forward_hooks.clear()
+    plain._forward_pre_hooks.clear()
+    if widths.slicing is not None:
+        widths.slicing.apply(plain)
+    return plain
+
+
+def elastic(seed=0, **options):
+    model = small(seed)
+    return model, ElasticWidths(model, chain(model), **options)
+
+
+CASES = [{}, {'0': 3}, {'3': 2}, {'0': 5, '3': 4}, {'0': 1, '3': 1}]
+INDICES = [{'0': [0, 4, 7]}, {'3': [1, 2, 5]}, {'0': [2, 3], '3': [5]}]
+
+
+def choose(widths, case):
+    first = next(iter(case.values()), 0)
+    widths.set_indices(case) if isinstance(first, list) else widths.set(case)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('case', CASES + INDICES, ids=str)
+def test_active_equals_static(case, training):
+    model, widths = elastic()
+    choose(widths, case)
+    model.train(training)
+    plain = static(model, widths).train(training)
+    torch.testing.assert_close(model(X), plain(X), rtol=0, atol=1e-12)
+    extracted = widths.extract(model)
+    assert not attachments(extracted)
+    # In training mode the forwards above moved the statistics of both: the copy comes after them.
+    torch.testing.assert_close(extracted.eval()(X), plain.eval()(X), rtol=0, atol=1e-12)
+
+
+def test_full_width_is_the_model_itself():
+    model = small()
+    expected = model.eval()(X)
+    ElasticWidths(model, chain(model))
+    assert torch.equal(model(X), expected)
+
+
+@pytest.mark.parametrize('case', CASES + INDICES, ids=str)
+def test_gradients_arrive_in_the_whole_parameters(case):
+    model, widths = elastic()
+    choose(widths, case)
+    plain = static(model, widths)
+    model(X).square().sum().backward()
+    plain(X).square().sum().backward()
+    small_grads = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter)
+        places = torch.arange(parameter.numel()).view(parameter.shape)
+        if widths.slicing is not None:
+            places = widths.slicing.take(name, places)
+        expected.view(-1)[places.reshape(-1)] = small_grads[name].reshape(-1)
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('case', [{'0': 3}, {'0': [0, 4, 7]}], ids=str)
+def test_statistics_of_the_active_channels_are_updated_in_place(case):
+    model, widths = elastic()
+    choose(widths, case)
+    before = model[1].running_mean.clone()
+    plain = static(model, widths).train()
+    model.train()(X)
+    plain(X)
+    active = list(range(3)) if isinstance(case['0'], int) else case['0']
+    torch.testing.assert_close(model[1].running_mean[active], plain[1].running_mean)
+    idle = [index for index in range(8) if index not in active]
+    assert torch.equal(model[1].running_mean[idle], before[idle])
+    assert model[1].num_batches_tracked == 1
+
+
+def test_the_model_is_whole_outside_of_its_forward():
+    model, widths = elastic()
+    names = [name for name, _ in model.named_parameters()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    widths.set({'0': 3})
+    model.eval()(X)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert model[0].weight is dict(model.named_parameters())['0.weight']
+    assert model[0].out_channels == 8
+
+
+def test_a_forward_that_fails_leaves_the_model_whole():
+    model, widths = elastic()
+    widths.set({'0': 3})
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 4, 6, 6, dtype=torch.float64))
+    assert model[0].weight.shape == (8, 3, 3, 3)
+    assert model[0].out_channels == 8
+    assert model(X).shape == (4, 5)
+
+
+def test_copies_and_pickles_keep_their_own_widths():
+    model, widths = elastic()
+    widths.set({'0': 3, '3': 4})
+    expected = model.eval()(X)
+    for copied in (copy.deepcopy(model), pickle.load(io.BytesIO(pickle.dumps(model)))):
+        assert torch.equal(copied(X), expected)
+        copied._modules[CHILD].set({'0': 8})
+        assert torch.equal(model(X), expected)
+        assert not torch.equal(copied(X), expected)
+
+
+def test_active_block_serves_recomputed_activations():
+    from torch.utils.checkpoint import checkpoint_sequential
+
+    class Checkpointed(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+
+        def forward(self, x):
+            return checkpoint_sequential(self.body, 2, x, use_reentrant=False)
+
+    body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    model = Checkpointed(body)
+    widths = ElasticWidths(model, chain(model))
+    widths.set({'body.0': 3, 'body.2': 2})
+    plain = static(model, widths)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with widths.active(model):
+        model(x).sum().backward()
+    plain(x).sum().backward()
+    torch.testing.assert_close(body[0].weight.grad[:3], plain.body[0].weight.grad)
+    assert body[0].weight.shape == (8, 3)
+
+
+def test_suspended_runs_at_full_width():
+    model, widths = elastic()
+    expected = model.eval()(X)
+    widths.set({'0': 2})
+    with widths.suspended():
+        assert torch.equal(model(X), expected)
+    assert not torch.equal(model(X), expected)
+
+
+def test_release_gives_the_model_back():
+    model, widths = elastic()
+    expected = model.eval()(X)
+    widths.set({'0': 2})
+    widths.release(model)
+    assert torch.equal(model(X), expected)
+    assert len(model) == 9
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    ElasticWidths(model, chain(model))
+
+
+def test_a_recurrent_layer_is_sliced():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 6)
+            self.lstm = nn.LSTM(6, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(self.first(x))[0]
+
+    from elastic.fake import Graph, Placement, Unit
+
+    model = Recurrent().double()
+    index = torch.arange(6)
+    places = [Placement('first.weight', 0, index), Placement('first.bias', 0, index), Placement('lstm.weight_ih_l0', 1, index)]
+    graph = Graph({'first': Unit('first', 6, tuple(places))}, [])
+    graph.attributes = [('first', 'out_features', 'first.weight', 0)]
+    widths = ElasticWidths(model, graph)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    widths.set({'first': 2})
+    model.lstm.input_size = 2  # the fake graph mends layers with a `weight` only
+    plain = static(model, widths)
+    plain.lstm.flatten_parameters()
+    torch.testing.assert_close(model(x), plain(x))
+
+
+# -- decisions ---------------------------------------------------------------------------------
+
+
+def test_widths_follow_the_decisions():
+    model = small()
+    graph = chain(model)
+    units = [OneShotMutableChannelUnit(8, [0.25, 0.5, 1.0], key='0'), SequentialMutableChannelUnit(6, key='3')]
+    widths = ElasticWidths(model, graph, units)
+    assert widths.full
+    assert space_of(model).count() == 18
+    apply_subnet(model, {'0': 0.5, '3': 3})
+    output = model.eval()(X)
+    assert widths.current == {'0': 4, '3': 3}
+    plain = extract(model, {'0': 0.5, '3': 3})
+    assert plain[0].out_channels == 4
+    torch.testing.assert_close(plain(X), output)
+    with pytest.raises(BindingError, match='decided by 2 mutables'):
+        widths.set({'0': 2})
+
+
+def test_ranked_units_keep_the_strongest_channels_until_the_width_changes():
+    model = small()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.arange(8.0).flip(0).view(8, 1, 1, 1).expand(8, 3, 3, 3) + 0.1)
+    unit = L1MutableChannelUnit(8, key='0')
+    widths = ElasticWidths(model, chain(model), [unit])
+    with torch.no_grad():
+        model[0].weight[6] += 100
+    unit.decide(3)
+    output = model.eval()(X)
+    assert unit.kept == (0, 1, 6)
+    torch.testing.assert_close(extract(model)(X), output)
+    with torch.no_grad():
+        model[0].weight[5] += 1000
+    model(X)
+    assert unit.kept == (0, 1, 6), 'training does not exchange channels'
+    unit.decide(4)
+    model(X)
+    assert unit.kept == (0, 1, 5, 6)
+    unit.decide(2)
+    model(X)
+    assert unit.kept == (5, 6)
+    assert list(widths.indices['0']) == [5, 6]
+
+
+def test_l1_scores_by_hand():
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0], [0.0, 0.5], [3.0, 3.0]]))
+    assert l1_scores(model, chain(model).units['0']).tolist() == [3.0, 0.5, 6.0]
+
+
+# -- batch norms of their own ---------------------------------------------------------------------
+
+
+def test_each_width_has_batch_norms_of_its_own():
+    model, widths = elastic()
+    settings = [{'0': 2, '3': 2}, {'0': 4, '3': 3}, {}]
+    widths.switch_norms(model, settings)
+    outputs = []
+    for setting in settings:
+        widths.set(setting)
+        outputs.append(model.eval()(X))
+        torch.testing.assert_close(outputs[-1], static_without_norms(setting)(X))
+    before = model[1].running_mean.clone()
+    widths.set(settings[0])
+    model.train()(X)
+    assert torch.equal(model[1].running_mean, before)
+    model.eval()
+    expected = model(X)
+    assert not torch.equal(expected, outputs[0])
+    for setting, output in zip(settings[1:], outputs[1:]):
+        widths.set(setting)
+        assert torch.equal(model(X), output), 'one width must not move the statistics of another'
+    widths.set(settings[0])
+    torch.testing.assert_close(widths.extract(model)(X), expected)
+    with pytest.raises(ConfigError, match='none of them'):
+        widths.set({'0': 3})
+        model(X)
+
+
+def static_without_norms(setting):
+    model, widths = elastic()
+    widths.set(setting)
+    return static(model, widths).eval()
+
+
+def test_equal_widths_cannot_have_norms_of_their_own():
+    model, widths = elastic()
+    with pytest.raises(ConfigError, match='must differ'):
+        widths.switch_norms(model, [{'0': 2}, {'0': 2}])
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+def test_bad_input_changes_nothing():
+    model, widths = elastic()
+    widths.set({'0': 3})
+    for wrong in ({'nothing': 1}, {'0': 9}, {'0': 0}):
+        with pytest.raises(GraphError):
+            widths.set(wrong)
+        assert widths.current == {'0': 3, '3': 6}
+    with pytest.raises(BindingError, match='has elastic widths already'):
+        ElasticWidths(model, chain(small()))
+
+
+def test_decisions_must_fit_the_graph():
+    model = small()
+    with pytest.raises(GraphError, match='no channel unit'):
+        ElasticWidths(model, chain(model), [SequentialMutableChannelUnit(8, key='9')])
+    with pytest.raises(GraphError, match='has 8 channels'):
+        ElasticWidths(model, chain(model), [SequentialMutableChannelUnit(7, key='0')])
+    assert CHILD not in model._modules
+    assert not model._forward_hooks
