@@ -1011,7 +1011,7 @@ class _Search:
     def peel(self, unknowns: Sequence[int], constraints: Sequence[int]) -> None:
         """Put off unknowns that nobody cares for and that one constraint merely defines."""
         self.gone: set[int] = set()
-        state, tasks = self.state, [v for v in unknowns if v not in self.costs.wishes or self.faint(v)]
+        state, tasks = self.state, [v for v in unknowns if self.faint(v)]
         while tasks:
             v = tasks.pop()
             if v in self.gone or state.lo[v] == state.hi[v]:
@@ -1022,6 +1022,8 @@ class _Search:
             constraint = state.constraints[around[0]]
             if not constraint.gives(v) or not self.always(constraint, v):
                 continue
+            if v in self.costs.wishes and any(u != v and self.faint(u) for u in constraint.scope):
+                continue  # its original value counts: the others are free too
             self.gone.add(v)
             self.dead.add(around[0])
 
@@ -1030,10 +1032,10 @@ class _Search:
                 values[v] = state.lo[v] if value is None else value
 
             self.undone.append(finish)
-            tasks += [u for u in constraint.scope if u not in self.costs.wishes or self.faint(u)]
+            tasks += [u for u in constraint.scope if self.faint(u)]
 
     def faint(self, v: int) -> bool:
-        return all(weight <= _FAINT for _, weight in self.costs.wishes[v])
+        return all(weight <= _FAINT for _, weight in self.costs.wishes.get(v, ()))
 
     def always(self, constraint: _Constraint, v: int) -> bool:
         """Whether some allowed value of `v` follows whatever the others are."""
@@ -1274,13 +1276,13 @@ class _Search:
     def branch(self, part: list[int], bound: float, depth: int) -> tuple[float, dict[int, int]] | None:
         state, costs = self.state, self.costs
         lo, hi, occurs, dead, failures = state.lo, state.hi, state.occurs, self.dead, state.failures
-        pick, best_score = -1, (False, 0.0, 0)
+        pick, best_score = -1, (False, False, 0.0, 0)
         for v in part:
             if lo[v] == hi[v]:
                 continue
             width = hi[v] - lo[v]
             weight = sum(failures[c] for c in occurs[v] if c not in dead)
-            score = (width < 65536, float(weight), -width)
+            score = (v in costs.wishes, width < 65536, float(weight), -width)
             if pick < 0 or score > best_score:
                 pick, best_score = v, score
         others = [v for v in part if v != pick]
@@ -1573,6 +1575,9 @@ class LengthSystem:
     ) -> dict[int, int]:
         """Solve one component: with all targets met, else with the least distance, else with a part kept as it was."""
         state = self._state
+        members = [member for v in unknowns for member in self._members.get(v, ())]
+        if all(goals.get(member, member.size) == member.size for member in members):
+            return {v: self._sizes[v] for v in unknowns}
         wanted = [v for v in unknowns if any(member in goals for member in self._members.get(v, ()))]
         mark = len(state.trail)
         if not any(v in costs.steps for v in wanted) and all(state.assign(v, costs.best[v]) for v in wanted):
