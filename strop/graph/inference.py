@@ -255,15 +255,18 @@ class OperatorMode(TorchDispatchMode):
                     decomposed = func.decompose(*args, **kwargs)
                 if decomposed is not NotImplemented:
                     return decomposed
-        # Operators that change their argument's shape must be read before they run.
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operator and record it."""
         out = func(*args, **kwargs)
         self.tracer.record(func, args, kwargs, out)
         return out
 
 
-_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
-_SIZE = torch.Tensor.size
-_NUMEL = (torch.Tensor.numel, torch.Tensor.nelement)
+# Getters are new objects at every access, which are equal but not identical.
+_SIZES = frozenset({torch.Tensor.shape.__get__, torch.Tensor.size})  # type: ignore[attr-defined]
+_NUMEL = frozenset({torch.Tensor.numel, torch.Tensor.nelement})
 
 
 class FunctionMode(TorchFunctionMode):
@@ -276,7 +279,7 @@ class FunctionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is _SHAPE or func is _SIZE:
+        if func in _SIZES:
             return self._size(func, args, kwargs)
         if func in _NUMEL:
             return self._numel(args[0])
