@@ -1,0 +1,60 @@
+"""Batch-norm statistics of a pruned model, measured again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from strop.pruning.placements import batches_of, forward
+
+
+def recalibrate(model: nn.Module, batches: Any) -> int:
+    """Replace the running statistics of every batch norm by the plain average over some batches.
+
+    Cutting a layer's inputs changes the mean and variance of what it gives out; a few batches, without any training,
+    repair much of it. Everything but the batch norms stays in eval mode meanwhile, and the model's mode is put back.
+    If a batch fails, the statistics are those from before.
+
+    Args:
+        model: The model; changed in place.
+        batches: Tensors, mappings, or `(inputs, ...)` tuples.
+
+    Returns:
+        The number of batches used; 0 for a model without running statistics.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(1))
+    >>> recalibrate(net, [torch.tensor([[0.0], [4.0]])])
+    1
+    >>> net[0].running_mean
+    tensor([2.])
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    if not norms:
+        return 0
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    count = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative average
+            norm.train()
+        with torch.no_grad():
+            for count, batch in enumerate(batches_of(batches), 1):  # noqa: B007
+                forward(model, batch)
+    except BaseException:
+        for norm, buffers in zip(norms, before):
+            for name, buffer in buffers.items():
+                getattr(norm, name).copy_(buffer)
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    return count

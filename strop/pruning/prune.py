@@ -1,0 +1,439 @@
+"""Pruning in one call, or step by step with training in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import strop.graph
+from strop.errors import BudgetError, ConfigError, listed, near
+from strop.graph import channel_units
+from strop.pruning.budgets import Budget, BudgetLike, analytic, measured_share, meet, smallest_ratio, within_latency
+from strop.pruning.calibration import recalibrate as recalibrated
+from strop.pruning.importance import ImportanceLike, build_importance, score
+from strop.pruning.ranking import Limit, Ranking, Selection, check_ratio
+from strop.pruning.record import Pruned, PruneRecord, Step, UnitChange
+from strop.pruning.schedule import ScheduleLike, milestones
+
+if TYPE_CHECKING:
+    from strop.graph import ChannelGraph, Slicing
+
+_LATENCY_TRIES = 6
+
+
+def prune(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    ratio: float | None = None,
+    budget: BudgetLike | None = None,
+    importance: ImportanceLike = 'l1',
+    scope: str = 'local',
+    steps: int = 1,
+    between: Callable[[nn.Module, int], Any] | None = None,
+    schedule: ScheduleLike = 'linear',
+    round_to: int = 1,
+    ignored: Iterable[str] | str = (),
+    limits: Mapping[str, Limit] | None = None,
+    attention: str = 'both',
+    max_ratio: float = 0.95,
+    normalise: str | None = None,
+    data: Any = None,
+    loss: Any = None,
+    recalibrate: Any = None,
+    verify: bool = True,
+    seed: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    inplace: bool = False,
+) -> Pruned:
+    """Remove channels from a model, everywhere where they are coupled, and return the smaller plain model.
+
+    The model is traced on the example inputs, its channel units are scored, and the least important indices are cut out
+    of every parameter, buffer and attribute that holds them. Outputs of the model, such as class scores, keep their size.
+    If anything fails, the model is as it was.
+
+    Args:
+        model: Any model, not wrapped for parallel training.
+        inputs: Example inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        ratio: Share of the channels of each unit (local) or of all units together (global) to remove. Give this or a budget.
+        budget: Most that the pruned model may cost: `dict(macs=0.5)`, `dict(params='2M')`, `dict(latency=0.7)`, or
+            several; see `Budget`. The ratio is then as small as the budget allows.
+        importance: What the indices are ranked by: `'l1'`, `'l2'`, `'lamp'`, `'fpgm'`, `'bn_scale'`, `'random'`,
+            `'taylor'`, `'hessian'`, `'activation'`, `{'type': name, option: value}`, or a function of `(unit, model)`
+            or `(unit, model, graph)` that returns one score for each index.
+        scope: `'local'` or `'global'`; see `Selection`.
+        steps: Prune in this many steps, each with a new trace and new scores.
+        between: `between(model, step)` is called after each step, the last included, to train.
+        schedule: `'linear'`, `'cubic'` or a function: which part of the whole is gone after which part of the steps.
+        round_to: Lengths are multiples of this where possible.
+        ignored: Patterns of units, layers or parameters whose channels stay.
+        limits: pattern -> ratio, or (least, most).
+        attention: `'both'`, `'heads'`, `'head_dim'` or `'none'`; see `Selection`.
+        max_ratio: No unit loses more than this share.
+        normalise: How scores of units are made comparable: `'none'`, `'mean'` or `'max'`; the importance's own way if None.
+        data: Batches, for an importance that looks at data.
+        loss: A function of `(model, batch)`, or a module such as `nn.CrossEntropyLoss()`, for one that needs gradients.
+        recalibrate: Batches to measure batch-norm statistics on after each step; see `strop.pruning.recalibrate`.
+        verify: Check by numbers that the pruned model computes what the original with the removed indices masked does.
+        seed: Seed of whatever is random.
+        optimizer: An optimizer of this model whose state is cut too; needs `inplace=True`.
+        inplace: Change `model` itself instead of a copy.
+
+    Returns:
+        The model and the record; unpacks as `model, record`.
+
+    Raises:
+        ConfigError: If an argument is not what it can be, or nothing is left to prune.
+        BudgetError: If the budget cannot be reached; the message has the smallest that can.
+        GraphError: If the model cannot be traced.
+        VerificationError: If the check fails; no unverified model is returned.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    >>> slim, record = prune(net, torch.rand(2, 3, 8, 8), ratio=0.5)
+    >>> slim[0].out_channels, slim[3].in_channels, slim[3].out_channels
+    (4, 4, 4)
+    """
+    pruner = Pruner(
+        model,
+        inputs,
+        ratio=ratio,
+        budget=budget,
+        importance=importance,
+        scope=scope,
+        steps=steps,
+        schedule=schedule,
+        round_to=round_to,
+        ignored=ignored,
+        limits=limits,
+        attention=attention,
+        max_ratio=max_ratio,
+        normalise=normalise,
+        data=data,
+        loss=loss,
+        recalibrate=recalibrate,
+        verify=verify,
+        seed=seed,
+        optimizer=optimizer,
+        inplace=inplace,
+    )
+    with _restored_on_failure(model, optimizer) if inplace else _nothing():
+        for step in pruner:
+            if between is not None:
+                between(pruner.model, step)
+        return Pruned(pruner.model, pruner.record)
+
+
+@dataclass(frozen=True)
+class _Options:
+    ratio: float | None = None
+    budget: BudgetLike | None = None
+    importance: ImportanceLike = 'l1'
+    scope: str = 'local'
+    steps: int = 1
+    schedule: ScheduleLike = 'linear'
+    round_to: int = 1
+    ignored: Iterable[str] | str = ()
+    limits: Mapping[str, Limit] | None = None
+    attention: str = 'both'
+    max_ratio: float = 0.95
+    normalise: str | None = None
+    data: Any = None
+    loss: Any = None
+    recalibrate: Any = None
+    verify: bool = True
+    seed: int = 0
+    optimizer: torch.optim.Optimizer | None = None
+    inplace: bool = False
+
+
+class Pruner:
+    """Pruning step by step, for a training loop of your own.
+
+    Iterate over it, or call `step` until `finished`; `model` is the model so far, with new parameters after each step
+    (give `optimizer` and `inplace=True`, or make a new optimizer). A step that fails changes nothing.
+
+    Args:
+        model: Any model, not wrapped for parallel training.
+        inputs: Example inputs.
+        options: The arguments of `prune` besides `between`.
+
+    Raises:
+        ConfigError: If an option is unknown or not what it can be.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> pruner = Pruner(net, torch.rand(2, 4), ratio=0.5, steps=2)
+    >>> [pruner.model[0].out_features for step in pruner]
+    [6, 4]
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any, **options: Any) -> None:
+        known = [field.name for field in fields(_Options)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f'`Pruner` has no option {name!r}.{near(name, known)}')
+        self._options = given = _Options(**options)
+        _check_model(model)
+        self._budget = Budget.of(given.budget)
+        if (given.ratio is None) == (self._budget is None):
+            raise ConfigError(
+                'Say how far to prune by `ratio=` (share of channels to remove) or by `budget=` (such as dict(macs=0.5)), '
+                f'and by one of them only; got ratio={given.ratio!r}, budget={given.budget!r}.'
+            )
+        if given.ratio is not None and check_ratio(given.ratio) > check_ratio(given.max_ratio, 'max_ratio'):
+            raise ConfigError(f'The ratio {given.ratio} is above max_ratio={given.max_ratio}. Raise `max_ratio` as well.')
+        self._milestones = milestones(given.steps, given.schedule)
+        self._judge = build_importance(given.importance, seed=given.seed)
+        self._selection = Selection(
+            scope=given.scope,
+            round_to=given.round_to,
+            ignored=given.ignored,  # type: ignore[arg-type]
+            limits=given.limits or {},
+            attention=given.attention,
+            max_ratio=given.max_ratio,
+            normalise=given.normalise or getattr(self._judge, 'normalise', 'mean'),
+        )
+        if given.optimizer is not None and not given.inplace:
+            raise ConfigError('An optimizer holds the parameters of the model it was made for: give `inplace=True` with it.')
+        if given.steps > 1:
+            for name in ('data', 'recalibrate'):
+                if getattr(given, name) is not None and isinstance(getattr(given, name), Iterator):
+                    raise ConfigError(
+                        f'`{name}` is an iterator, which {given.steps} steps would use up: give a list or a loader.'
+                    )
+        #: The model so far.
+        self.model = model
+        self._original, self._inputs = model, inputs
+        self._sizes: dict[str, int] = {}
+        self._roles: dict[str, str] = {}
+        self._lengths: dict[str, int] = {}
+        self._costs: dict[str, float] = {}
+        self._steps: list[Step] = []
+        self._latency: tuple[float, float] | None = None
+        self._frozen = 0
+        self._notes: list[str] = []
+        self._reference: nn.Module | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return len(self._steps) >= len(self._milestones)
+
+    def __len__(self) -> int:
+        return len(self._milestones)
+
+    def __iter__(self) -> Iterator[int]:
+        while not self.finished:
+            self.step()
+            yield len(self._steps) - 1
+
+    @property
+    def record(self) -> PruneRecord:
+        """What was done so far."""
+        if not self._steps:
+            raise ConfigError('Nothing was pruned yet: call `step` first.')
+        given, last = self._options, self._steps[-1]
+        name = getattr(self._judge, 'name', '') or getattr(self._judge, '__name__', type(self._judge).__name__)
+        return PruneRecord(
+            units=tuple(UnitChange(n, self._roles[n], size, self._lengths.get(n, 0)) for n, size in self._sizes.items()),
+            steps=tuple(self._steps),
+            macs=(int(self._costs['macs']), last.macs),
+            params=(int(self._costs['params']), last.params),
+            importance=name,
+            scope=given.scope,
+            seed=given.seed,
+            ratio=given.ratio,
+            budget=None if self._budget is None else str(self._budget),
+            latency=self._latency,
+            frozen=self._frozen,
+            notes=tuple(dict.fromkeys(self._notes)),
+        )
+
+    def step(self) -> Step:
+        """Prune once more, and return what that step did.
+
+        Raises:
+            ConfigError: If every step is done, or nothing can be pruned.
+            BudgetError: If the budget cannot be reached.
+            GraphError: If the model cannot be traced.
+            VerificationError: If the pruned model fails the check.
+        """
+        if self.finished:
+            raise ConfigError(f'All {len(self)} steps are done.')
+        _check_model(self.model)
+        progress = self._milestones[len(self._steps)]
+        last = progress >= 1
+        graph = channel_units(self.model, self._inputs)
+        self._remember(graph)
+        ranking = self._ranking(graph)
+        ratio = self._ratio(graph, ranking, progress)
+        lengths = ranking.lengths(ratio)
+        slicing = graph.slicing(ranking.keep(lengths))
+        if last and self._options.ratio is not None and not self._steps and not slicing.touched:
+            raise ConfigError(
+                f'The ratio {self._options.ratio} removes nothing here: every unit keeps its length after rounding to '
+                f'multiples of {self._selection.round_to} and keeping the lengths that depend on each other consistent.'
+            )
+        if self._options.inplace and self._reference is None and self._budget and 'latency' in self._budget.resources:
+            self._reference = copy.deepcopy(self.model)
+        pruned, error = self._pruned(slicing)
+        done = Step(
+            ratio=float(ratio),
+            kept={
+                name: tuple(slicing.indices[name].tolist()) for name, n in slicing.lengths.items() if n < graph.units[name].size
+            },
+            macs=analytic(graph, 'macs', slicing.lengths),
+            params=analytic(graph, 'params', slicing.lengths),
+            error=error,
+        )
+        if self._options.inplace:
+            slicing.apply(self.model, optimizer=self._options.optimizer, inplace=True)
+            if self._options.recalibrate is not None:
+                _copy_buffers(pruned, self.model)
+        else:
+            self.model = pruned
+        self._lengths.update(slicing.lengths)
+        self._steps.append(done)
+        self._notes.extend(self._remarks(graph, ranking))
+        return done
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _remember(self, graph: ChannelGraph) -> None:
+        if not self._costs:
+            self._costs = {resource: float(analytic(graph, resource)) for resource in ('macs', 'params')}
+            self._frozen = len(graph.frozen)
+        for name, unit in graph.units.items():
+            self._sizes.setdefault(name, unit.size)
+            self._roles.setdefault(name, unit.role)
+            self._lengths.setdefault(name, unit.size)
+
+    def _ranking(self, graph: ChannelGraph) -> Ranking:
+        given = self._options
+        scores = score(graph, self.model, self._judge, data=given.data, loss=given.loss, seed=given.seed)
+        return Ranking(graph, self.model, scores, self._selection, self._sizes)
+
+    def _ratio(self, graph: ChannelGraph, ranking: Ranking, progress: float) -> float:
+        if self._budget is None:
+            return float(self._options.ratio) * progress  # type: ignore[arg-type]
+        ratio = 0.0
+        if {'macs', 'params'} & set(self._budget.resources):
+            ratio = meet(self._budget, graph, ranking.lengths, self._costs, progress)
+        if 'latency' in self._budget.resources:
+            ratio = self._by_latency(graph, ranking, progress, ratio)
+        return ratio
+
+    def _by_latency(self, graph: ChannelGraph, ranking: Ranking, progress: float, least: float) -> float:
+        budget = self._budget
+        assert budget is not None, 'only called with a budget'
+        original = self._reference or self._original
+        measured: dict[float, tuple[float, float]] = {}
+
+        def fits(ratio: float) -> bool:
+            trial = graph.shrink(self.model, ranking.keep(ranking.lengths(ratio)))
+            measured[ratio] = measured_share(budget, original, trial, self._inputs)
+            return within_latency(budget, *measured[ratio], progress)
+
+        found = smallest_ratio(fits, halvings=_LATENCY_TRIES, low=least)
+        if found is None:
+            share, milliseconds = measured[1.0]
+            raise BudgetError(
+                f'The budget latency ≤ {budget.latency} cannot be met: the smallest that can be reached was measured as '
+                f'{milliseconds:.3f} ms ({share:.3f} of the original). Loosen the budget, `ignored`, `limits` or `max_ratio`.'
+            )
+        self._latency = measured[found]
+        return found
+
+    def _pruned(self, slicing: Slicing) -> tuple[nn.Module, float | None]:
+        """Return a pruned, verified and recalibrated copy of the model, and the error of the check."""
+        pruned = slicing.apply(self.model)
+        error = verified(self.model, pruned, slicing, self._inputs) if self._options.verify else None
+        if self._options.recalibrate is not None:
+            recalibrated(pruned, self._options.recalibrate)
+        return pruned, error
+
+    def _remarks(self, graph: ChannelGraph, ranking: Ranking) -> Iterator[str]:
+        if graph.note:
+            yield graph.note
+        if ranking.unjudged:
+            names = listed(ranking.unjudged, 5)
+            yield f'The importance has no scores for {len(ranking.unjudged)} units, which stay whole: {names}.'
+
+
+def verified(original: nn.Module, pruned: nn.Module, slicing: Slicing, inputs: Any) -> float | None:
+    """Check a pruned model by numbers, and return the relative difference.
+
+    Raises:
+        VerificationError: If it does not compute what the masked original does.
+    """
+    return float(strop.graph.verify(original, pruned, slicing, inputs))  # type: ignore[attr-defined]
+
+
+# -- internals ----------------------------------------------------------------------------------------------
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f'`model` must be an nn.Module, but got {type(model).__name__}.')
+    for path, module in model.named_modules():
+        name = type(module).__name__
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or name == 'FullyShardedDataParallel':
+            where = f'its module {path!r}' if path else 'it'
+            raise ConfigError(
+                f'Prune before the model is wrapped: {where} is a {name}, whose buckets hold the old parameters. Prune '
+                '`model.module` on every process alike (the same seed gives the same indices), then wrap the result.'
+            )
+
+
+def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
+    found = dict(source.named_buffers())
+    with torch.no_grad():
+        for name, buffer in target.named_buffers():
+            buffer.copy_(found[name])
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _restored_on_failure(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    """Put a model and its optimizer back as they were if the block raises."""
+    modules = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
+    tensors = [(t, t.data, t.data.clone(), t.requires_grad, t.grad) for t in [*model.parameters(), *model.buffers()]]
+    groups, state = [], {}
+    if optimizer is not None:
+        groups = [(group, {**group, 'params': list(group['params'])}) for group in optimizer.param_groups]
+        state = {parameter: copy.deepcopy(values) for parameter, values in optimizer.state.items()}
+    try:
+        yield
+    except BaseException:
+        for module, attributes, parameters, buffers, children in modules:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, content in (
+                (module._parameters, parameters),
+                (module._buffers, buffers),
+                (module._modules, children),
+            ):
+                container.clear()
+                container.update(content)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for kept, memory, values, flag, grad in tensors:
+                kept.data = memory
+                kept.data.copy_(values)
+                kept.grad = grad
+                kept.requires_grad_(flag)
+        if optimizer is not None:
+            for group, content in groups:
+                group.clear()
+                group.update(content)
+            optimizer.state.clear()
+            optimizer.state.update(state)
+        raise
