@@ -25,8 +25,8 @@ from strop.errors import GraphError
 _FAR = 10**15  # stands for "no bound"
 _TABLE = 20_000  # combinations that may be tabulated for one group of relations
 _SCOPE = 4  # unknowns of a group that may be tabulated
-_SOFT = 3_000  # nodes after which a search takes what it finds first
-_HARD = 12_000  # nodes after which a search gives up
+_SOFT = 50_000  # work (bounds looked at) after which a search takes what it finds first
+_HARD = 300_000  # work after which a search gives up
 _DEEP = 120  # depth from which a search stops going back
 _NEAR = 1e-9
 _FOLLOW = 1e-3  # weight of a length that nobody asked for
@@ -530,7 +530,7 @@ def _narrow_factors(key: Monomial, least: int, most: int, state: _State) -> bool
 class _State:
     """The bounds of all unknowns, with a trail to take changes back."""
 
-    __slots__ = ('changed', 'constraints', 'failures', 'hi', 'lo', 'occurs', 'reasons', 'revising', 'trail')
+    __slots__ = ('changed', 'constraints', 'dead', 'failures', 'hi', 'lo', 'occurs', 'reasons', 'revising', 'trail', 'work')
 
     def __init__(self, lo: list[int], hi: list[int], constraints: Sequence[_Constraint], occurs: list[list[int]]) -> None:
         self.lo, self.hi = lo, hi
@@ -540,6 +540,8 @@ class _State:
         self.failures = [1] * len(constraints)
         self.reasons: dict[int, int] | None = None
         self.revising = -1
+        self.work = 0
+        self.dead: set[int] = set()  # constraints that a search has tabulated or put off
 
     def narrow(self, v: int, least: int, most: int) -> bool:
         a, b = self.lo[v], self.hi[v]
@@ -558,9 +560,11 @@ class _State:
     def propagate(self, start: Iterable[int] | None = None) -> bool:
         """Narrow bounds until nothing changes (or for long enough); tell whether the constraints can still hold."""
         queue: dict[int, None] = dict.fromkeys(start or ())
-        constraints, occurs, changed = self.constraints, self.occurs, self.changed
+        constraints, occurs, changed, dead = self.constraints, self.occurs, self.changed, self.dead
         for v in changed:
-            queue.update(dict.fromkeys(occurs[v]))
+            for other in occurs[v]:
+                if other not in dead:
+                    queue[other] = None
         changed.clear()
         steps = 100 * len(queue) + 20 * len(constraints) + 1000
         while queue and steps:
@@ -568,6 +572,7 @@ class _State:
             index = next(iter(queue))
             del queue[index]
             self.revising = index
+            self.work += len(constraints[index].scope)
             if not constraints[index].revise(self):
                 self.failures[index] += 1
                 changed.clear()
@@ -575,7 +580,8 @@ class _State:
             if changed:
                 for v in changed:
                     for other in occurs[v]:
-                        queue[other] = None
+                        if other not in dead:
+                            queue[other] = None
                 changed.clear()
         return True
 
@@ -612,11 +618,27 @@ class _Builder:
     def merge(self) -> bool:
         """Replace unknowns that some constraint makes equal by one of them; tell whether there were any."""
         alias, equal = self.alias, []
+        determined: dict[Any, int] = {}
         for constraint in self.constraints:
-            if isinstance(constraint, _Sum) and constraint.kind == 0 and not constraint.const and len(constraint.terms) == 2:
+            if not isinstance(constraint, _Sum) or constraint.kind != 0 or len(constraint.scope) > _SCOPE:
+                continue
+            if not constraint.const and len(constraint.terms) == 2:
                 (p, one), (q, two) = constraint.terms
                 if p == -q and len(one) == len(two) == 1:
                     equal.append((one[0], two[0]))
+                    continue
+            # Where c == h * d and c == k * d, h and k are equal.
+            for v in constraint.scope:
+                around = [(coefficient, key) for coefficient, key in constraint.terms if v in key]
+                if len(around) == 1 and around[0][1].count(v) == 1 and all(u == v or self.lo[u] > 0 for u in around[0][1]):
+                    sign = 1 if around[0][0] > 0 else -1
+                    form = frozenset(
+                        (sign * coefficient, tuple(-1 if u == v else u for u in sorted(key, key=lambda u: (u != v, u))))
+                        for coefficient, key in constraint.terms
+                    )
+                    other = determined.setdefault((form, sign * constraint.const), v)
+                    if other != v:
+                        equal.append((other, v))
         if not equal:
             return False
 
@@ -756,7 +778,23 @@ class _Builder:
         return {(index,): 1}
 
     def poly(self, expr: Expr) -> Poly:
-        return _walk(expr, self.leaf, self.combine, self.memo)  # type: ignore[no-any-return]
+        if type(expr) is not Binary or expr.op not in '+-':
+            return _walk(expr, self.leaf, self.combine, self.memo)  # type: ignore[no-any-return]
+        # A long sum in one go: adding its terms pair by pair takes quadratic time.
+        result: Poly = {}
+        stack: list[tuple[Expr, int]] = [(expr, 1)]
+        while stack:
+            item, sign = stack.pop()
+            if type(item) is Binary and item.op in '+-' and id(item) not in self.memo:
+                stack += ((item.right, sign if item.op == '+' else -sign), (item.left, sign))
+                continue
+            for key, coefficient in _walk(item, self.leaf, self.combine, self.memo).items():
+                value = result.get(key, 0) + sign * coefficient
+                if value:
+                    result[key] = value
+                else:
+                    result.pop(key, None)
+        return result
 
     def combine(self, item: Binary, left: Poly, right: Poly) -> Poly:
         op = item.op
@@ -980,9 +1018,10 @@ class _Search:
 
     def __init__(self, state: _State, costs: _Costs, cache: dict[Any, Any]) -> None:
         self.state, self.costs, self.cache = state, costs, cache
-        self.dead: set[int] = set()  # constraints that were tabulated or put off
+        state.dead.clear()
+        state.work = 0
+        self.dead = state.dead
         self.undone: list[Callable[[dict[int, int]], None]] = []
-        self.nodes = 0
 
     def run(self, unknowns: Sequence[int], constraints: Sequence[int]) -> dict[int, int] | None:
         self.peel(unknowns, constraints)
@@ -1087,6 +1126,9 @@ class _Search:
             table = self.tabulate(group, hinge, inner)
             if table is None:
                 continue
+            if not table or not self.state.narrow(hinge, min(table), max(table)) or not self.state.propagate():
+                self.state.changed.clear()
+                return  # cannot be: the original sizes are in every table
             self.dead.update(group)
             self.gone.update(inner)
             self.costs.fold(hinge, {value: entry[0] for value, entry in table.items()})
@@ -1290,13 +1332,12 @@ class _Search:
         best: tuple[float, dict[int, int]] | None = None
         patience = max(8, 2048 >> depth)
         for tries, (cost, value) in enumerate(costs.candidates(pick)):
-            if cost + rest >= bound - _NEAR or self.nodes > _HARD:
+            if cost + rest >= bound - _NEAR or state.work > _HARD:
                 break
-            if best is not None and (self.nodes > _SOFT or depth > _DEEP or tries > patience):
+            if best is not None and (state.work > _SOFT or depth > _DEEP or tries > patience):
                 break
             if depth > _DEEP and tries > 64:
                 break
-            self.nodes += 1
             mark = len(state.trail)
             if state.assign(pick, value):
                 found = self.solve(others, bound - cost, depth + 1)
@@ -1580,8 +1621,8 @@ class LengthSystem:
             return {v: self._sizes[v] for v in unknowns}
         wanted = [v for v in unknowns if any(member in goals for member in self._members.get(v, ()))]
         mark = len(state.trail)
-        if not any(v in costs.steps for v in wanted) and all(state.assign(v, costs.best[v]) for v in wanted):
-            found = self._search(unknowns, costs, cache, ())
+        if not any(v in costs.steps for v in wanted) and all(state.narrow(v, costs.best[v], costs.best[v]) for v in wanted):
+            found = self._search(unknowns, costs, cache, ()) if state.propagate() else None
             state.undo(mark)
             if found is not None:
                 return found
@@ -1612,6 +1653,7 @@ class LengthSystem:
         tables, orders = dict(costs.tables), dict(costs.orders)
         found = _Search(self._state, costs, cache).run(unknowns, constraints)
         costs.tables, costs.orders = tables, orders
+        self._state.dead.clear()
         return found
 
     def _true(self, values: Mapping[int, int], constraints: Sequence[int]) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -194,6 +195,45 @@ class TestFit:
         values = system.fit({queries: 2, keys: 2}).values
         assert system.check(values) == []
         assert values[groups] != 1
+
+    def test_a_head_width_shared_by_all_blocks_makes_the_heads_equal(self) -> None:
+        width, head = Variable('width', 768), Variable('head', 64)
+        heads = [Variable(f'blocks.{i}.heads', 12, minimum=2) for i in range(12)]
+        system = LengthSystem([equal(width, product(each, head)) for each in heads])
+        solution = system.fit({width: 400, head: 48, **dict.fromkeys(heads, 9)})
+        assert solution.moved == (width,)
+        assert solution.values[width] == 432
+        values = system.fit({head: 64, heads[0]: 6}).values
+        assert [values[each] for each in heads] == [6] * 12
+        assert values[width] == 384
+
+    def test_long_sums(self) -> None:
+        parts = [Variable(f'layers.{i}', 32) for i in range(100)]
+        inputs = [Variable(f'layers.{i}.in', 32 * i, attribute=True) for i in range(1, 101)]
+        whole = Variable('whole', 3200)
+        system = LengthSystem(
+            [equal(inputs[i], total(*parts[: i + 1])) for i in range(100)] + [equal(whole, total(*parts), 'norm')]
+        )
+        solution = system.fit(dict.fromkeys(parts, 15))
+        assert [solution.values[each] for each in inputs] == [15 * i for i in range(1, 101)]
+        solution = system.fit({whole: 2000, **dict.fromkeys(parts[:99], 15)})
+        assert system.check(solution.values) == []
+        assert solution.values[whole] == 99 * 15 + 32
+        assert solution.moved == (whole,)
+
+    def test_many_crossing_sums_end_and_hold(self) -> None:
+        rng = random.Random(3)
+        unknowns = [Variable(f'v{i}', rng.randint(4, 99)) for i in range(90)]
+        relations = []
+        for _ in range(40):
+            chosen = rng.sample(unknowns, 6)
+            left, right = total(*chosen[:3]), total(*chosen[3:])
+            relations.append(equal(left, Binary('+', right, Number(evaluate(left) - evaluate(right)))))
+        system = LengthSystem(relations)
+        solution = system.fit({v: max(1, v.size // 2) for v in unknowns})
+        assert system.check(solution.values) == []
+        assert all(1 <= solution.values[v] <= v.size for v in unknowns)
+        assert sum(solution.values[v] < v.size for v in unknowns) > 45
 
     def test_nested_equal_halves(self) -> None:
         a, b = [Variable(f'a{i}', size) for i, size in enumerate((29, 14, 7, 8))], [Variable('b0', 29), Variable('b1', 29)]
