@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from strop.graph.sizes import read_attribute, write_attribute
+
+
+class Entry(NamedTuple):
+    """A parameter or buffer that is cut: its name, the dict and key that hold it, and each attribute that shows it."""
+
+    name: str
+    holder: Any
+    key: str
+    places: list[tuple[dict[str, Any], str]]
 
 
 class Hidden:
     """What a forward hid, to be put back."""
 
     def __init__(self) -> None:
-        self.hidden: list[tuple[dict[str, Any], str]] = []
+        self.added: list[tuple[dict[str, Any], str]] = []
         self.replaced: list[tuple[dict[str, Any], str, Any]] = []
         self.buffers: list[HiddenBuffer] = []
-        self.mended: Any = None
 
     def restore(self) -> None:
         """Put everything back as it was."""
-        for namespace, name in self.hidden:
+        for namespace, name in self.added:
             namespace.pop(name, None)
-        for namespace, name, value in self.replaced:
+        for namespace, name, value in reversed(self.replaced):
             namespace[name] = value
-        if self.mended is not None:
-            self.mended.__exit__(None, None, None)
         for buffer in self.buffers:
             buffer.write_back()
 
@@ -34,10 +42,8 @@ class Hidden:
 class HiddenBuffer:
     """A buffer and the slice that stood for it, which the forward may have written to or exchanged."""
 
-    def __init__(
-        self, slicing: Any, name: str, holder: dict[str, Any], key: str, full: torch.Tensor, cut: torch.Tensor
-    ) -> None:
-        self.slicing, self.name, self.holder, self.key = slicing, name, holder, key
+    def __init__(self, slicing: Any, entry: Entry, full: torch.Tensor, cut: torch.Tensor) -> None:
+        self.slicing, self.name, self.holder, self.key = slicing, entry.name, entry.holder, entry.key
         self.full, self.cut = full, cut
         self.view = cut._base is not None
 
@@ -64,55 +70,81 @@ class Plan:
     def __init__(self, model: nn.Module, slicing: Any, switched: Sequence[tuple[nn.Module, nn.Module]]) -> None:
         self.model = weakref.ref(model)
         self.slicing = slicing
-        self.parameters: list[tuple[str, dict[str, Any], str, list[tuple[dict[str, Any], str]]]] = []
-        self.buffers: list[tuple[str, dict[str, Any], str, list[tuple[dict[str, Any], str]]]] = []
-        self.recurrent: list[tuple[dict[str, Any], nn.Module]] = []
+        self.parameters: list[Entry] = []
+        self.buffers: list[Entry] = []
+        self.attributes: list[tuple[str, nn.Module, tuple[Any, ...]]] = []
+        self.recurrent: list[nn.RNNBase] = []
         self.switched = [(norm.__dict__, narrow, [name for name, _ in own_tensors(norm)]) for norm, narrow in switched]
-        apart = {(id(norm), name) for norm, narrow in switched for name, _ in own_tensors(norm)}
+        self.sizes: list[tuple[dict[str, Any], str, Any]] = []
+        apart = {(id(norm), name) for norm, _ in switched for name, _ in own_tensors(norm)}
         places = places_of(model)
-        touched = () if slicing is None else slicing.touched
+        touched = slicing.touched
+        modules = dict(model.named_modules(remove_duplicate=False))
         seen: set[int] = set()
         for name in touched:
-            path, _, key = name.rpartition('.')
-            module = model.get_submodule(path)
+            if name in slicing.graph.kept_attributes:
+                path = slicing.graph.kept_attributes[name]
+                self.attributes.append((name, modules[path.module], path.keys))
+                continue
+            module_path, _, key = name.rpartition('.')
+            module = modules[module_path]
             holder = module._parameters if key in module._parameters else module._buffers
-            tensor = holder.get(key)
+            tensor = holder[key]
             if tensor is None or id(tensor) in seen or (id(module), key) in apart:
                 continue
             seen.add(id(tensor))
-            entry = (name, holder, key, [(owner.__dict__, attribute) for owner, attribute in places[id(tensor)]])
+            entry = Entry(name, holder, key, [(owner.__dict__, attribute) for owner, attribute in places[id(tensor)]])
             (self.parameters if holder is module._parameters else self.buffers).append(entry)
             for owner, _ in places[id(tensor)]:
-                if isinstance(owner, nn.RNNBase) and all(owner is not known for _, known in self.recurrent):
-                    self.recurrent.append((owner.__dict__, owner))
+                if isinstance(owner, nn.RNNBase) and all(owner is not known for known in self.recurrent):
+                    self.recurrent.append(owner)
+        self._find_sizes(model, modules)
 
-    def install(self, installed: Hidden) -> None:
-        """Hide what is whole by its slices; note in `installed` what was done."""
-        if self.slicing is not None:
-            mended = self.slicing.mended(self.model())
-            mended.__enter__()
-            installed.mended = mended
-            take = self.slicing.take
-            for name, holder, key, places in self.parameters:
-                cut = take(name, holder[key])
-                for namespace, attribute in places:
-                    namespace[attribute] = cut
-                    installed.hidden.append((namespace, attribute))
-            for name, holder, key, places in self.buffers:
-                full = holder[key]
-                cut = take(name, full)
-                for namespace, attribute in places:
-                    namespace[attribute] = cut
-                    installed.hidden.append((namespace, attribute))
-                installed.buffers.append(HiddenBuffer(self.slicing, name, holder, key, full, cut))
+    def _find_sizes(self, model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        """Mend the sizes that modules keep once, with the slices in place, and note what changed."""
+        before = [(module.__dict__, dict(module.__dict__)) for module in dict.fromkeys(modules.values())]
+        hidden = Hidden()
+        try:
+            self.install(hidden)
+            self.slicing.mend(model)
+            for namespace, old in before:
+                for key, value in namespace.items():
+                    if key in old and value is not old[key] and key != '_flat_weights':
+                        self.sizes.append((namespace, key, value))
+        finally:
+            for namespace, key, _ in self.sizes:
+                namespace[key] = next(old[key] for other, old in before if other is namespace)
+            hidden.restore()
+
+    def install(self, hidden: Hidden) -> None:
+        """Hide what is whole by its slices; note in `hidden` what was done."""
+        take = self.slicing.take
+        for entry in self.parameters:
+            cut = take(entry.name, entry.holder[entry.key])
+            for namespace, attribute in entry.places:
+                namespace[attribute] = cut
+                hidden.added.append((namespace, attribute))
+        for entry in self.buffers:
+            full = entry.holder[entry.key]
+            cut = take(entry.name, full)
+            for namespace, attribute in entry.places:
+                namespace[attribute] = cut
+                hidden.added.append((namespace, attribute))
+            hidden.buffers.append(HiddenBuffer(self.slicing, entry, full, cut))
         for namespace, narrow, names in self.switched:
             for name in names:
                 namespace[name] = getattr(narrow, name)
-                installed.hidden.append((namespace, name))
-        for namespace, module in self.recurrent:
+                hidden.added.append((namespace, name))
+        for name, module, keys in self.attributes:
+            hidden.replaced.append((module.__dict__, keys[0], module.__dict__[keys[0]]))
+            write_attribute(module, keys, take(name, read_attribute(module, keys)))
+        for recurrent in self.recurrent:
             # Recurrent layers keep a list of their weights beside the attributes.
-            installed.replaced.append((namespace, '_flat_weights', namespace['_flat_weights']))
-            namespace['_flat_weights'] = [getattr(module, name) for name in namespace['_flat_weights_names']]
+            hidden.replaced.append((recurrent.__dict__, '_flat_weights', recurrent._flat_weights))
+            recurrent.__dict__['_flat_weights'] = [getattr(recurrent, name) for name in recurrent._flat_weights_names]
+        for namespace, key, value in self.sizes:
+            hidden.replaced.append((namespace, key, namespace[key]))
+            namespace[key] = value
 
 
 def places_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -158,6 +158,9 @@ class ElasticWidths(Attachment):
 
     def _set(self, lengths: Mapping[str, int]) -> None:
         units = self.graph.units
+        for name, length in lengths.items():
+            if not 1 <= int(length) <= self.graph.unit(name).size:
+                raise GraphError(f'The unit {name!r} has 1 to {units[name].size} channels, but {length} are asked for.')
         fitted = self.graph.fit({name: int(length) for name, length in lengths.items()})
         cut = {name: length for name, length in fitted.items() if length != units[name].size}
         self._slicing = self._sliced(cut, {})
@@ -291,8 +294,8 @@ class ElasticWidths(Attachment):
         paths = [path for path in paths if path.split('.')[0] != CHILD]
         norms = []
         for lengths in fitted:
-            slicing = self.graph.prefix(lengths) if lengths else None
-            norms.append(nn.ModuleList(_narrow_norm(model, path, slicing) for path in paths) if lengths else nn.ModuleList())
+            slicing = self._sliced(lengths, {})
+            norms.append(nn.ModuleList(() if slicing is None else (_narrow_norm(model, path, slicing) for path in paths)))
         self._norm_paths, self._settings = paths, fitted
         self.norms = nn.ModuleList(norms)
         self._plans.clear()
@@ -337,7 +340,7 @@ class ElasticWidths(Attachment):
                 for name, tensor in own_tensors(norm):
                     other = getattr(narrow, name)
                     slicing.take(f'{names[id(norm)]}.{name}', tensor).copy_(other)
-        slicing.apply(parent)
+        slicing.apply(parent, inplace=True)
 
     def release(self, model: nn.Module) -> None:
         """Leave `model`: it is whole again, and this child and its hooks are gone from it."""
@@ -362,16 +365,23 @@ class _Shared:
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls name operators, which cannot be pickled; a slice needs the terms of the tensors and the equations alone.
+        graph = copy.copy(self.value)
+        graph.trace = graph.trace._replace(calls=[])
+        graph.calls = []
+        return {'value': graph}
+
 
 def _narrow_norm(model: nn.Module, path: str, slicing: Any) -> nn.Module:
     norm = copy.deepcopy(model.get_submodule(path))
     for name, tensor in own_tensors(norm):
         full = f'{path}.{name}'
-        if slicing is not None and full in set(slicing.touched):
+        if full in slicing.graph.tensors:
             cut = slicing.take(full, tensor.detach()).clone()
             holder: dict[str, Any] = norm._parameters if name in norm._parameters else norm._buffers
             holder[name] = nn.Parameter(cut, tensor.requires_grad) if name in norm._parameters else cut
-            norm.num_features = len(cut)  # type: ignore[assignment]
+            norm.num_features = norm.num_features if cut.dim() == 0 else len(cut)  # type: ignore[assignment]
     return norm
 
 
