@@ -3,8 +3,8 @@
 Every model and tool is one process, with a limit on the tool's time; the clock starts when the model is built. Results are
 kept cell by cell in a file of JSON lines, so that a run can be stopped and continued, and put together in the end.
 
-Strop's cell traces the model, finds its channel units, prunes every unit to half by L1, and proves equality in float64 with
-random indices (`strop.graph.prove`). A model *counts* when
+Strop's cell calls `strop.prune(model, inputs, ratio=0.5)` (by L1, with its own check in float32), and proves equality in
+float64 with random indices (`strop.graph.prove`). A model *counts* when
 
 - the proof holds,
 - at most 5 % of its parameters lie on axes frozen for want of a rule or of a solution to an equation between lengths,
@@ -219,24 +219,6 @@ def torch_pruning_cell(item: Entry, made: tuple[nn.Module, Inputs], report: Any)
 # --------------------------------------------------------------------------------------------------------------------
 # Strop
 # --------------------------------------------------------------------------------------------------------------------
-def halved(graph: Any, model: nn.Module) -> tuple[dict[str, int], dict[str, torch.Tensor]]:
-    """Half of every unit, as far as the ties between lengths allow: the indices of largest L1 norm."""
-    lengths = graph.fit({name: max(unit.minimum, int(unit.size * RATIO)) for name, unit in graph.units.items()})
-    state = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    kept = {}
-    for name, unit in graph.units.items():
-        score = torch.zeros(unit.size, dtype=torch.float64)
-        for place in unit.placements:
-            tensor = state[place.tensor].detach()
-            if not tensor.is_floating_point() or tensor.ndim < 2:
-                continue
-            rest = [axis for axis in range(tensor.ndim) if axis != place.axis]
-            norms, index = tensor.abs().sum(rest).double(), place.index
-            score.index_add_(0, index[index >= 0], norms[index >= 0])
-        kept[name] = score.topk(lengths[name]).indices.sort().values
-    return lengths, kept
-
-
 def unsolved_share(graph: Any, model: nn.Module) -> tuple[float, list[str]]:
     """The share of parameters on positions that are frozen for want of a rule or solution, and the reasons."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -259,30 +241,51 @@ def unsolved_share(graph: Any, model: nn.Module) -> tuple[float, list[str]]:
     return frozen / max(total, 1), sorted(reasons, key=reasons.__getitem__, reverse=True)[:5]
 
 
+def channels(graph: Any, lengths: dict[str, int]) -> tuple[int, int]:
+    """Prunable channels before and after: the lengths of all different axes of parameters, each set of coupled ones once.
+
+    Of an axis that is put together from several, the parts are counted; heads times head dimensions are one axis.
+    """
+    from strop.graph.terms import Cat, atoms, length, resolve
+
+    values = {unit.atom: lengths[name] for name, unit in graph.units.items()}
+    parts: dict[str, Any] = {}
+    todo = [place.term for unit in graph for place in unit.placements]
+    while todo:
+        term = resolve(todo.pop())
+        if isinstance(term, Cat):
+            todo += term.segments
+        elif any(atom in values for atom in atoms(term)):
+            parts[repr(term)] = term
+    return sum(term.size for term in parts.values()), sum(length(term, values) for term in parts.values())
+
+
 def strop_cell(item: Entry, made: tuple[nn.Module, Inputs], report: Any) -> dict[str, Any]:
-    from strop import graph as tracing
+    from strop.graph import channel_units, prove
+    from strop.pruning import prune
 
     model, inputs = made
     before, shapes = parameters_of(model), shapes_of(model, inputs, item.family)
     begin = time.perf_counter()
-    graph = tracing.channel_units(model, inputs)
-    units = time.perf_counter() - begin
-    cell: dict[str, Any] = {'status': 'raises', 'parameters': before, 'units': len(graph.units), 'note': graph.note}
+    graph = channel_units(model, inputs)
+    cell: dict[str, Any] = {'status': 'raises', 'parameters': before, 'units': len(graph), 'note': graph.note}
+    cell['seconds_units'] = time.perf_counter() - begin
     cell['unsolved'], cell['reasons'] = unsolved_share(graph, model)
     report(cell)
-    lengths, kept = halved(graph, model)
-    pruned = graph.shrink(model, kept)
-    cell |= {'seconds': time.perf_counter() - begin, 'seconds_units': units, 'left': parameters_of(pruned)}
-    sizes = sum(unit.size for unit in graph.units.values())
-    cell['gone'] = 1 - sum(lengths.values()) / sizes if sizes else 0.0
+    begin = time.perf_counter()
+    pruned, record = prune(model, inputs, ratio=RATIO)
+    cell['seconds'] = time.perf_counter() - begin
+    cell['left'] = parameters_of(pruned)
+    whole, rest = channels(graph, {unit.name: unit.after for unit in record.units})
+    cell['gone'] = 1 - rest / whole if whole else 0.0
     report(cell)
     found = shapes_of(pruned, inputs, item.family)
     if found != shapes:
         return {**cell, 'status': 'output changed', 'error': f'outputs of {shapes[:2]} became {found[:2]}'}
     del pruned
     begin = time.perf_counter()
-    proof = tracing.prove(model, inputs, ratio=RATIO, seed=0)
-    cell |= {'error_of_proof': float(proof.error), 'difference': float(proof.difference), 'holds': bool(proof.holds)}
+    proof = prove(model, inputs, ratio=RATIO, seed=0)
+    cell |= {'error_of_proof': proof.error, 'difference': proof.difference, 'holds': proof.holds, 'note_of_proof': proof.note}
     return {**cell, 'status': 'ok', 'seconds_proof': time.perf_counter() - begin}
 
 
@@ -408,10 +411,10 @@ def table(items: list[Entry], cells: dict[tuple[str, str], dict[str, Any]]) -> s
     lines = [
         '# Models pruned by half',
         '',
-        'Made by `benchmarks/coverage.py`, whose first lines say what counts. *left*: share of parameters that is left, every',
-        'prunable unit halved. *error*: relative difference between the pruned model and the masked original in float64.',
+        'Made by `benchmarks/coverage.py`, whose first lines say what counts. *left*: share of parameters that is left at',
+        'ratio 0.5. *error*: relative difference between the pruned model and the masked original in float64.',
         '*unsolved*: parameters on axes frozen for want of a rule or of a solution to an equation between lengths.',
-        'Seconds: tracing, finding units and pruning; the proof beside it.',
+        'Seconds: tracing, finding units, pruning and the check in float32; the proof beside it.',
         '',
     ]
     for suite, found in summary(items, cells).items():
