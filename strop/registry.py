@@ -23,6 +23,7 @@ LOCATIONS = [
     'strop.mutables',
     'strop.data',
     'strop.estimators',
+    'strop.elastic',
     'strop.architectures',
     'strop.mutators',
     'strop.engine',

@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.elastic.hiding import Hidden, Plan, own_tensors
 from strop.errors import BindingError, ConfigError, GraphError, listed, near
+from strop.graph.sizes import read_attribute
+from strop.graph.terms import atoms, kept
 from strop.mutables import Attachment, L1MutableChannelUnit, MutableChannelUnit, extract
 
 #: Name of the child that `ElasticWidths` becomes in its model.
@@ -58,6 +60,8 @@ class ElasticWidths(Attachment):
                 f'This {type(model).__name__} has elastic widths already. Call release(model) on its {CHILD!r} first.'
             )
         self._held = _Shared(graph)
+        #: What made these widths, so that the same one may take them over.
+        self.origin: str | None = None
         for unit in units:
             self._check_unit(unit)
         self.units = nn.ModuleList(units)
@@ -319,6 +323,49 @@ class ElasticWidths(Attachment):
             return []
         norms: Any = self.norms[setting]
         return [(model.get_submodule(path), norm) for path, norm in zip(self._norm_paths, norms, strict=True)]
+
+    # -- the order of channels -------------------------------------------------------------
+
+    @torch.no_grad()
+    def sort(self, model: nn.Module, scores: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Reorder the channels of each unit, in place, by falling score: a narrow width then has the best ones.
+
+        The model computes what it did, up to the rounding of sums in another order. Do it before training: the state of
+        an optimizer does not follow.
+
+        Args:
+            model: The model.
+            scores: Unit -> score of each channel, shape `(size,)`; the L1 norms of `l1_scores` for all units by default.
+
+        Raises:
+            GraphError: If a unit is unknown or its scores have another shape; nothing changes then.
+            BindingError: If batch norms were switched already.
+        """
+        if self._settings:
+            raise BindingError('Sort the channels before batch norms are made for each width: their slices would not follow.')
+        graph = self.graph
+        if scores is None:
+            scores = {name: l1_scores(model, unit) for name, unit in graph.units.items()}
+        orders = {}
+        for name, values in scores.items():
+            unit = graph.unit(name)
+            if tuple(values.shape) != (unit.size,):
+                raise GraphError(f'Scores of {name!r} need the shape ({unit.size},), but have {tuple(values.shape)}.')
+            orders[unit.atom] = torch.argsort(values.cpu(), descending=True, stable=True)
+        seen: set[int] = set()
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for name, terms in graph.tensors.items():
+            if name in graph.kept_attributes:
+                tensor = read_attribute(modules[graph.kept_attributes[name].module], graph.kept_attributes[name].keys)
+            else:
+                path, _, key = name.rpartition('.')
+                tensor = getattr(modules[path], key)
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            for axis, term in enumerate(terms):
+                if any(atom in orders for atom in atoms(term)):
+                    tensor.copy_(tensor.index_select(axis, kept(term, orders).to(tensor.device)))
 
     # -- leaving ---------------------------------------------------------------------------
 

@@ -138,8 +138,8 @@ class MutableChannelUnit(Mutable):
 
     @property
     def unit(self) -> str:
-        """Name of the channel unit."""
-        return self.key if self._unit is None else self._unit
+        """Name of the channel unit; that of the decision by default."""
+        return self._unit or self._given_key or self.key
 
     @abstractmethod
     def numbers(self) -> list[int]:
