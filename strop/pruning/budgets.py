@@ -8,10 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.estimators import measure
+from strop.estimators.op_costs import has_rule, macs
+from strop.graph.inference import Axes
+from strop.graph.terms import length
 
 if TYPE_CHECKING:
     from strop.graph import ChannelGraph
@@ -118,14 +122,60 @@ def smallest_ratio(
     return high
 
 
-def analytic(graph: ChannelGraph, resource: str, lengths: Mapping[str, int] | None = None) -> int:
-    """Return the MACs or parameters of the model at some lengths, without running it."""
-    return int(graph.macs(lengths) if resource == 'macs' else graph.parameters(lengths))  # type: ignore[attr-defined]
+class Costs:
+    """Multiply-adds and parameters of a model at any lengths of its units, without running or cutting it.
+
+    Args:
+        graph: The units. Every call of the forward is priced by the table of `strop.estimators`.
+
+    >>> from strop.graph import channel_units
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    >>> costs = Costs(channel_units(net, torch.rand(5, 3)))
+    >>> costs.macs(), costs.macs({'0': 4}), costs.params({'0': 4})
+    (200, 100, 26)
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        self._calls = [call for call in graph.calls if has_rule(call.func)]
+
+    def macs(self, lengths: Mapping[str, int] | None = None) -> int:
+        """Return the multiply-adds of one forward on inputs of the traced shapes, their batch included."""
+        values = {atom: len(index) for atom, index in self.graph.prefix(lengths).cut.items()} if lengths else {}
+        known: dict[tuple[int, ...], Tensor] = {}
+
+        def shaped(value: Any) -> Any:
+            if isinstance(value, Axes):
+                shape = tuple(length(term, values) for term in value.terms)
+                if shape not in known:
+                    known[shape] = torch.empty(shape, device='meta')
+                return known[shape]
+            if type(value) in (tuple, list):
+                return type(value)(shaped(item) for item in value)
+            return value
+
+        return sum(
+            macs(
+                call.func,
+                shaped(call.out[0] if len(call.out) == 1 else call.out),
+                shaped(call.args),
+                {key: shaped(value) for key, value in call.kwargs.items()},
+            )
+            for call in self._calls
+        )
+
+    def params(self, lengths: Mapping[str, int] | None = None) -> int:
+        """Return the number of parameters."""
+        return int(self.graph.parameters(lengths))
+
+    def of(self, resource: str, lengths: Mapping[str, int] | None = None) -> int:
+        """Return `'macs'` or `'params'`."""
+        return self.macs(lengths) if resource == 'macs' else self.params(lengths)
 
 
 def meet(
     budget: Budget,
-    graph: ChannelGraph,
+    costs: Costs,
     lengths: Callable[[float], dict[str, int]],
     original: Mapping[str, float],
     progress: float = 1.0,
@@ -134,7 +184,7 @@ def meet(
 
     Args:
         budget: The budget; its latency is not looked at.
-        graph: The units.
+        costs: What the model costs at any lengths.
         lengths: ratio -> lengths of all units.
         original: resource -> what the original model costs.
         progress: How far on the way from the original to the budget to go, 0 to 1.
@@ -149,7 +199,7 @@ def meet(
         chosen = lengths(ratio)
         key = tuple(chosen.values())
         if key not in seen:
-            seen[key] = all(analytic(graph, resource, chosen) <= limit for resource, limit in limits.items())
+            seen[key] = all(costs.of(resource, chosen) <= limit for resource, limit in limits.items())
         return seen[key]
 
     found = smallest_ratio(fits)
@@ -159,10 +209,10 @@ def meet(
             'The budget cannot be met: '
             + '; '.join(
                 f'{resource} ≤ {_shown(limit)} was asked for, and the smallest that can be reached is '
-                f'{_shown(analytic(graph, resource, least))} '
-                f'({analytic(graph, resource, least) / max(original[resource], 1):.3f} of the original)'
+                f'{_shown(costs.of(resource, least))} '
+                f'({costs.of(resource, least) / max(original[resource], 1):.3f} of the original)'
                 for resource, limit in limits.items()
-                if analytic(graph, resource, least) > limit
+                if costs.of(resource, least) > limit
             )
             + '. Allow more, or loosen `ignored`, `limits`, `max_ratio`, `round_to` or `attention`.'
         )

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-import strop.graph
 from strop.errors import BudgetError, ConfigError, listed, near
-from strop.graph import channel_units
-from strop.pruning.budgets import Budget, BudgetLike, analytic, measured_share, meet, smallest_ratio, within_latency
+from strop.graph import channel_units, verify
+from strop.pruning.budgets import Budget, BudgetLike, Costs, measured_share, meet, smallest_ratio, within_latency
 from strop.pruning.calibration import recalibrate as recalibrated
 from strop.pruning.importance import ImportanceLike, build_importance, score
 from strop.pruning.ranking import Limit, Ranking, Selection, check_ratio
@@ -269,9 +268,10 @@ class Pruner:
         progress = self._milestones[len(self._steps)]
         last = progress >= 1
         graph = channel_units(self.model, self._inputs)
-        self._remember(graph)
+        costs = Costs(graph)
+        self._remember(graph, costs)
         ranking = self._ranking(graph)
-        ratio = self._ratio(graph, ranking, progress)
+        ratio = self._ratio(graph, costs, ranking, progress)
         lengths = ranking.lengths(ratio)
         slicing = graph.slicing(ranking.keep(lengths))
         if last and self._options.ratio is not None and not self._steps and not slicing.touched:
@@ -287,8 +287,8 @@ class Pruner:
             kept={
                 name: tuple(slicing.indices[name].tolist()) for name, n in slicing.lengths.items() if n < graph.units[name].size
             },
-            macs=analytic(graph, 'macs', slicing.lengths),
-            params=analytic(graph, 'params', slicing.lengths),
+            macs=costs.macs(slicing.lengths),
+            params=costs.params(slicing.lengths),
             error=error,
         )
         if self._options.inplace:
@@ -304,9 +304,9 @@ class Pruner:
 
     # -- internals -------------------------------------------------------------------------
 
-    def _remember(self, graph: ChannelGraph) -> None:
+    def _remember(self, graph: ChannelGraph, costs: Costs) -> None:
         if not self._costs:
-            self._costs = {resource: float(analytic(graph, resource)) for resource in ('macs', 'params')}
+            self._costs = {resource: float(costs.of(resource)) for resource in ('macs', 'params')}
             self._frozen = len(graph.frozen)
         for name, unit in graph.units.items():
             self._sizes.setdefault(name, unit.size)
@@ -318,12 +318,12 @@ class Pruner:
         scores = score(graph, self.model, self._judge, data=given.data, loss=given.loss, seed=given.seed)
         return Ranking(graph, self.model, scores, self._selection, self._sizes)
 
-    def _ratio(self, graph: ChannelGraph, ranking: Ranking, progress: float) -> float:
+    def _ratio(self, graph: ChannelGraph, costs: Costs, ranking: Ranking, progress: float) -> float:
         if self._budget is None:
             return float(self._options.ratio) * progress  # type: ignore[arg-type]
         ratio = 0.0
         if {'macs', 'params'} & set(self._budget.resources):
-            ratio = meet(self._budget, graph, ranking.lengths, self._costs, progress)
+            ratio = meet(self._budget, costs, ranking.lengths, self._costs, progress)
         if 'latency' in self._budget.resources:
             ratio = self._by_latency(graph, ranking, progress, ratio)
         return ratio
@@ -352,7 +352,7 @@ class Pruner:
     def _pruned(self, slicing: Slicing) -> tuple[nn.Module, float | None]:
         """Return a pruned, verified and recalibrated copy of the model, and the error of the check."""
         pruned = slicing.apply(self.model)
-        error = verified(self.model, pruned, slicing, self._inputs) if self._options.verify else None
+        error = verify(self.model, pruned, slicing, self._inputs) if self._options.verify else None
         if self._options.recalibrate is not None:
             recalibrated(pruned, self._options.recalibrate)
         return pruned, error
@@ -363,15 +363,6 @@ class Pruner:
         if ranking.unjudged:
             names = listed(ranking.unjudged, 5)
             yield f'The importance has no scores for {len(ranking.unjudged)} units, which stay whole: {names}.'
-
-
-def verified(original: nn.Module, pruned: nn.Module, slicing: Slicing, inputs: Any) -> float | None:
-    """Check a pruned model by numbers, and return the relative difference.
-
-    Raises:
-        VerificationError: If it does not compute what the masked original does.
-    """
-    return float(strop.graph.verify(original, pruned, slicing, inputs))  # type: ignore[attr-defined]
 
 
 # -- internals ----------------------------------------------------------------------------------------------

@@ -200,7 +200,9 @@ class Ranking:
         """Return the least and the greatest number of indices that stay."""
         unit, size = self.graph.units[name], self.sizes[name]
         least, most = self.limits.get(name, (0.0, self.selection.max_ratio))
-        low = max(unit.minimum, min(unit.size, math.ceil(size * (1 - most) - 1e-9)))
+        # A single ratio is met as any other; the most of a range is never exceeded.
+        kept = _floor(size * (1 - most)) if least == most else math.ceil(size * (1 - most) - 1e-9)
+        low = max(unit.minimum, min(unit.size, kept))
         return low, max(low, min(unit.size, _floor(size * (1 - least))))
 
     def _proposed(self, ratio: float) -> dict[str, int]:
