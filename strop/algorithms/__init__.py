@@ -8,7 +8,9 @@ from strop.algorithms.algorithm import (
     TensorResults,
     build_architecture,
 )
+from strop.algorithms.ite_prune import ItePruneAlgorithm
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
+from strop.algorithms.slimmable import SlimmableNetwork
 from strop.algorithms.spos import SPOS
 
 __all__ = [
@@ -16,9 +18,11 @@ __all__ = [
     'BaseAlgorithm',
     'ForwardResults',
     'FunctionMetric',
+    'ItePruneAlgorithm',
     'LossResults',
     'PlainArchitecture',
     'PredictResults',
+    'SlimmableNetwork',
     'TensorResults',
     'build_architecture',
 ]

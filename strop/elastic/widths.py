@@ -198,6 +198,10 @@ class ElasticWidths(Attachment):
             self._set(lengths)
         self._state = state
 
+    def forget(self) -> None:
+        """Look at the decisions anew at the next `sync`, though they are the same: the chosen channels were exchanged."""
+        self._state = None
+
     def _decided(self) -> list[MutableChannelUnit]:
         return [unit for unit in self.units if isinstance(unit, MutableChannelUnit) and unit.decision is not None]
 
@@ -303,6 +307,16 @@ class ElasticWidths(Attachment):
         self._norm_paths, self._settings = paths, fitted
         self.norms = nn.ModuleList(norms)
         self._plans.clear()
+
+    @torch.no_grad()
+    def restart_norms(self, model: nn.Module) -> None:
+        """Start the batch norms of narrow widths anew, from slices of the model's own."""
+        for lengths, norms in zip(self._settings, self.norms, strict=True):
+            slicing = self._sliced(lengths, {})
+            for path, norm in zip(self._norm_paths, norms, strict=False):  # type: ignore[call-overload]
+                fresh = dict(own_tensors(_narrow_norm(model, path, slicing)))
+                for name, tensor in own_tensors(norm):
+                    tensor.copy_(fresh[name])
 
     def _cut(self, lengths: Mapping[str, int]) -> dict[str, int]:
         return {name: length for name, length in lengths.items() if length != self.graph.units[name].size}

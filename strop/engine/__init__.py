@@ -11,6 +11,7 @@ from strop.engine.scoring import ResourceMeter, Scorer
 from strop.engine.sub_model import sub_model
 from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
+from strop.engine.width_validation import ItePruneValLoop, SlimmableValLoop
 
 __all__ = [
     'AmpOptimWrapper',
@@ -19,10 +20,12 @@ __all__ = [
     'EpochBasedTrainLoop',
     'EstimateResourcesHook',
     'EvolutionSearchLoop',
+    'ItePruneValLoop',
     'IterBasedTrainLoop',
     'NaiveVisualizationHook',
     'ResourceMeter',
     'Scorer',
+    'SlimmableValLoop',
     'SubnetTestLoop',
     'SubnetValLoop',
     'SubnetVisualizationHook',

@@ -306,6 +306,14 @@ class ChannelMutator(OneShotMutator):
         """The decisions about channels that have more than one width."""
         return [unit for unit in self.units if unit.is_mutable]
 
+    def unit_named(self, name: str) -> str:
+        """Return the unit that a name means: our own, a coupled module's, or MMRazor's `module_(start, end)_channels`.
+
+        Raises:
+            GraphError: If there is none, with the reason where its channels may not vary.
+        """
+        return self._resolve(self.graph, name)
+
     @property
     def choice_template(self) -> dict[str, Any]:
         """The current width of every unit that may vary, for a config to start from."""
@@ -458,6 +466,11 @@ class SlimmableChannelMutator(ChannelMutator):
     def subnets(self) -> list[dict[str, int]]:
         """The networks: unit -> number of channels, in the order of the candidates."""
         return _subnets(self.widths)
+
+    def restart_norms(self) -> None:
+        """Start the batch norms of narrow networks from those of the model: after its weights were loaded, say."""
+        if self.switch_norms:
+            self.widths.restart_norms(self.model)
 
     def _translated(self, decisions: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(decisions, Subnet) or not isinstance(decisions, Mapping) or not self._names_units(decisions):

@@ -1,0 +1,154 @@
+"""Slimmable networks: one network that runs at a few widths, each with batch norms of its own.
+
+Yu, Yang, Xu, Yang, Huang: Slimmable Neural Networks, ICLR 2019, https://arxiv.org/abs/1812.08928.
+Official code: https://github.com/JiahuiYu/slimmable_networks.
+
+Implemented here: training of all widths in each step, and switchable batch norms for any model that can be traced. Differs
+from the paper: coupled layers are found by tracing, so one width belongs to a channel unit and not to a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from torch import nn
+
+from strop.algorithms.algorithm import BaseAlgorithm
+from strop.errors import ComponentTypeError, ConfigError
+from strop.mutators import BaseMutator, SlimmableChannelMutator
+from strop.registry import MODELS
+
+
+@MODELS.register_module()
+class SlimmableNetwork(BaseAlgorithm):
+    """Train every width of a slimmable network in each step.
+
+    The losses of all widths are added: each has its own backward, and one update follows. The full width keeps the batch
+    norms of the architecture, so a network that starts from pretrained weights is the original at its full width.
+
+    Args:
+        architecture: The network: its config, a `BaseModel`, or any `nn.Module`.
+        mutator: A `SlimmableChannelMutator` or its config.
+        deploy_index: Of the networks of the mutator, the one to become: the architecture is then that static network. -1
+            trains all. Weights of a trained slimmable network are loaded first: then `deploy(index)`.
+        data_preprocessor: MMEngine's data preprocessor.
+        init_cfg: MMEngine's initialization config.
+        kwargs: `loss`, `metric`: see `BaseAlgorithm`.
+
+    Raises:
+        ConfigError: If there is no mutator, or `deploy_index` is out of range.
+        ComponentTypeError: If the mutator is none of slimmable channels.
+
+    >>> from strop.mutators import SlimmableChannelMutator
+    >>> units = dict(type='SlimmableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0], choice_mode='ratio'))
+    >>> mutator = dict(type='SlimmableChannelMutator', channel_unit_cfg=units, parse_cfg=dict(demo_input=(2, 4)))
+    >>> network = SlimmableNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), mutator)
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> log = network.train_step((torch.ones(3, 4), torch.tensor([0, 1, 0])), optimizer)
+    >>> sorted(log)
+    ['loss', 'subnet_0.loss', 'subnet_1.loss']
+    """
+
+    def __init__(
+        self,
+        architecture: BaseModel | nn.Module | Mapping[str, Any],
+        mutator: BaseMutator | Mapping[str, Any] | None = None,
+        deploy_index: int = -1,
+        data_preprocessor: dict[str, Any] | nn.Module | None = None,
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if mutator is None:
+            raise ConfigError(
+                "SlimmableNetwork needs a mutator, for example dict(type='SlimmableChannelMutator', channel_unit_cfg="
+                "dict(type='SlimmableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0], choice_mode='ratio')))."
+            )
+        super().__init__(architecture, data_preprocessor, init_cfg, mutator=mutator, **kwargs)
+        if not isinstance(self.mutator, SlimmableChannelMutator):
+            raise ComponentTypeError(f'SlimmableNetwork needs a SlimmableChannelMutator, not a {type(self.mutator).__name__}.')
+        self.register_load_state_dict_post_hook(_start_missing_norms)
+        networks = len(self.mutator.subnets)
+        if not -1 <= deploy_index < networks:
+            raise ConfigError(f'`deploy_index` must be within 0..{networks - 1}, or -1 to train all, but got {deploy_index}.')
+        self.deploy_index = deploy_index
+        if deploy_index >= 0:
+            self.deploy(deploy_index)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the architecture is one static network."""
+        return self.mutator is None
+
+    def deploy(self, index: int) -> None:
+        """Become the static network number `index`, with the weights and batch norms that it has now."""
+        self.mutator.load_fix_subnet({self.mutator.key: index})
+        self.mutator = None
+
+    def init_weights(self) -> None:
+        """Initialize the architecture; the batch norms of narrow widths then start from those of the full one."""
+        super().init_weights()
+        if not self.is_deployed:
+            self.mutator.restart_norms()
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        """Add up the gradients of all widths and update the parameters once.
+
+        Args:
+            data: A batch, before the data preprocessor.
+            optim_wrapper: MMEngine's `OptimWrapper`, or a plain `torch.optim.Optimizer`.
+
+        Returns:
+            The losses of network i as 'subnet_i.<name>', the sum of all as 'loss'.
+
+        Raises:
+            TrainingError: If a loss is not finite; no parameter has changed then.
+        """
+        if self.is_deployed:
+            return super().train_step(data, optim_wrapper)
+        if isinstance(optim_wrapper, torch.optim.Optimizer):
+            optim_wrapper = OptimWrapper(optim_wrapper)
+        if not isinstance(optim_wrapper, OptimWrapper) or isinstance(optim_wrapper, OptimWrapperDict):
+            raise ComponentTypeError(
+                f'train_step needs one OptimWrapper or torch optimizer, but got {type(optim_wrapper).__name__}.'
+            )
+        with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
+            batch = self.data_preprocessor(data, True)
+        log: dict[str, torch.Tensor] = {}
+        total: Any = 0.0
+        networks = len(self.mutator.subnets)
+        for index in range(networks):
+            self.mutator.set_subnet({self.mutator.key: index})
+            with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
+                losses = self._run_forward(batch, mode='loss')
+            loss, parsed = self.parse_losses(losses)
+            self._check_loss(loss, parsed, optim_wrapper)
+            log.update({f'subnet_{index}.{name}': value for name, value in parsed.items()})
+            total = total + loss.detach()
+            if index < networks - 1:
+                # One width after the other, so that the activations of one only are kept.
+                count = optim_wrapper._inner_count
+                optim_wrapper.backward(optim_wrapper.scale_loss(loss))
+                optim_wrapper._inner_count = count
+            else:
+                optim_wrapper.update_params(loss)
+        self.step += 1
+        return {**log, 'loss': total}
+
+    def _check_loss(self, loss: torch.Tensor, log: Mapping[str, torch.Tensor], optim_wrapper: Any) -> None:
+        try:
+            self._check_finite(loss, log, optim_wrapper)
+        except Exception:
+            # The gradients of the widths before this one must not be added to a later step.
+            optim_wrapper.zero_grad()
+            raise
+
+
+def _start_missing_norms(network: SlimmableNetwork, keys: Any) -> None:
+    """After weights without narrow batch norms were loaded, start those from the full ones."""
+    if not network.is_deployed and any('.norms.' in name for name in keys.missing_keys):
+        network.mutator.restart_norms()
+        keys.missing_keys[:] = [name for name in keys.missing_keys if '.norms.' not in name]
