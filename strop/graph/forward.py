@@ -32,7 +32,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         (value, copy.copy(value))
         for attributes, _, _ in before
         for name, value in attributes.items()
-        if name not in OF_EVERY_MODULE and isinstance(value, (dict, list, set))
+        if (name not in OF_EVERY_MODULE or name in _HOOKS) and isinstance(value, (dict, list, set))
     ]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -51,6 +51,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 #: Names of the bookkeeping attributes that every module has.
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# Some libraries hook modules during their first forward, and note in an attribute that they have done so.
+_HOOKS = frozenset(name for name in OF_EVERY_MODULE if name.startswith('_forward'))
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -416,7 +416,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
     for tensor in output_tensors(out):
         for term in tracer.axes(tensor):
             freeze(term, Reason('output', 'of the model'))
-    names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
+    names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name in tensors)
     aliases = {name: group[0] for group in tracer.names.values() for name in group[1:]}
     return Trace(tensors, attributes, tracer.calls, tracer.relations, frozenset(tracer.touched), names, aliases, ints, None)
 
@@ -444,18 +444,21 @@ def _substitute(model: nn.Module, tracer: Tracer, level: str, fake: FakeTensorMo
             known[id(tensor)] = found
         return found
 
-    for module in model.modules():
-        path = tracer.paths[id(module)]
+    for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        module.training = False
         prefix = f'{path}.' if path else ''
+        again = tracer.paths[id(module)] != path
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
                 if tensor is not None:
-                    store[name] = stand_in(tensor)  # type: ignore[assignment]
-                    tensors[prefix + name] = tuple(tracer.axes(store[name]))  # type: ignore[arg-type]
-                    tracer.names.setdefault(id(store[name]), []).append(prefix + name)
+                    found = tensor if again else stand_in(tensor)
+                    store[name] = found  # type: ignore[assignment]
+                    tensors[prefix + name] = tuple(tracer.axes(found))
+                    tracer.names.setdefault(id(found), []).append(prefix + name)
+        if again:
+            continue
+        module.training = False
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor) or type(value) in (tuple, list, dict):
                 if name not in _BOOKKEEPING:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from strop.graph.inference import Lengths, length_rule
+from strop.graph.sizes import LengthOf, Size
 from strop.graph.terms import Incompatible, Term, resolve, split_cat, split_prod
 
 T = torch.Tensor
@@ -105,16 +106,21 @@ def _split(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
             lengths.demand(size, lengths.axes(piece)[dim])
 
 
-@length_rule(T.chunk, torch.chunk, T.tensor_split, torch.tensor_split, T.unsafe_chunk, torch.unsafe_chunk)
+@length_rule(T.chunk, torch.chunk, T.unsafe_chunk, torch.unsafe_chunk)
 def _chunk(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
+    """Every piece has `ceil(length / chunks)` positions, the last one what is left."""
+    dim, count = _given(args, kwargs, 2, 'dim', 0), len(out)
+    whole = Size(args[0].shape[dim], LengthOf(lengths.axes(args[0])[dim]))
+    for piece in out[:-1]:
+        lengths.demand((whole + (count - 1)) // count, lengths.axes(piece)[dim])
+
+
+@length_rule(T.tensor_split, torch.tensor_split)
+def _tensor_split(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
     dim = _given(args, kwargs, 2, 'dim', 0)
-    pieces = [lengths.axes(piece)[dim] for piece in out]
-    for piece in pieces[1:]:
-        if piece.size == pieces[0].size:
-            lengths.same(pieces[0], piece)
-        else:
-            lengths.demand(piece.size, piece)
-            lengths.demand(pieces[0].size, pieces[0])
+    whole = Size(args[0].shape[dim], LengthOf(lengths.axes(args[0])[dim]))
+    for number, piece in enumerate(out):
+        lengths.demand((whole + (len(out) - 1 - number)) // len(out), lengths.axes(piece)[dim])
 
 
 @length_rule(T.narrow, torch.narrow)

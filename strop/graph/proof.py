@@ -160,10 +160,10 @@ class _Replay:
         elif name == 'native_group_norm':
             shape = taken[0].shape
             taken[3:7] = [shape[0], shape[1], shape[2:].numel(), self._groups(call, args[6])]
-        out = func(*taken, **kwargs)
+        out, around = func(*taken, **kwargs), func(*args, **kwargs)
         if isinstance(out, torch.Tensor):
-            return self._put(out, call.out[0])
-        return type(out)(self._put(part, axes) for part, axes in zip(out, call.out))
+            return self._put(out, around, call.out[0])
+        return type(out)(self._put(part, whole, axes) for part, whole, axes in zip(out, around, call.out))
 
     def _groups(self, call: Call, groups: int) -> int:
         lengths = {atom: len(index) for atom, index in self.slicing.cut.items()}
@@ -183,16 +183,24 @@ class _Replay:
                 )
         return tensor
 
-    def _put(self, tensor: torch.Tensor, axes: Axes) -> torch.Tensor:
+    def _put(self, tensor: torch.Tensor, around: torch.Tensor, axes: Axes) -> torch.Tensor:
+        """Return `around`, which was computed over everything, with what was computed over what stays in its place.
+
+        What is left of masked channels must be finite numbers: a zero may be divided by.
+        """
+        places = []
         for dim, term in enumerate(axes.terms):
             found = self.slicing.positions(term)
             if found is None:
                 continue
-            index = torch.arange(found) if isinstance(found, int) else found
-            if dim >= tensor.dim() or tensor.shape[dim] != len(index):
-                continue  # statistics that this device does not return
-            shape = [*tensor.shape[:dim], term.size, *tensor.shape[dim + 1 :]]
-            tensor = tensor.new_zeros(shape).index_copy(dim, index.to(tensor.device), tensor)
+            index = (torch.arange(found) if isinstance(found, int) else found).to(tensor.device)
+            if dim < tensor.dim() and tensor.shape[dim] == len(index) and around.shape[dim] == term.size:
+                places.append((dim, index))
+        frames = [around]
+        for dim, index in places[:-1]:
+            frames.append(frames[-1].index_select(dim, index))
+        for (dim, index), frame in zip(places[::-1], frames[::-1]):
+            tensor = frame.index_copy(dim, index, tensor)
         return tensor
 
 
@@ -347,11 +355,11 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def random_kept(graph: ChannelGraph, ratio: float, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return random indices to keep for every unit: about `1 - ratio` of each, a different share for each."""
+    """Return random indices to keep for every unit: a bit less than `1 - ratio` of each, a different share for each."""
     rng = counter_rng(seed, 'kept')
     wanted = {}
     for unit in graph:
-        share = min(max(ratio + rng.uniform(-0.06, 0.14), 0.0), 1.0)
+        share = min(max(ratio + rng.uniform(0.0, 0.12), 0.0), 1.0)
         wanted[unit.name] = max(unit.minimum, int(round(unit.size * (1 - share))))
     fitted = graph.fit(wanted)
     return {

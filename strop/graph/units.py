@@ -159,8 +159,9 @@ class ChannelGraph:
         self.kept_attributes = {str(path): path for path in found.attributes}
         self.shapes = {name: tuple(term.size for term in terms) for name, terms in self.tensors.items()}
         self.unreached = tuple(name for name in found.parameters if name not in found.reached)
+        self._minimum = minimum
         self._ignore(ignored)
-        self._solve(minimum)
+        self._solve()
         self._name()
 
     # -- construction ----------------------------------------------------------------------
@@ -177,7 +178,7 @@ class ChannelGraph:
     def _modules(self) -> set[str]:
         return {name.rpartition('.')[0] for name in self.tensors}
 
-    def _solve(self, minimum: int) -> None:
+    def _solve(self) -> None:
         self._variables: dict[Atom, Variable] = {}
         self._attributes: dict[AttributePath, Variable] = {}
         equations = []
@@ -188,7 +189,7 @@ class ChannelGraph:
             where = f'{relation.what} in {relation.path!r}' if relation.path else relation.what
             equations.append(Equation(relation.op, left, right, relation.truth, where))
         for atom, variable in self._variables.items():
-            variable.minimum = min(minimum, atom.size)
+            variable.minimum = min(self._minimum, atom.size)
             variable.fixed = atom.frozen is not None
         self.system = LengthSystem(equations)
         for variable, equation in self.system.locked.items():
@@ -291,7 +292,7 @@ class ChannelGraph:
             self.units[name] = ChannelUnit(
                 name,
                 atom.size,
-                min(self._variables[atom].minimum if atom in self._variables else 2, atom.size),
+                min(self._minimum, atom.size),
                 role,
                 tuple(places[atom]),
                 tuple(sorted(atom.spans)),
@@ -333,12 +334,12 @@ class ChannelGraph:
     def _fitted(self, wanted: Mapping[Atom, int], rounding: int = 1) -> dict[Atom, int]:
         values: dict[Atom, int] = {}
         targets = {}
-        for unit in self.units.values():
-            target = min(max(wanted.get(unit.atom, unit.size), unit.minimum), unit.size)
-            if unit.atom in self._variables:
-                targets[self._variables[unit.atom]] = target
+        for atom, target in wanted.items():
+            if atom in self._variables:
+                targets[self._variables[atom]] = target
             else:
-                values[unit.atom] = _rounded(target, rounding, unit) if unit.atom in wanted else target
+                least = min(self._minimum, atom.size)
+                values[atom] = _rounded(min(max(target, least), atom.size), rounding, least, atom.size)
         self._solution = self.system.fit(targets, rounding)
         for atom, variable in self._variables.items():
             if variable in self._solution.values:
@@ -498,10 +499,10 @@ def _inside(name: str, module: str) -> bool:
     return any(fnmatch.fnmatchcase('.'.join(parts[:count]), module) for count in range(1, len(parts)))
 
 
-def _rounded(target: int, step: int, unit: ChannelUnit) -> int:
-    if step <= 1 or unit.size < 2 * step:
+def _rounded(target: int, step: int, least: int, size: int) -> int:
+    if step <= 1 or size < 2 * step:
         return target
-    return min(max(round(target / step) * step, min(step, unit.size)), unit.size)
+    return min(max(round(target / step) * step, step, least), size)
 
 
 def _locked(term: Term) -> int:
