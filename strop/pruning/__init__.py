@@ -20,7 +20,7 @@ from strop.pruning.importance import (
     register_importance,
     score,
 )
-from strop.pruning.prune import Pruner, prune
+from strop.pruning.pruner import Pruner, prune
 from strop.pruning.ranking import Ranking, Selection
 from strop.pruning.record import Pruned, PruneRecord, Step, UnitChange
 from strop.pruning.schedule import SCHEDULES, milestones

@@ -6,7 +6,7 @@ from torch import nn
 
 from strop.errors import ConfigError
 from strop.graph import channel_units
-from strop.pruning.prune import prune
+from strop.pruning.pruner import prune
 from strop.pruning.sparsity import GroupLasso, ScaleL1
 
 

@@ -326,7 +326,7 @@ class Pruner:
             ratio = meet(self._budget, costs, ranking.lengths, self._costs, progress)
         if 'latency' in self._budget.resources:
             ratio = self._by_latency(graph, ranking, progress, ratio)
-        return ratio
+        return max([ratio, *(step.ratio for step in self._steps)])
 
     def _by_latency(self, graph: ChannelGraph, ranking: Ranking, progress: float, least: float) -> float:
         budget = self._budget
@@ -396,8 +396,8 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _restored_on_failure(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
     """Put a model and its optimizer back as they were if the block raises."""
-    modules = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
-    tensors = [(t, t.data, t.data.clone(), t.requires_grad, t.grad) for t in [*model.parameters(), *model.buffers()]]
+    modules = [(m, dict(vars(m)), [dict(store) for store in _stores(m)]) for m in model.modules()]
+    tensors = [_Kept(tensor) for tensor in [*model.parameters(), *model.buffers()]]
     groups, state = [], {}
     if optimizer is not None:
         groups = [(group, {**group, 'params': list(group['params'])}) for group in optimizer.param_groups]
@@ -405,26 +405,41 @@ def _restored_on_failure(model: nn.Module, optimizer: torch.optim.Optimizer | No
     try:
         yield
     except BaseException:
-        for module, attributes, parameters, buffers, children in modules:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container, content in (
-                (module._parameters, parameters),
-                (module._buffers, buffers),
-                (module._modules, children),
-            ):
-                container.clear()
-                container.update(content)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for kept, memory, values, flag, grad in tensors:
-                kept.data = memory
-                kept.data.copy_(values)
-                kept.grad = grad
-                kept.requires_grad_(flag)
+        for module, attributes, contents in modules:
+            _refill(module.__dict__, attributes)
+            for store, content in zip(_stores(module), contents):
+                _refill(store, content)
+        for kept in tensors:
+            kept.put_back()
         if optimizer is not None:
             for group, content in groups:
-                group.clear()
-                group.update(content)
-            optimizer.state.clear()
-            optimizer.state.update(state)
+                _refill(group, content)
+            _refill(optimizer.state, state)
         raise
+
+
+class _Kept:
+    """A parameter or buffer as it was: its memory, what was in it, and its gradient."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.memory, self.values = tensor, tensor.data, tensor.data.clone()
+        self.flag, self.grad = tensor.requires_grad, tensor.grad
+        self.slope = None if self.grad is None else self.grad.clone()
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            self.tensor.grad = None
+            self.tensor.data = self.memory
+            self.tensor.data.copy_(self.values)
+            if self.grad is not None and self.slope is not None:
+                self.tensor.grad = self.grad.copy_(self.slope)
+            self.tensor.requires_grad_(self.flag)
+
+
+def _stores(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    return module._parameters, module._buffers, module._modules
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    container.update(content)
