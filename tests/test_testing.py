@@ -11,7 +11,7 @@ import strop.algorithms
 import strop.mutators
 from strop.algorithms import BaseAlgorithm
 from strop.data import DataSample
-from strop.mutables import InputChoice, LayerChoice, Mutable, OneOf, ValueChoice
+from strop.mutables import InputChoice, LayerChoice, Mutable, MutableChannelUnit, OneOf, ValueChoice
 from strop.mutables.domain import Domain
 from strop.mutators import BaseMutator, Mutator
 from strop.registry import MODELS
@@ -21,7 +21,16 @@ from strop.testing import check_algorithm, check_mutable, check_mutator, check_s
 MODELS.import_from_location()
 
 OPERATIONS = dict(relu=dict(type='torch.nn.ReLU'), tanh=dict(type='torch.nn.Tanh'), none=dict(type='torch.nn.Identity'))
+IMAGES = (torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 255, torch.arange(6))
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+
+class Halves(MutableChannelUnit):
+    """`MutableChannelUnit` with the method that it leaves to be written."""
+
+    def numbers(self):
+        return [self.num_channels // 2, self.num_channels]
+
 
 MUTABLES = {
     'LayerChoice': [
@@ -43,6 +52,17 @@ MUTABLES = {
     ],
 }
 
+MUTABLES |= {
+    name: [(lambda name=name, more=more: MODELS.build(dict(type=name, num_channels=8, **more)),)]
+    for name, more in {
+        'SequentialMutableChannelUnit': dict(divisor=2),
+        'L1MutableChannelUnit': dict(choice_mode='ratio'),
+        'OneShotMutableChannelUnit': dict(candidate_choices=[0.25, 0.5, 1.0]),
+        'SlimmableChannelUnit': dict(candidate_choices=[2, 4, 8]),
+    }.items()
+}
+MUTABLES['MutableChannelUnit'] = [(lambda: Halves(8),)]
+
 
 class Written(Mutator):
     """`Mutator` with the two methods that it leaves to be written."""
@@ -53,14 +73,39 @@ class Written(Mutator):
     sample_final = sample_search
 
 
+PARSE = dict(type='ChannelAnalyzer', demo_input=(2, 1, 8, 8))
+SLIMMABLE = dict(type='SlimmableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0], choice_mode='ratio'))
+
+
+def channels():
+    """Return a model with channels that may vary, and an input for it."""
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+
+
 MUTATORS = {
-    'BaseMutator': BaseMutator,
-    'Mutator': Written,
-    'RandomMutator': strop.mutators.RandomMutator,
-    'OneShotMutator': strop.mutators.OneShotMutator,
+    'BaseMutator': [(BaseMutator,)],
+    'Mutator': [(Written,)],
+    'RandomMutator': [(strop.mutators.RandomMutator,)],
+    'OneShotMutator': [(strop.mutators.OneShotMutator,)],
+    **{
+        name: [
+            (lambda model, name=name, more=more: bound(model, dict(type=name, parse_cfg=PARSE, **more)), channels(), IMAGES[0])
+        ]
+        for name, more in {
+            'ChannelMutator': {},
+            'OneShotChannelMutator': {},
+            'SlimmableChannelMutator': dict(channel_unit_cfg=SLIMMABLE),
+        }.items()
+    },
 }
 
-IMAGES = (torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 255, torch.arange(6))
+
+def bound(model, config):
+    mutator = MODELS.build(config)
+    mutator.prepare_from_supernet(model)
+    return mutator
+
+
 ALGORITHMS = {
     'BaseAlgorithm': [
         (lambda: BaseAlgorithm(nn.Linear(3, 2)), (X, torch.tensor([0, 1]))),
@@ -72,7 +117,34 @@ ALGORITHMS = {
             {'inputs': X, 'data_samples': torch.tensor([0, 1])},
         ),
     ],
+    'SlimmableNetwork': [
+        (
+            lambda: strop.algorithms.SlimmableNetwork(
+                channels(), dict(type='SlimmableChannelMutator', channel_unit_cfg=SLIMMABLE, parse_cfg=PARSE)
+            ),
+            IMAGES,
+        ),
+    ],
+    'ItePruneAlgorithm': [
+        (
+            lambda: strop.algorithms.ItePruneAlgorithm(
+                channels(),
+                dict(
+                    type='mmrazor.ChannelMutator', channel_unit_cfg=dict(type='mmrazor.L1MutableChannelUnit'), parse_cfg=PARSE
+                ),
+                target_pruning_ratio=0.5,
+                prune_times=3,
+            ),
+            IMAGES,
+        ),
+    ],
     'SPOS': [
+        (
+            lambda: strop.algorithms.SPOS(
+                channels(), mutator=dict(type='mmrazor.OneShotChannelMutator', parse_cfg=PARSE), input_shape=(1, 1, 8, 8)
+            ),
+            IMAGES,
+        ),
         (dict(type='SPOS', architecture=supernet, data_preprocessor=preprocessor), IMAGES),
         (
             dict(
@@ -126,9 +198,9 @@ def test_mutables(row):
     check_mutable(*row)
 
 
-@pytest.mark.parametrize('name', MUTATORS)
-def test_mutators(name):
-    check_mutator(MUTATORS[name])
+@pytest.mark.parametrize('row', rows(MUTATORS))
+def test_mutators(row):
+    check_mutator(*row)
 
 
 def test_mutators_on_a_real_supernet():

@@ -7,8 +7,9 @@ from strop.estimators.recorder import Trace, record
 from strop.estimators.resources import BaseEstimator, ResourceEstimator
 from strop.estimators.runtimes import Runtime, runtimes
 from strop.estimators.space_estimator import Extreme, SpaceEstimator
+from strop.estimators.widths import WidthCosts
 
 __all__ = [
     'BaseEstimator', 'Extreme', 'Latency', 'Machine', 'Measurements', 'ModuleCost', 'Ratio', 'ResourceEstimator', 'Resources',
-    'Runtime', 'SpaceEstimator', 'Trace', 'count', 'macs_of', 'measure', 'ratio', 'record', 'runtimes',
+    'Runtime', 'SpaceEstimator', 'Trace', 'WidthCosts', 'count', 'macs_of', 'measure', 'ratio', 'record', 'runtimes',
 ]  # fmt: skip

@@ -18,7 +18,9 @@ from strop.estimators.counting import Resources, count, example_inputs, human
 from strop.estimators.guards import Answers, Array, GuardedSum
 from strop.estimators.recorder import check_initialized
 from strop.estimators.supernet import NotSeparableError, mac_terms, parameter_terms, trace_supernet
-from strop.mutables import Binding, Guard, Subnet, bind, extract
+from strop.estimators.widths import WidthCosts
+from strop.graph import channel_units
+from strop.mutables import Binding, Guard, MutableChannelUnit, Subnet, attachments, bind, extract
 from strop.randomness import counter_rng
 
 RESOURCES = ('macs', 'params', 'activation_bytes')
@@ -96,6 +98,13 @@ class SpaceEstimator:
         self._runs: dict[str, Resources] = {}
         self._sums: dict[str, GuardedSum] = {'params': GuardedSum(self.space, parameter_terms(model, self.binding))}
         self._peak: Callable[[Answers], Array] | None = None
+        self._widths = _WidthSpace.of(self)
+        if self._widths is not None:
+            del self._sums['params']
+            self.measured = frozenset({'activation_bytes'})
+            self.reason = 'the tensors that are alive at other widths are not known'
+            self._check(checks)
+            return
         try:
             traced = trace_supernet(model, self.binding, self.args, self.kwargs)
         except NotSeparableError as error:
@@ -145,6 +154,8 @@ class SpaceEstimator:
         for name in resources:
             if name in self.measured:
                 result[name] = np.array([getattr(self._run(subnet), name) for subnet in own], dtype=np.int64)
+            elif self._widths is not None:
+                result[name] = self._widths.estimate(own, name)
             elif name == 'activation_bytes':
                 result[name] = self._peaks(answers, own)
             else:
@@ -247,6 +258,9 @@ class SpaceEstimator:
             subnets = [self.space.first()]
         elif checks:
             for largest in (False, True):
+                if self._widths is not None:
+                    subnets.append(self.space.extreme(largest))
+                    continue
                 try:
                     subnets.append(self._sums['macs'].extreme(largest)[1])
                 except EstimateError:
@@ -265,6 +279,10 @@ class SpaceEstimator:
         if resource not in self.measured and resource in self._sums:
             value, subnet = self._sums[resource].extreme(largest)
             return Extreme(value, subnet, True)
+        if self._widths is not None and resource not in self.measured:
+            # More channels never cost less; only where lengths are bound to each other may another subnet be as good.
+            subnet = self.space.extreme(largest)
+            return Extreme(int(self._widths.estimate([subnet], resource)[0]), subnet, not self._widths.tied)
         if self.space.count() <= _ENUMERATED:
             subnets = list(self.space.grid())
             exact = True
@@ -293,6 +311,38 @@ class SpaceEstimator:
                 break
             subnet, value = nearby[best], int(values[best])
         return value, subnet
+
+
+class _WidthSpace:
+    """The costs of a model whose only decisions are the widths of its channel units."""
+
+    def __init__(self, estimator: SpaceEstimator, widths: Any) -> None:
+        self.widths = widths
+        inputs = estimator.kwargs if estimator.kwargs else estimator.args
+        with widths.suspended():
+            self.costs = {'macs': WidthCosts(channel_units(estimator.model, inputs))}
+        # Of the graph without the batch norms that the widths have beside the model's own.
+        self.costs['params'] = WidthCosts(widths.graph)
+        self.units = [(key, unit) for key, units in estimator.binding.by_key.items() for unit in units]
+        self.tied = any(unit.ties for unit in widths.graph)
+
+    @classmethod
+    def of(cls, estimator: SpaceEstimator) -> _WidthSpace | None:
+        """Return the widths of the estimator's model, if there are any, and nothing else is to decide."""
+        found: list[Any] = [child for parent, child in attachments(estimator.model) if parent is estimator.model]
+        channels = all(isinstance(mutable, MutableChannelUnit) for mutable in estimator.binding.mutables)
+        if len(found) != 1 or not channels or not hasattr(found[0], 'graph') or (estimator.args and estimator.kwargs):
+            return None
+        return cls(estimator, found[0])
+
+    def estimate(self, subnets: Sequence[Subnet], resource: str) -> Array:
+        values = []
+        for subnet in subnets:
+            wanted = {unit.unit: unit.width(subnet.choices[key]) for key, unit in self.units}
+            lengths = self.widths.graph.fit(wanted)
+            costs = self.costs[resource]
+            values.append(costs.macs(lengths) if resource == 'macs' else costs.params(lengths))
+        return np.array(values, dtype=np.int64)
 
 
 def _as_arguments(inputs: Any) -> tuple[Any, ...]:

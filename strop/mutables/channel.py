@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from strop.errors import ConfigError, SubnetError, listed, near
-from strop.mutables.domain import Domain, Ordered
+from strop.mutables.domain import Choice, Domain, Ordered
 from strop.mutables.mutable import Mutable
 from strop.registry import MODELS
 
@@ -158,11 +158,15 @@ class MutableChannelUnit(Mutable):
         """Return a number of channels, rounded as the unit's settings say."""
         return round_width(value, self.num_channels, self.divisor, self.min_value, self.min_ratio)
 
-    def run(self) -> int:
-        """Return the number of active channels."""
+    def width(self, choice: Choice) -> int:
+        """Return the number of channels that a choice of the domain stands for."""
         domain = self.domain
         assert isinstance(domain, Widths), 'made by make_domain'
-        return domain.numbers[self.choice()[0]]  # type: ignore[index]
+        return domain.numbers[int(choice[0])]
+
+    def run(self) -> int:
+        """Return the number of active channels."""
+        return self.width(self.choice())
 
     @property
     def activated_channels(self) -> int:
