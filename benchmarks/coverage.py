@@ -24,26 +24,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import threading
 import time
 import traceback
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from model_zoo import SUITES, Entry, Inputs, call, entries, entry
+from model_zoo import SUITES, Entry, Inputs, call, entries
 from record import ROOT, git, write_result
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from strop.files import atomic_write
 
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
 RATIO = 0.5
 TOOLS = ('torch_pruning', 'strop')
 FROZEN_LIMIT, GONE_LIMIT = 0.05, 0.5
@@ -244,7 +243,8 @@ def unsolved_share(graph: Any, model: nn.Module) -> tuple[float, list[str]]:
 def channels(graph: Any, lengths: dict[str, int]) -> tuple[int, int]:
     """Prunable channels before and after: the lengths of all different axes of parameters, each set of coupled ones once.
 
-    Of an axis that is put together from several, the parts are counted; heads times head dimensions are one axis.
+    Of an axis that is put together from several, the parts are counted. Groups times channels of a group (heads times head
+    dimensions) are one axis; the channels of a group, which are an axis of other parameters too, aren't counted again.
     """
     from strop.graph.terms import Cat, atoms, length, resolve
 
@@ -257,7 +257,9 @@ def channels(graph: Any, lengths: dict[str, int]) -> tuple[int, int]:
             todo += term.segments
         elif any(atom in values for atom in atoms(term)):
             parts[repr(term)] = term
-    return sum(term.size for term in parts.values()), sum(length(term, values) for term in parts.values())
+    made_of = {key: frozenset(atoms(term)) for key, term in parts.items()}
+    whole = [term for key, term in parts.items() if not any(made_of[key] < other for other in made_of.values())]
+    return sum(term.size for term in whole), sum(length(term, values) for term in whole)
 
 
 def strop_cell(item: Entry, made: tuple[nn.Module, Inputs], report: Any) -> dict[str, Any]:
@@ -297,64 +299,85 @@ def first_line(error: BaseException) -> str:
     return (text[0] if text else type(error).__name__)[:300]
 
 
-def child(key: str, tool: str) -> None:
-    """Run one cell; every report is a line, the last one counts."""
+def child(pipe: Any, item: Entry, tool: str, log: Path) -> None:
+    """Run one cell; of what is sent, the last counts."""
+    with open(log, 'w') as file:  # what libraries print is no report
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     warnings.simplefilter('ignore')
-    torch.set_num_threads(1)
-    out = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what libraries print is no report
-
-    def report(cell: dict[str, Any]) -> None:
-        out.write(json.dumps(cell, default=str) + '\n')
-        out.flush()
-
-    item = entry(key)
     made = item.make()
-    report({'built': True})
+    pipe.send({'built': True})
     try:
-        report({**(torch_pruning_cell if tool == 'torch_pruning' else strop_cell)(item, made, report), 'done': True})
+        pipe.send({**(torch_pruning_cell if tool == 'torch_pruning' else strop_cell)(item, made, pipe.send), 'done': True})
     except Exception as error:
         traceback.print_exc()
-        report({'status': 'raises', 'error': first_line(error), 'done': True})
+        pipe.send({'status': 'raises', 'error': first_line(error), 'done': True})
 
 
-def run_cell(key: str, tool: str, limit: float) -> dict[str, Any]:
-    """Start a process for one cell, wait for at most `limit` seconds after it built the model, and return what it said."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': 'ignore'}
-    log = WORK / 'logs' / f'{key.replace("/", ".")}.{tool}.log'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(Path(__file__).resolve()), '--child', key, tool]
-    cell: dict[str, Any] = {}
-    built = threading.Event()
-    with open(log, 'w') as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT)
+class Running:
+    """The process of one cell."""
 
-        def read() -> None:
-            for line in process.stdout or ():
-                said = json.loads(line)
-                if said.pop('built', False):
-                    built.set()
-                cell.update(said)
+    def __init__(self, item: Entry, tool: str) -> None:
+        self.item, self.tool = item, tool
+        self.log = WORK / 'logs' / f'{item.key.replace("/", ".")}.{tool}.log'
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        # Forked, so that the libraries, which take longer to import than many models to prune, are imported once.
+        context = multiprocessing.get_context('fork')
+        self.pipe, other = context.Pipe(duplex=False)
+        self.process = context.Process(target=child, args=(other, item, tool, self.log), daemon=True)
+        self.cell: dict[str, Any] = {}
+        self.built = False
+        self.began = self.deadline = time.monotonic()
+        self.deadline += BUILD_LIMIT
+        self.process.start()
+        other.close()
 
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        deadline = time.monotonic() + BUILD_LIMIT
-        while process.poll() is None and time.monotonic() < deadline and not built.is_set():
-            time.sleep(0.05)
+    def finished(self, limit: float) -> bool:
+        """Take what was sent; end the process when its time is over. The limit is counted from when the model is built."""
         try:
-            process.wait(limit if built.is_set() else 0.1)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reader.join(5)
-    if not cell.pop('done', False):
-        if process.returncode in (-9, 137) and built.is_set():
-            cell |= {'earlier': cell['status']} if 'status' in cell else {}
-            cell |= {'status': 'timeout'}
-        else:
-            last = log.read_text(errors='replace').strip().splitlines()[-1:]
-            cell |= {'status': 'raises', 'error': f'exit {process.returncode}: {" ".join(last)[:200]}'}
-    return cell
+            while self.pipe.poll():
+                said = self.pipe.recv()
+                if said.pop('built', False):
+                    self.built, self.deadline = True, time.monotonic() + limit
+                self.cell.update(said)
+        except EOFError:
+            self.process.join()
+        if self.process.is_alive() and time.monotonic() > self.deadline and 'done' not in self.cell:
+            self.process.kill()
+            self.process.join()
+            if self.built:
+                earlier = {'earlier': self.cell['status']} if 'status' in self.cell else {}
+                self.cell |= {**earlier, 'status': 'timeout', 'done': True}
+        if 'done' in self.cell:
+            self.process.join()
+        return not self.process.is_alive()
+
+    def result(self) -> dict[str, Any]:
+        if not self.cell.pop('done', False):
+            last = self.log.read_text(errors='replace').strip().splitlines()[-1:]
+            self.cell |= {'status': 'raises', 'error': f'exit {self.process.exitcode}: {" ".join(last)[:200]}'}
+        return {**self.cell, 'seconds_all': time.monotonic() - self.began}
+
+
+def run_cells(todo: list[tuple[Entry, str]], limit: float, jobs: int) -> Iterator[tuple[Entry, str, dict[str, Any]]]:
+    """Run every cell in a process of its own, and yield each as it ends."""
+    import timm  # noqa: F401
+    import torch_pruning  # noqa: F401
+    import torchvision  # noqa: F401
+
+    import strop.graph
+    import strop.pruning  # noqa: F401
+
+    torch.set_num_threads(1)
+    waiting, running = list(reversed(todo)), []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(Running(*waiting.pop()))
+        time.sleep(0.02)
+        for one in list(running):
+            if one.finished(limit):
+                running.remove(one)
+                yield one.item, one.tool, one.result()
 
 
 def read_cells(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -468,9 +491,6 @@ def _row(item: Entry, ours: dict[str, Any] | None, peer: dict[str, Any] | None) 
 
 
 def main() -> None:
-    if sys.argv[1:2] == ['--child']:
-        child(sys.argv[2], sys.argv[3])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--suite', choices=SUITES, action='append', help='only this suite; may be given more than once')
     parser.add_argument('--tool', choices=TOOLS, action='append', help='only this tool; may be given more than once')
@@ -488,25 +508,15 @@ def main() -> None:
     ]
     options.cells.parent.mkdir(parents=True, exist_ok=True)
     done = {} if options.again else read_cells(options.cells)
-    todo = [(item.key, tool) for tool in options.tool or TOOLS for item in chosen if (item.key, tool) not in done]
-    lock = threading.Lock()
+    todo = [(item, tool) for tool in options.tool or TOOLS for item in chosen if (item.key, tool) not in done]
     commit = git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '--', 'strop') else '')
-    packages = {'strop': commit, 'torch_pruning': ''}
-    if any(tool == 'torch_pruning' for _, tool in todo):
-        packages['torch_pruning'] = version('torch-pruning')
-
-    def work(cell_of: tuple[str, str]) -> None:
-        key, tool = cell_of
-        begin = time.perf_counter()
-        cell = {'key': key, 'tool': tool, 'of': packages[tool], 'limit': options.limit, **run_cell(key, tool, options.limit)}
-        cell['seconds_all'] = time.perf_counter() - begin
-        with lock, open(options.cells, 'a') as file:
-            file.write(json.dumps(cell) + '\n')
+    of = {'strop': commit, 'torch_pruning': version('torch-pruning')}
+    for item, tool, found in run_cells(todo, options.limit, options.jobs):
+        cell = {'key': item.key, 'tool': tool, 'of': of[tool], 'limit': options.limit, **found}
+        with open(options.cells, 'a') as file:
+            file.write(json.dumps(cell, default=str) + '\n')
         said = ' '.join(f'{name}={cell[name]}' for name in ('parameters', 'left', 'seconds', 'holds', 'error') if name in cell)
-        print(f'{key:48} {tool:14} {cell["status"]:20} {said}', flush=True)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(work, todo))
+        print(f'{item.key:48} {tool:14} {cell["status"]:20} {said}', flush=True)
     if options.out or options.table:
         items = entries(SUITES, options.full)
         cells = read_cells(options.cells)
