@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Union
@@ -11,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from strop.errors import ConfigError, listed, near
+from strop.graph.terms import Atom, Cat, Prod, Term, atoms, length, resolve
 from strop.pruning.importance import normalised
-from strop.pruning.placements import gives
+from strop.pruning.placements import gives, owner
 
 if TYPE_CHECKING:
     from strop.graph import ChannelGraph, ChannelUnit
 
 Limit = Union[float, tuple[float, float]]
 
-_OUTER = ('heads', 'groups')
+_UNROUNDED = ('heads', 'groups')
 _ATTENTION = {'heads': ('head_dim',), 'head_dim': ('heads',), 'both': (), 'none': ('heads', 'head_dim')}
 
 
@@ -85,7 +88,8 @@ class Selection:
         limits: pattern -> the ratio of those units, or (least, most); the last pattern that names a unit counts.
         attention: Where attention is cut. `'heads'`: whole heads; `'head_dim'`: inside every head; `'both'`: whole
             heads first, and what the ratio still asks for inside them, so that heads × head_dim shrinks by the
-            ratio; `'none'`: nowhere.
+            ratio; `'none'`: nowhere. (Groups of a convolution and the channels of each group share the ratio in
+            the same way, the channels first.)
         max_ratio: No unit loses more than this share, unless `limits` says so.
         normalise: How scores of different units are made comparable; the importance's own way if None.
 
@@ -162,7 +166,8 @@ class Ranking:
         how = selection.normalise or 'none'
         self.scores = {name: normalised(scores[name].detach().double().cpu(), how) for name in self.prunable}
         self._orders = {name: np.argsort(score.numpy(), kind='stable') for name, score in self.scores.items()}
-        self._outer = _factors(graph, self.prunable)
+        self._outer = _factors(graph, model, self.prunable)
+        self._order = sorted(self.prunable, key=lambda name: _precedence(graph.units[name], model))
         self._pool = self._pooled() if selection.scope == 'global' else None
 
     def lengths(self, ratio: float) -> dict[str, int]:
@@ -186,12 +191,12 @@ class Ranking:
     def keep(self, lengths: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the indices with the highest scores, in their old order, of every unit that gets shorter."""
         result = {}
-        for name, length in lengths.items():
+        for name, number in lengths.items():
             unit = self.graph.units[name]
-            if length < unit.size:
+            if number < unit.size:
                 # A unit without scores that a tie makes shorter loses its last indices.
                 order = self._orders.get(name, np.arange(unit.size)[::-1])
-                result[name] = torch.from_numpy(np.sort(order[unit.size - length :]).astype(np.int64))
+                result[name] = torch.from_numpy(np.sort(order[unit.size - number :]).astype(np.int64))
         return result
 
     # -- internals -------------------------------------------------------------------------
@@ -209,7 +214,7 @@ class Ranking:
         lengths = {name: unit.size for name, unit in self.graph.units.items()}
         if self._pool is not None:
             lengths.update(self._taken(ratio))
-        for name in sorted(self.prunable, key=lambda name: self.graph.units[name].role not in _OUTER):
+        for name in self._order:
             low, high = self._bounds(name)
             outer = self._outer.get(name)
             if self._pool is None or outer:
@@ -217,11 +222,20 @@ class Ranking:
                     1 - ratio if name not in self.limits else 1 - min(max(ratio, self.limits[name][0]), self.limits[name][1])
                 )
                 if outer:
-                    left = max(math.prod(lengths[other] / self.sizes[other] for other in others) for others in outer)
-                    share = min(1.0, share / left)
+                    share = min(1.0, share / max(self._left(name, term, lengths) for term in outer))
                 lengths[name] = min(max(_floor(self.sizes[name] * share), low), high)
             lengths[name] = self._rounded(name, lengths[name], low)
         return lengths
+
+    def _left(self, name: str, term: Term, lengths: Mapping[str, int]) -> float:
+        """Return which part of an axis stays if the unit itself, a factor of it, stays whole."""
+        atom = self.graph.units[name].atom
+        parts = []
+        for chosen in (lengths, self.sizes):
+            values = {unit.atom: chosen[unit.name] for unit in self.graph.units.values()}
+            values[atom] = self.sizes[name]
+            parts.append(length(term, values) - length(term, {**values, atom: 0}))
+        return parts[0] / parts[1]
 
     def _fitted(self, wanted: Mapping[str, int]) -> dict[str, int]:
         fitted, step = self.graph.fit(wanted), self.selection.round_to
@@ -236,11 +250,11 @@ class Ranking:
 
     def _uneven(self, lengths: Mapping[str, int]) -> int:
         step = self.selection.round_to
-        return sum(n % step != 0 for name, n in lengths.items() if self.graph.units[name].role not in _OUTER)
+        return sum(n % step != 0 for name, n in lengths.items() if self.graph.units[name].role not in _UNROUNDED)
 
     def _rounded(self, name: str, length: int, low: int) -> int:
         unit, step = self.graph.units[name], self.selection.round_to
-        if step == 1 or unit.role in _OUTER or length == unit.size:
+        if step == 1 or unit.role in _UNROUNDED or length == unit.size:
             return length
         nearest = (length + step // 2) // step * step
         while nearest < max(low, 1):
@@ -330,21 +344,59 @@ def _nothing(graph: ChannelGraph, kept: set[str]) -> str:
     return f'The model has no channels that can be pruned ({"; ".join(reasons) or "no parameter was used"}).'
 
 
-def _factors(graph: ChannelGraph, names: Iterable[str]) -> dict[str, list[list[str]]]:
-    """Return unit -> for each axis that it shares as a factor of a product, the units that are cut before it.
+def _precedence(unit: ChannelUnit, model: nn.Module) -> int:
+    """Return which of two units whose product is one axis is cut first; the other makes up for what is left.
+
+    Whole heads before the channels inside a head, so that no head changes. Groups of a norm before their channels, so that
+    no group's statistics change; groups of a convolution after theirs, which takes twice as many weights away.
+    """
+    if unit.role == 'heads':
+        return 0
+    if unit.role != 'groups':
+        return 1
+    for placement in unit.placements:
+        module, last = owner(model, placement.tensor)
+        if isinstance(module, _ConvNd) and last == 'weight' and module.groups > 1:
+            return 2
+    return 0
+
+
+def _factors(graph: ChannelGraph, model: nn.Module, names: Iterable[str]) -> dict[str, list[Term]]:
+    """Return unit -> the axes that are products of it with units that are cut before it.
 
     Cutting heads and head dims, or groups and the channels of each group, by the ratio would cut their product twice.
     """
-    order = sorted(names, key=lambda name: graph.units[name].role not in _OUTER)
-    axes: dict[tuple[str, int], list[tuple[str, np.ndarray]]] = {}
-    for name in order:
-        for placement in graph.units[name].placements:
-            members = (placement.index >= 0).numpy()
-            axes.setdefault((placement.tensor, placement.axis), []).append((name, members))
-    result: dict[str, list[list[str]]] = {}
-    for sharing in axes.values():
-        for place, (name, members) in enumerate(sharing):
-            before = [other for other, taken in sharing[:place] if other != name and bool((members & taken).any())]
-            if before and before not in result.setdefault(name, []):
-                result[name].append(before)
-    return {name: found for name, found in result.items() if found}
+    units = [unit for unit in graph.units.values() if unit.placements]
+    movable = {graph.units[name].atom for name in names if graph.units[name].placements}
+    rank = {unit.atom: (_precedence(unit, model), number) for number, unit in enumerate(units)}
+    result: dict[str, dict[frozenset[Atom], Term]] = {}
+    met: dict[int, list[tuple[Atom, Atom]]] = {}
+    for unit in units:
+        for placement in unit.placements:
+            if id(placement.term) not in met:
+                met[id(placement.term)] = list(_products(placement.term, rank))
+            before = frozenset(
+                other
+                for pair in met[id(placement.term)]
+                for own, other in (pair, pair[::-1])
+                if own is unit.atom and rank[other] < rank[own]
+            )
+            if before:
+                result.setdefault(unit.name, {}).setdefault(before, placement.term)
+    # A product with units that all stay whole anyway is none to share.
+    return {name: list(found.values()) for name, found in result.items() if any(before & movable for before in found)}
+
+
+def _products(term: Term, known: Mapping[Atom, Any]) -> Iterator[tuple[Atom, Atom]]:
+    """Yield the pairs of known atoms that are multiplied with each other in an axis."""
+    term = resolve(term)
+    if isinstance(term, Prod):
+        parts = [[atom for atom in atoms(factor) if atom in known] for factor in term.factors]
+        for place, part in enumerate(parts):
+            for other in parts[:place]:
+                yield from itertools.product(other, part)
+        for factor in term.factors:
+            yield from _products(factor, known)
+    elif isinstance(term, Cat):
+        for segment in term.segments:
+            yield from _products(segment, known)

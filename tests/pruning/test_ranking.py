@@ -250,7 +250,22 @@ def test_groups_of_a_convolution_shrink_by_the_ratio_once():
     graph = channel_units(model, torch.rand(2, 3, 8, 8))
     groups = [lengths[name] for name, unit in graph.units.items() if unit.role == 'groups']
     others = [lengths[name] for name, unit in graph.units.items() if unit.role != 'groups']
-    assert (groups, others) == ([4], [4, 4])
+    # The channels of each group first: 4 -> 2, and every group stays.
+    assert (groups, others) == ([8], [2, 2])
+
+
+def test_groups_make_up_for_channels_that_must_stay():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 24, 3, groups=8), nn.Conv2d(24, 2, 1))
+    ranking = ranked(model, torch.rand(2, 3, 8, 8))
+    lengths = {unit.size: ranking.lengths(0.5)[name] for name, unit in ranking.graph.units.items()}
+    # Two inputs a group are the least; of three outputs two stay, so four of eight groups go for the inputs' sake.
+    assert lengths == {2: 2, 3: 2, 8: 4}
+
+
+def test_whole_groups_of_a_norm_go_first():
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.GroupNorm(8, 32), nn.Conv2d(32, 2, 1))
+    ranking = ranked(model, torch.rand(2, 3, 8, 8))
+    assert {unit.role: ranking.lengths(0.5)[name] for name, unit in ranking.graph.units.items()} == {'groups': 4, 'channels': 4}
 
 
 def fake(sizes, ties=()):
