@@ -323,7 +323,12 @@ class _WidthSpace:
             self.costs = {'macs': WidthCosts(channel_units(estimator.model, inputs))}
         # Of the graph without the batch norms that the widths have beside the model's own.
         self.costs['params'] = WidthCosts(widths.graph)
-        self.units = [(key, unit) for key, units in estimator.binding.by_key.items() for unit in units]
+        self.units = [
+            (key, unit)
+            for key, units in estimator.binding.by_key.items()
+            for unit in units
+            if isinstance(unit, MutableChannelUnit)
+        ]
         self.tied = any(unit.ties for unit in widths.graph)
 
     @classmethod

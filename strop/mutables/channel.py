@@ -174,6 +174,11 @@ class MutableChannelUnit(Mutable):
         return self.run()
 
     @property
+    def current_mask(self) -> torch.Tensor:
+        """Which channels are active, booleans of shape `(num_channels,)`."""
+        return torch.arange(self.num_channels) < self.run()
+
+    @property
     def is_mutable(self) -> bool:
         """Whether there is more than one width."""
         return len(self.domain) > 1
@@ -210,7 +215,7 @@ class MutableChannelUnit(Mutable):
         return f'{self._given_key or self._path!r}, {self.num_channels} channels, {len(self.domain)} widths'
 
 
-@MODELS.register_module()
+@MODELS.register_module(name=['SequentialMutableChannelUnit', 'SquentialMutableChannel'])
 class SequentialMutableChannelUnit(MutableChannelUnit):
     """Any number of channels, the first ones, from the least to all.
 
@@ -276,13 +281,22 @@ class L1MutableChannelUnit(SequentialMutableChannelUnit):
         self.kept = tuple(sorted(before))
         return self.kept
 
+    @property
+    def current_mask(self) -> torch.Tensor:
+        """Which channels are active, booleans of shape `(num_channels,)`: the first ones until they are ranked."""
+        if self.kept is None:
+            return super().current_mask
+        mask = torch.zeros(self.num_channels, dtype=torch.bool)
+        mask[list(self.kept)] = True
+        return mask
+
     def undecide(self) -> None:
         """Forget the decision and the chosen channels."""
         super().undecide()
         self.kept = None
 
 
-@MODELS.register_module()
+@MODELS.register_module(name=['OneShotMutableChannelUnit', 'OneShotMutableChannel'])
 class OneShotMutableChannelUnit(MutableChannelUnit):
     """One of a few widths, the first channels.
 

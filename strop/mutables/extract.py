@@ -178,6 +178,8 @@ def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         result = Constant(module())
     elif isinstance(module, Repeat):
         result = nn.Sequential(*(_fixed(block, memo) for block in module.blocks[: module.current_depth()]))
+    elif callable(static := getattr(module, 'to_static_op', None)):
+        result = static()
     elif isinstance(module, Mutable):
         raise SubnetError(f'A {type(module).__name__} cannot be extracted: it is a mutable of an unknown kind.')
     if isinstance(result, (Constant, CombinedLayers, CombinedInputs, nn.Sequential)) and result is not module:
