@@ -100,7 +100,8 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs = dict(inputs)
     else:
         raise GraphError(
-            f'{rule}; got {"nothing" if inputs is None else repr(inputs)[:80]}. For an image model: torch.randn(2, 3, 224, 224).'
+            f'{rule}; got {"nothing" if inputs is None else repr(inputs)[:80]}. '
+            'For an image model: torch.randn(2, 3, 224, 224).'
         )
     if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
         raise GraphError(f'{rule}; the given {type(inputs).__name__} holds no tensor.')

@@ -39,8 +39,8 @@ def axis_rule(*operators: Any) -> Callable[[AxisRule], AxisRule]:
 
     The function takes a `Call`, unifies or freezes axes of its tensors, and returns the axes of the output: a list of
     terms, or a list of such lists for several outputs. A rule for an overload (`aten.add.Tensor`) goes before one for
-    its packet (`aten.add`), which may also be given by name (`'torchvision.nms'`); operators that PyTorch tags as pointwise share one rule, and the others without a rule
-    freeze every axis of what they take.
+    its packet (`aten.add`), which may also be given by name (`'torchvision.nms'`). Operators that PyTorch tags as
+    pointwise share one rule; the others without a rule freeze every axis of what they take.
 
     >>> from torch.library import custom_op
     >>> @custom_op('docs::halve', mutates_args=())

@@ -690,6 +690,18 @@ def _batched(call: Call, one: Axes, two: Axes) -> Axes:
     return [one[0], one[1], two[2]]
 
 
+@axis_rule(aten._grouped_mm)
+def _grouped_mm(call: Call) -> Axes:
+    one, two = call.axes(call.args[0]), call.axes(call.args[1])
+    unify(one[-1], two[-2], call.reason('layout'))
+    for experts in (one[:-2], two[:-2]):
+        for term in experts:
+            call.freeze(term, 'index')
+    if len(one) == 2 and len(two) == 2:
+        return [call.fresh(call.out.shape[0], 'index'), one[0], two[1]]
+    return [*([two[0]] if call.out.dim() == 3 else []), one[-2], two[-1]]
+
+
 @axis_rule(aten.addbmm)
 def _addbmm(call: Call) -> Axes:
     axes = _batched(call, call.axes(call.args[1]), call.axes(call.args[2]))[1:]

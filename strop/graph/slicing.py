@@ -243,7 +243,7 @@ def _cut_in_place(tensor: torch.Tensor, new: torch.Tensor, take: Any, optimizer:
         state.update(cut)
 
 
-def mend_layer(module: nn.Module) -> None:
+def mend_layer(module: Any) -> None:
     """Set the sizes that layers of torch.nn keep to those of their parameters.
 
     >>> layer = nn.Linear(4, 3)
@@ -252,37 +252,38 @@ def mend_layer(module: nn.Module) -> None:
     >>> layer
     Linear(in_features=4, out_features=2, bias=True)
     """
-    weight = getattr(module, 'weight', None)
-    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
-        sizes = weight.shape[1] * module.groups, weight.shape[0]
-        if module.transposed:
-            sizes = weight.shape[0], weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = sizes
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        for tensor in (module.weight, module.running_mean):
+    layer: Any = module  # the checkers know some of these attributes under other types
+    weight = getattr(layer, 'weight', None)
+    if isinstance(layer, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
+        sizes = weight.shape[1] * layer.groups, weight.shape[0]
+        if layer.transposed:
+            sizes = weight.shape[0], weight.shape[1] * layer.groups
+        layer.in_channels, layer.out_channels = sizes
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+    elif isinstance(layer, nn.modules.batchnorm._NormBase):
+        for tensor in (layer.weight, layer.running_mean):
             if isinstance(tensor, torch.Tensor):
-                module.num_features = tensor.shape[0]
-    elif isinstance(module, nn.LayerNorm) or isinstance(module, getattr(nn, 'RMSNorm', ())):
+                layer.num_features = tensor.shape[0]
+    elif isinstance(layer, (nn.LayerNorm, getattr(nn, 'RMSNorm', ()))):
         if isinstance(weight, torch.Tensor):
-            module.normalized_shape = tuple(weight.shape)
-    elif isinstance(module, nn.GroupNorm):
+            layer.normalized_shape = tuple(weight.shape)
+    elif isinstance(layer, nn.GroupNorm):
         if isinstance(weight, torch.Tensor):
-            module.num_channels = weight.shape[0]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
-    elif isinstance(module, nn.RNNBase):
-        gates = {'LSTM': 4, 'GRU': 3}.get(module.mode, 1)
-        module.hidden_size = module.weight_ih_l0.shape[0] // gates
-        module.input_size = module.weight_ih_l0.shape[1]
-        if module.proj_size:
-            module.proj_size = module.weight_hh_l0.shape[1]
-    elif isinstance(module, nn.RNNCellBase):
-        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
-    elif isinstance(module, nn.MultiheadAttention):
-        module.head_dim = module.embed_dim // module.num_heads
-    elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+            layer.num_channels = weight.shape[0]
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = layer.weight.shape[0]
+    elif isinstance(layer, nn.RNNBase):
+        gates = {'LSTM': 4, 'GRU': 3}.get(layer.mode, 1)
+        layer.hidden_size = layer.weight_ih_l0.shape[0] // gates
+        layer.input_size = layer.weight_ih_l0.shape[1]
+        if layer.proj_size:
+            layer.proj_size = layer.weight_hh_l0.shape[1]
+    elif isinstance(layer, nn.RNNCellBase):
+        layer.hidden_size, layer.input_size = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+    elif isinstance(layer, nn.MultiheadAttention):
+        layer.head_dim = layer.embed_dim // layer.num_heads
+    elif isinstance(layer, nn.Bilinear):
+        layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape

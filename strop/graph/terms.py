@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -358,7 +358,7 @@ def unify(one: Term, two: Term, reason: Reason | None = None) -> None:
                 freeze(b, reason)
 
 
-def _aligned(a: Prod | Cat, b: Prod | Cat) -> list[tuple[Term, Term]]:
+def _aligned(a: Any, b: Any) -> list[tuple[Term, Term]]:
     if type(a) is Cat and type(b) is Cat:
         if len(a.segments) == len(b.segments) and all(x.size == y.size for x, y in zip(a.segments, b.segments)):
             return list(zip(a.segments, b.segments))[::-1]
@@ -382,7 +382,10 @@ def length(term: Term, lengths: Mapping[Atom, int]) -> int:
         for factor in term.factors:
             total *= length(factor, lengths)
         return total
-    return sum(length(segment, lengths) for segment in term.segments)  # type: ignore[union-attr]
+    whole = 0
+    for segment in term.segments:  # type: ignore[union-attr]
+        whole += length(segment, lengths)
+    return whole
 
 
 def kept(term: Term, indices: Mapping[Atom, torch.Tensor]) -> torch.Tensor:
@@ -428,9 +431,8 @@ def owners(term: Term, atom: Atom) -> torch.Tensor:
             inner = owners(factor, atom)
             owner = torch.where(owner[:, None] >= 0, owner[:, None], inner[None, :]).flatten()
         return owner
-    return (
-        torch.cat([owners(segment, atom) for segment in term.segments]) if term.segments else torch.zeros(0, dtype=torch.long)
-    )  # type: ignore[union-attr]
+    parts = [owners(segment, atom) for segment in term.segments]  # type: ignore[union-attr]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
 
 def sizes(terms: Iterable[Term]) -> tuple[int, ...]:

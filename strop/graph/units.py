@@ -66,7 +66,7 @@ class FrozenAxis:
 
     @property
     def kind(self) -> str:
-        """Kind of the reason: `input`, `output`, `position`, `kernel`, `index`, `constant`, `rule`, `layout`, `tie`, `literal`."""
+        """Kind of the reason, as in `Reason`: `output`, `kernel`, `index`, `rule`, `tie`, ..."""
         return self.reason.kind
 
     def __str__(self) -> str:
@@ -188,8 +188,9 @@ class ChannelGraph:
                 continue
             where = f'{relation.what} in {relation.path!r}' if relation.path else relation.what
             equations.append(Equation(relation.op, left, right, relation.truth, where))
+        whole = self._whole_axes()
         for atom, variable in self._variables.items():
-            variable.minimum = min(self._minimum, atom.size)
+            variable.minimum = min(self._minimum if atom.size > _SMALL or atom in whole else 1, atom.size)
             variable.fixed = atom.frozen is not None
         self.system = LengthSystem(equations)
         for variable, equation in self.system.locked.items():
@@ -197,6 +198,18 @@ class ChannelGraph:
                 literal = type(equation.left) is Number or type(equation.right) is Number
                 kind = 'literal' if literal else 'tie'
                 freeze(atom, Reason(kind, f'{text(equation.left)} {equation.op} {text(equation.right)} ({equation.where})'))
+
+    def _whole_axes(self) -> set[Atom]:
+        """Return the small atoms that are an axis by themselves somewhere. The others are only ever parts of one."""
+        whole: set[Atom] = set()
+        for call in self.calls:
+            for axes in call.out:
+                for term in axes.terms:
+                    if term.size <= _SMALL:
+                        term = resolve(term)
+                        if type(term) is Atom:
+                            whole.add(term)
+        return whole
 
     def _expression(self, node: Node) -> Expr:
         if type(node) is LengthOf:
@@ -254,6 +267,11 @@ class ChannelGraph:
                         self.frozen.append(FrozenAxis(name, number, atom.size, atom.frozen))
                     else:
                         places.setdefault(atom, []).append(Placement(name, number, term, atom))
+        for atom in [atom for atom, found in places.items() if len(found) == 1]:
+            # Tokens, latents, rows of a codebook: nothing else would become smaller with them.
+            (place,) = places.pop(atom)
+            freeze(atom, Reason('position', 'a parameter that nothing else shares'))
+            self.frozen.append(FrozenAxis(place.tensor, place.axis, atom.size, atom.frozen))  # type: ignore[arg-type]
         for wanted in (0, None):
             for atom, found in places.items():
                 if atom not in first:
@@ -292,7 +310,7 @@ class ChannelGraph:
             self.units[name] = ChannelUnit(
                 name,
                 atom.size,
-                min(self._minimum, atom.size),
+                self._variables[atom].minimum if atom in self._variables else min(self._minimum, atom.size),
                 role,
                 tuple(places[atom]),
                 tuple(sorted(atom.spans)),
@@ -378,8 +396,8 @@ class ChannelGraph:
             broken = self.system.check({self._variables[a]: n for a, n in wanted.items() if a in self._variables})
             told = f' ({broken[0].where})' if broken else ''
             raise GraphError(
-                f'These lengths do not fit together{told}: the nearest that do have {listed(f"{n}={v}" for n, v in moved.items())}. '
-                'graph.fit(lengths) returns lengths that do.'
+                f'These lengths do not fit together{told}: the nearest that do have '
+                f'{listed(f"{n}={v}" for n, v in moved.items())}. graph.fit(lengths) returns lengths that do.'
             )
         cut = {self.units[name].atom: index for name, index in indices.items()}
         for atom, value in values.items():
@@ -484,6 +502,8 @@ class ChannelGraph:
             'note': self.note,
         }
 
+
+_SMALL = 16
 
 _COMPUTE = {
     '+': lambda a, b: a + b,
