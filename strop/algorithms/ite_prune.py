@@ -135,14 +135,14 @@ class ItePruneAlgorithm(BaseAlgorithm):
         """Return how many steps of pruning are due at an iteration."""
         return min(iteration // self.step_freq + 1, self.prune_times)
 
-    def choices_after(self, steps: int) -> dict[str, int]:
-        """Return unit -> number of channels after so many steps of pruning."""
+    def choices_after(self, steps: int) -> dict[str, Any]:
+        """Return decision -> width, as its unit writes it, after so many steps of pruning."""
         choices = {}
         for unit in self.mutator.units:
             target = self.target.get(unit.unit, unit.num_channels)
             share = steps / self.prune_times if self.linear_schedule else float(steps > 0)
             number = unit.num_channels - (unit.num_channels - target) * share
-            choices[unit.key] = target if steps == self.prune_times else unit.rounded(round(number))
+            choices[unit.key] = unit.nearest(target if steps == self.prune_times else unit.rounded(round(number)))
         return choices
 
     def prune(self, steps: int) -> None:

@@ -67,7 +67,7 @@ class Widths(Ordered):
         found = super()._label_index(choice) if not isinstance(choice, (float, np.floating)) else self._ratio(float(choice))
         if found is None and self.loose and isinstance(choice, (int, np.integer)) and not isinstance(choice, bool):
             if 1 <= choice <= self.channels and isinstance(self.labels[0], int):
-                return self._nearest(int(choice))
+                return self.nearest(int(choice))
         return found
 
     def _ratio(self, ratio: float) -> int | None:
@@ -78,12 +78,13 @@ class Widths(Ordered):
             return super()._label_index(ratio)
         number = ratio * self.channels
         if self.loose:
-            return self._nearest(number)
+            return self.nearest(number)
         if isinstance(self.labels[0], int) and self.numbers == self.labels:
             return next((index for index, width in enumerate(self.numbers) if abs(width - number) <= 0.5), None)
         return None
 
-    def _nearest(self, number: float) -> int:
+    def nearest(self, number: float) -> int:
+        """Return the index of the width that is nearest to a number of channels, the greater of two."""
         return min(range(len(self.numbers)), key=lambda index: (abs(self.numbers[index] - number), -index))
 
 
@@ -163,6 +164,12 @@ class MutableChannelUnit(Mutable):
         domain = self.domain
         assert isinstance(domain, Widths), 'made by make_domain'
         return domain.numbers[int(choice[0])]
+
+    def nearest(self, number: int) -> Any:
+        """Return the width, as it is written, that is nearest to a number of channels."""
+        domain = self.domain
+        assert isinstance(domain, Widths), 'made by make_domain'
+        return domain.labels[domain.nearest(number)]
 
     def run(self) -> int:
         """Return the number of active channels."""
