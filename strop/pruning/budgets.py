@@ -6,19 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from strop.errors import BudgetError, ConfigError, listed, near
-from strop.estimators import measure
-from strop.estimators.op_costs import has_rule, macs
-from strop.graph.inference import Axes
-from strop.graph.terms import length
-
-if TYPE_CHECKING:
-    from strop.graph import ChannelGraph
+from strop.estimators import WidthCosts, measure
 
 RESOURCES = ('macs', 'params', 'latency')
 BudgetLike = Union['Budget', Mapping[str, Union[float, str]]]
@@ -87,6 +80,10 @@ class Budget:
         """The resources that it limits."""
         return tuple(resource for resource in RESOURCES if getattr(self, resource) is not None)
 
+    def is_share(self, resource: str) -> bool:
+        """Whether a resource is limited to a share of the original's."""
+        return _read(resource, getattr(self, resource))[0]
+
     def limit(self, resource: str, original: float) -> float:
         """Return the most that a model may cost whose original costs `original`."""
         share, value = _read(resource, getattr(self, resource))
@@ -122,60 +119,14 @@ def smallest_ratio(
     return high
 
 
-class Costs:
-    """Multiply-adds and parameters of a model at any lengths of its units, without running or cutting it.
-
-    Args:
-        graph: The units. Every call of the forward is priced by the table of `strop.estimators`.
-
-    >>> from strop.graph import channel_units
-    >>> net = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
-    >>> costs = Costs(channel_units(net, torch.rand(5, 3)))
-    >>> costs.macs(), costs.macs({'0': 4}), costs.params({'0': 4})
-    (200, 100, 26)
-    """
-
-    def __init__(self, graph: ChannelGraph) -> None:
-        self.graph = graph
-        self._calls = [call for call in graph.calls if has_rule(call.func)]
-
-    def macs(self, lengths: Mapping[str, int] | None = None) -> int:
-        """Return the multiply-adds of one forward on inputs of the traced shapes, their batch included."""
-        values = {atom: len(index) for atom, index in self.graph.prefix(lengths).cut.items()} if lengths else {}
-        known: dict[tuple[int, ...], Tensor] = {}
-
-        def shaped(value: Any) -> Any:
-            if isinstance(value, Axes):
-                shape = tuple(length(term, values) for term in value.terms)
-                if shape not in known:
-                    known[shape] = torch.empty(shape, device='meta')
-                return known[shape]
-            if type(value) in (tuple, list):
-                return type(value)(shaped(item) for item in value)
-            return value
-
-        return sum(
-            macs(
-                call.func,
-                shaped(call.out[0] if len(call.out) == 1 else call.out),
-                shaped(call.args),
-                {key: shaped(value) for key, value in call.kwargs.items()},
-            )
-            for call in self._calls
-        )
-
-    def params(self, lengths: Mapping[str, int] | None = None) -> int:
-        """Return the number of parameters."""
-        return int(self.graph.parameters(lengths))
-
-    def of(self, resource: str, lengths: Mapping[str, int] | None = None) -> int:
-        """Return `'macs'` or `'params'`."""
-        return self.macs(lengths) if resource == 'macs' else self.params(lengths)
+def cost_of(costs: WidthCosts, resource: str, lengths: Mapping[str, int] | None = None) -> int:
+    """Return the `'macs'` (of one forward on the traced shapes, their batch included) or `'params'` at some lengths."""
+    return costs.macs(lengths) if resource == 'macs' else costs.params(lengths)
 
 
 def meet(
     budget: Budget,
-    costs: Costs,
+    costs: WidthCosts,
     lengths: Callable[[float], dict[str, int]],
     original: Mapping[str, float],
     progress: float = 1.0,
@@ -199,7 +150,7 @@ def meet(
         chosen = lengths(ratio)
         key = tuple(chosen.values())
         if key not in seen:
-            seen[key] = all(costs.of(resource, chosen) <= limit for resource, limit in limits.items())
+            seen[key] = all(cost_of(costs, resource, chosen) <= limit for resource, limit in limits.items())
         return seen[key]
 
     found = smallest_ratio(fits)
@@ -209,10 +160,10 @@ def meet(
             'The budget cannot be met: '
             + '; '.join(
                 f'{resource} ≤ {_shown(limit)} was asked for, and the smallest that can be reached is '
-                f'{_shown(costs.of(resource, least))} '
-                f'({costs.of(resource, least) / max(original[resource], 1):.3f} of the original)'
+                f'{_shown(cost_of(costs, resource, least))} '
+                f'({cost_of(costs, resource, least) / max(original[resource], 1):.3f} of the original)'
                 for resource, limit in limits.items()
-                if costs.of(resource, least) > limit
+                if cost_of(costs, resource, least) > limit
             )
             + '. Allow more, or loosen `ignored`, `limits`, `max_ratio`, `round_to` or `attention`.'
         )

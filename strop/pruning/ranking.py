@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Limit = Union[float, tuple[float, float]]
 
 _UNROUNDED = ('heads', 'groups')
+#: How much more than the ratio may go of whole heads or groups before the channels inside them are cut too.
+_CLOSE = 0.05
 _ATTENTION = {'heads': ('head_dim',), 'head_dim': ('heads',), 'both': (), 'none': ('heads', 'head_dim')}
 
 
@@ -167,6 +169,10 @@ class Ranking:
         self.scores = {name: normalised(scores[name].detach().double().cpu(), how) for name in self.prunable}
         self._orders = {name: np.argsort(score.numpy(), kind='stable') for name, score in self.scores.items()}
         self._outer = _factors(graph, model, self.prunable)
+        factors = {atom for terms in self._outer.values() for term in terms for atom in atoms(term)}
+        #: Units that leave it to another factor of their axis to come closer to the ratio.
+        self._coarse = {name for name in self.prunable if graph.units[name].placements and graph.units[name].atom in factors}
+        self._coarse -= set(self._outer)
         self._order = sorted(self.prunable, key=lambda name: _precedence(graph.units[name], model))
         self._pool = self._pooled() if selection.scope == 'global' else None
 
@@ -223,9 +229,20 @@ class Ranking:
                 )
                 if outer:
                     share = min(1.0, share / max(self._left(name, term, lengths) for term in outer))
-                lengths[name] = min(max(_floor(self.sizes[name] * share), low), high)
+                lengths[name] = min(max(self._share(name, share), low), high)
             lengths[name] = self._rounded(name, lengths[name], low)
         return lengths
+
+    def _share(self, name: str, share: float) -> int:
+        """Return the length that leaves a share of a unit."""
+        size = self.sizes[name]
+        number = _floor(size * share)
+        if name in self._coarse:
+            # Half of three heads is one and a half: two stay, and the channels inside them make up for it.
+            return number if number >= size * (share - _CLOSE) else number + 1
+        if self.graph.units[name].role == 'heads':
+            return math.floor(size * share + 0.5)
+        return number
 
     def _left(self, name: str, term: Term, lengths: Mapping[str, int]) -> float:
         """Return which part of an axis stays if the unit itself, a factor of it, stays whole."""
