@@ -252,38 +252,39 @@ def mend_layer(module: Any) -> None:
     >>> layer
     Linear(in_features=4, out_features=2, bias=True)
     """
+    kind = type(module)
     layer: Any = module  # the checkers know some of these attributes under other types
     weight = getattr(layer, 'weight', None)
-    if isinstance(layer, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
+    if issubclass(kind, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
         sizes = weight.shape[1] * layer.groups, weight.shape[0]
         if layer.transposed:
             sizes = weight.shape[0], weight.shape[1] * layer.groups
         layer.in_channels, layer.out_channels = sizes
-    elif isinstance(layer, nn.Linear):
+    elif issubclass(kind, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+    elif issubclass(kind, (nn.Embedding, nn.EmbeddingBag)):
         layer.num_embeddings, layer.embedding_dim = layer.weight.shape
-    elif isinstance(layer, nn.modules.batchnorm._NormBase):
+    elif issubclass(kind, nn.modules.batchnorm._NormBase):
         for tensor in (layer.weight, layer.running_mean):
             if isinstance(tensor, torch.Tensor):
                 layer.num_features = tensor.shape[0]
-    elif isinstance(layer, (nn.LayerNorm, getattr(nn, 'RMSNorm', ()))):
+    elif issubclass(kind, (nn.LayerNorm, getattr(nn, 'RMSNorm', ()))):
         if isinstance(weight, torch.Tensor):
             layer.normalized_shape = tuple(weight.shape)
-    elif isinstance(layer, nn.GroupNorm):
+    elif issubclass(kind, nn.GroupNorm):
         if isinstance(weight, torch.Tensor):
             layer.num_channels = weight.shape[0]
-    elif isinstance(layer, nn.PReLU):
+    elif issubclass(kind, nn.PReLU):
         layer.num_parameters = layer.weight.shape[0]
-    elif isinstance(layer, nn.RNNBase):
+    elif issubclass(kind, nn.RNNBase):
         gates = {'LSTM': 4, 'GRU': 3}.get(layer.mode, 1)
         layer.hidden_size = layer.weight_ih_l0.shape[0] // gates
         layer.input_size = layer.weight_ih_l0.shape[1]
         if layer.proj_size:
             layer.proj_size = layer.weight_hh_l0.shape[1]
-    elif isinstance(layer, nn.RNNCellBase):
+    elif issubclass(kind, nn.RNNCellBase):
         layer.hidden_size, layer.input_size = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
-    elif isinstance(layer, nn.MultiheadAttention):
+    elif issubclass(kind, nn.MultiheadAttention):
         layer.head_dim = layer.embed_dim // layer.num_heads
-    elif isinstance(layer, nn.Bilinear):
+    elif issubclass(kind, nn.Bilinear):
         layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
