@@ -22,14 +22,18 @@ _NAMES = {
         'build_distiller=build build_pruner=build build_loss=build build_op=build',
     },
     'mmrazor.models.algorithms': {
-        'strop.algorithms': 'BaseAlgorithm SPOS LossResults TensorResults PredictResults ForwardResults *',
+        'strop.algorithms': 'BaseAlgorithm SPOS SlimmableNetwork ItePruneAlgorithm LossResults TensorResults PredictResults '
+        'ForwardResults *',
     },
     'mmrazor.models.mutators': {
-        'strop.mutators': 'BaseMutator OneShotMutator OneShotModuleMutator NasMutator *',
+        'strop.mutators': 'BaseMutator OneShotMutator OneShotModuleMutator NasMutator ChannelMutator OneShotChannelMutator '
+        'SlimmableChannelMutator *',
     },
     'mmrazor.models.mutables': {
         'strop.mutables': 'BaseMutable=Mutable MutableModule=LayerChoice OneShotMutableModule=LayerChoice OneShotMutableOP '
-        'OneShotOP=OneShotMutableOP OneShotProbMutableOP MutableValue OneShotMutableValue *',
+        'OneShotOP=OneShotMutableOP OneShotProbMutableOP MutableValue OneShotMutableValue '
+        'MutableChannelUnit SequentialMutableChannelUnit L1MutableChannelUnit OneShotMutableChannelUnit SlimmableChannelUnit '
+        'OneShotMutableChannel=OneShotMutableChannelUnit SquentialMutableChannel=SequentialMutableChannelUnit *',
     },
     'mmrazor.models.architectures': {
         'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier '
@@ -39,6 +43,10 @@ _NAMES = {
         'strop.architectures.blocks': 'BaseOP ShortcutLayer ShuffleBlock ShuffleXception MBBlock Identity ConvBnAct '
         'DepthwiseSeparableConv',
     },
+    'mmrazor.models.architectures.dynamic_ops': {
+        'strop.elastic': 'DynamicConv2d DynamicLinear DynamicBatchNorm1d DynamicBatchNorm2d DynamicBatchNorm3d '
+        'DynamicLayerNorm *',
+    },
     'mmrazor.models.ops': {
         'strop.architectures.blocks': 'BaseOP ShuffleBlock ShuffleXception MBBlock Identity',
     },
@@ -46,7 +54,8 @@ _NAMES = {
         'strop.estimators': 'ResourceEstimator *',
     },
     'mmrazor.engine': {
-        'strop.engine': 'EvolutionSearchLoop SubnetValLoop DumpSubnetHook EstimateResourcesHook *',
+        'strop.engine': 'EvolutionSearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop DumpSubnetHook '
+        'EstimateResourcesHook *',
     },
     'mmrazor.structures': {
         'strop.engine': 'sub_model',
@@ -82,6 +91,8 @@ _MODULES = {
     'mmrazor.models.architectures.connectors': 'base_connector byot_connector convmodule_connector crd_connector '
     'factor_transfer_connectors fbkd_connector mgd_connector norm_connector ofd_connector torch_connector',
     'mmrazor.models.architectures.dynamic_ops': 'bricks head mixins',
+    'mmrazor.models.architectures.dynamic_ops.bricks': 'dynamic_container dynamic_conv dynamic_embed dynamic_function '
+    'dynamic_linear dynamic_norm dynamic_relative_position',
     'mmrazor.models.architectures.generators': 'dafl_generator zskt_generator',
     'mmrazor.models.architectures.heads': 'darts_subnet_head deit_head',
     'mmrazor.models.architectures.necks': 'squeezemean_with_dropout',
@@ -94,6 +105,8 @@ _MODULES = {
     'mutable_op mutable_value',
     'mmrazor.models.mutables.mutable_channel': 'base_mutable_channel mutable_channel_container oneshot_mutable_channel '
     'sequential_mutable_channel simple_mutable_channel units',
+    'mmrazor.models.mutables.mutable_channel.units': 'channel_unit dcff_channel_unit dmcp_channel_unit l1_mutable_channel_unit '
+    'mutable_channel_unit one_shot_mutable_channel_unit sequential_mutable_channel_unit slimmable_channel_unit',
     'mmrazor.models.mutables.mutable_module': 'diff_mutable_module mutable_module one_shot_mutable_module',
     'mmrazor.models.mutables.mutable_value': 'mutable_value',
     'mmrazor.models.mutators': 'base base_mutator channel_mutator darts_mutator differentiable_mutator group_mixin '
@@ -124,34 +137,30 @@ _LATER = """
 ABLoss ATLoss AcademicQuantizer ActivationLoss AlignMethodDistill AngleWiseRKD AttentiveMobileNetV3 AutoSlim AutoSlimDDP
 AutoSlimGreedySearchLoop Autoformer AutoformerBackbone BYOTConnector BYOTDistiller BackwardTracer BaseConnector BaseDemoInput
 BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDConnector CRDDataset CRDLoss
-CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ChannelMutator
-ChannelWiseDivergence ConfigurableDistiller ConvBNReLU ConvModuleConnector CrossEntropyLoss CustomTracer
-DAFLDataFreeDistillation DAFLGenerator DCFF DCFFChannelMutator DCFFChannelUnit DISTLoss DKDLoss DMCP DMCPBatchNorm2d
-DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP DartsDilConv
-DartsEpochBasedTrainLoop DartsIterBasedTrainLoop DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect DartsSubnetClsHead
-DartsZero DataFreeDistillation DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput
-DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS
-DiffChoiceRoute DiffModuleMutator DiffMutableModule DiffMutableOP DifferentiableMutator DistanceWiseRKD
-DistillDeliveryManager DropPathProbHook DynamicBatchNorm1d DynamicBatchNorm2d DynamicBatchNorm3d DynamicConv2d
-DynamicInputResizer DynamicLayerNorm DynamicLinear DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FBKDLoss
-FBKDStudentConnector FBKDTeacherConnector FTLoss FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder
-FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d GaussProcessHandler GeneralDistill GreedySamplerTrainLoop
-GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator GroupFisherChannelUnit GroupFisherDDP
-GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute ImageClassifierPseudoLoss InformationEntropyLoss
-ItePruneAlgorithm ItePruneValLoop KDSoftCELoss KLDivergence L1Loss L1MutableChannelUnit L2Loss LSQEpochBasedLoop LSQObserver
-LSQPerChannelObserver LearnableFakeQuantize MGDConnector MGDLoss MLPHandler MMArchitectureQuant MMArchitectureQuantDDP
-MethodInputsRecorder MethodOutputsDelivery MethodOutputsRecorder MetricPredictor ModuleInputsRecorder ModuleMutator
-ModuleOutputsRecorder MutableChannelContainer MutableChannelUnit NormConnector OFAConv2d OFDDistiller OFDLoss
-OFDTeacherConnector OneHotMutableOP OneShotChannelMutator OneShotMutableChannel OneShotMutableChannelUnit OnehotLikeLoss
+CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ChannelWiseDivergence
+ConfigurableDistiller ConvBNReLU ConvModuleConnector CrossEntropyLoss CustomTracer DAFLDataFreeDistillation DAFLGenerator DCFF
+DCFFChannelMutator DCFFChannelUnit DISTLoss DKDLoss DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP
+DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop
+DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect DartsSubnetClsHead DartsZero DataFreeDistillation DefaultDemoInput
+DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput
+DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffChoiceRoute DiffModuleMutator
+DiffMutableModule DiffMutableOP DifferentiableMutator DistanceWiseRKD DistillDeliveryManager DropPathProbHook
+DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FBKDLoss FBKDStudentConnector FBKDTeacherConnector
+FTLoss FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d
+GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
+GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute ImageClassifierPseudoLoss
+InformationEntropyLoss KDSoftCELoss KLDivergence L1Loss L2Loss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
+LearnableFakeQuantize MGDConnector MGDLoss MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder
+MethodOutputsDelivery MethodOutputsRecorder MetricPredictor ModuleInputsRecorder ModuleMutator ModuleOutputsRecorder
+MutableChannelContainer NormConnector OFAConv2d OFDDistiller OFDLoss OFDTeacherConnector OneHotMutableOP OnehotLikeLoss
 OpenVINOQuantizer OverhaulFeatureDistillation PKDLoss PTQLoop ParameterRecorder Paraphraser PruningStructureHook
 QATEpochBasedLoop QATValLoop RBFHandler RatioPruner RazorVisualizationHook RecorderManager ResourceInfoHook SEARCHERS
-SearchSubnetHook SelfDistill SelfDistillValLoop SelfDistiller SeparateOptimWrapperConstructor SequentialMutableChannelUnit
-SimpleMutableChannel SingleStageDetectorPseudoLoss SingleTeacherDistill SingleTeacherDistillValLoop SingleTeacherDistiller
-SlimmableChannelMutator SlimmableChannelUnit SlimmableNetwork SlimmableNetworkDDP SlimmableValLoop
-SqueezeMeanPoolingWithDropout SquentialMutableChannel StopDistillHook StructurePruner SumPseudoLoss TensorRTQuantizer
-TopdownPoseEstimatorPseudoLoss TorchFunctionalConnector TorchNNConnector TorchNativeQuantizer Translator
-TwoStageDetectorPseudoLoss ValueMutator WSLD WideResNet ZSKTGenerator build_searcher convert_fix_subnet export_fix_subnet
-init_mmcls_model load_fix_subnet train_mmcls_model train_mmdet_model train_mmseg_model
+SearchSubnetHook SelfDistill SelfDistillValLoop SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel
+SingleStageDetectorPseudoLoss SingleTeacherDistill SingleTeacherDistillValLoop SingleTeacherDistiller SlimmableNetworkDDP
+SqueezeMeanPoolingWithDropout StopDistillHook StructurePruner SumPseudoLoss TensorRTQuantizer TopdownPoseEstimatorPseudoLoss
+TorchFunctionalConnector TorchNNConnector TorchNativeQuantizer Translator TwoStageDetectorPseudoLoss ValueMutator WSLD
+WideResNet ZSKTGenerator build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model
+train_mmdet_model train_mmseg_model
 """
 
 MMRAZOR = Table('mmrazor', _NAMES, _MODULES, _LATER)
