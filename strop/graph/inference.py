@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from strop.errors import GraphError
 from strop.graph.forward import first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
+from strop.graph.shortcuts import SHORTCUTS
 from strop.graph.sizes import AttributePath, LengthOf, Node, Operation, Size, listening, tag_attributes
 from strop.graph.terms import Reason, Term, axis, freeze
 from strop.randomness import seeded
@@ -241,9 +242,10 @@ class OperatorMode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, tracer: Tracer, meta: bool = False) -> None:
         super().__init__()
         self.tracer = tracer
+        self.meta = meta
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -259,7 +261,10 @@ class OperatorMode(TorchDispatchMode):
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
-        out = func(*args, **kwargs)
+        shortcut = SHORTCUTS.get(func) if self.meta else None
+        out = None if shortcut is None else shortcut(args, kwargs)
+        if out is None:
+            out = func(*args, **kwargs)
         self.tracer.record(func, args, kwargs, out)
         return out
 
@@ -410,7 +415,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
         stack.enter_context(listening(tracer.compare))
         if fake is not None:
             stack.enter_context(fake)
-        stack.enter_context(OperatorMode(tracer))
+        stack.enter_context(OperatorMode(tracer, level == 'meta'))
         stack.enter_context(FunctionMode(tracer, 'meta' if level == 'meta' else None))
         out = model(*inputs[0], **inputs[1])
     for tensor in output_tensors(out):
