@@ -26,6 +26,7 @@ from strop.pruning.placements import (
     gathered,
     gives,
     is_norm,
+    learned,
     loss_of,
     owner,
     rows,
@@ -314,7 +315,7 @@ class NormScale(Importance):
 
     def __call__(self, unit: ChannelUnit, model: nn.Module, graph: ChannelGraph | None = None) -> Tensor | None:
         scores = []
-        for placement in unit.placements:
+        for placement in learned(unit, model):
             module, last = owner(model, placement.tensor)
             if last == 'weight' and is_norm(module) and tensor(model, placement.tensor).dim() == 1:
                 scale = _wide(tensor(model, placement.tensor).detach()).abs()
@@ -435,7 +436,7 @@ class Hessian(_Gathered):
 
     def gather(self, model: nn.Module, graph: ChannelGraph, data: Any, loss: Any = None) -> None:
         """Accumulate the diagonal for all units in one pass over the data."""
-        placements = {unit.name: _learned(unit, model) for unit in graph.units.values()}
+        placements = {unit.name: learned(unit, model) for unit in graph.units.values()}
         axes = {(p.tensor, p.axis) for parts in placements.values() for p in parts}
         totals: dict[tuple[str, int], Tensor] = defaultdict(lambda: torch.zeros(()))
         count = 0
@@ -564,14 +565,10 @@ def _checked(given: Any, unit: ChannelUnit, judge: Callable[..., Any]) -> Tensor
     return scores
 
 
-def _learned(unit: ChannelUnit, model: nn.Module) -> list[Placement]:
-    return [p for p in unit.placements if isinstance(tensor(model, p.tensor), nn.Parameter)]
-
-
 def _sites(unit: ChannelUnit, model: nn.Module) -> dict[tuple[str, int], list[Placement]]:
     """Return (module, axis) -> the placements that act as one gate: a layer's filters together with its bias."""
     sites: dict[tuple[str, int], list[Placement]] = defaultdict(list)
-    for placement in _learned(unit, model):
+    for placement in learned(unit, model):
         path, _, last = placement.tensor.rpartition('.')
         module = model.get_submodule(path)
         axis = placement.axis
@@ -620,7 +617,7 @@ def _gradients(
 def _readings(unit: ChannelUnit, model: nn.Module) -> list[tuple[str, str, Placement]]:
     """Return (module path, side, placement) for the layers whose inputs, or else outputs, are the unit's channels."""
     taken, given = [], []
-    for placement in _learned(unit, model):
+    for placement in learned(unit, model):
         path, _, last = placement.tensor.rpartition('.')
         module = model.get_submodule(path)
         if last != 'weight':

@@ -28,12 +28,33 @@ def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def tensor(model: nn.Module, name: str) -> Tensor:
-    """Return the parameter or buffer with this state-dict name."""
-    module, last = owner(model, name)
-    found = getattr(module, last)
+    """Return the parameter or buffer with this state-dict name.
+
+    Raises:
+        ConfigError: If the model has no such tensor.
+    """
+    try:
+        module, last = owner(model, name)
+        found = getattr(module, last)
+    except AttributeError:
+        found = None
     if not isinstance(found, Tensor):
-        raise ConfigError(f'{name!r} is a {type(found).__name__} in this model, not a tensor. Was the graph made from it?')
+        raise ConfigError(f'This model has no parameter or buffer {name!r}. Was the graph made from it?')
     return found
+
+
+def learned(unit: ChannelUnit, model: nn.Module) -> list[Placement]:
+    """Return the placements of a unit in parameters; buffers and tensors kept as plain attributes are left out."""
+    result = []
+    for placement in unit.placements:
+        path, _, last = placement.tensor.rpartition('.')
+        try:
+            weight = model.get_submodule(path)._parameters.get(last)
+        except AttributeError:
+            continue
+        if weight is not None and weight.is_floating_point():
+            result.append(placement)
+    return result
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -53,8 +74,10 @@ def gives(model: nn.Module, placement: Placement) -> bool:
     Axis 0 of a convolution or linear layer, axis 1 of a transposed convolution or an embedding, and every vector. Of a
     tensor that belongs to no layer of torch.nn both cannot be told apart, and every axis counts as given out.
     """
-    module, last = owner(model, placement.tensor)
-    if tensor(model, placement.tensor).dim() < 2:
+    path, _, last = placement.tensor.rpartition('.')
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
         return True
     if isinstance(module, (_ConvTransposeNd, nn.Embedding, nn.EmbeddingBag)) and last == 'weight':
         return placement.axis == 1
@@ -79,8 +102,8 @@ def chosen(unit: ChannelUnit, model: nn.Module, parts: str) -> tuple[Placement, 
     """
     if parts not in ('all', 'out', 'in'):
         raise ConfigError(f"`parts` must be 'all', 'out' or 'in', but got {parts!r}.")
-    learned = [p for p in unit.placements if isinstance(tensor(model, p.tensor), nn.Parameter)]
-    weights = [p for p in learned if tensor(model, p.tensor).dim() > 1] or learned
+    every = learned(unit, model)
+    weights = [p for p in every if tensor(model, p.tensor).dim() > 1] or every
     wanted = [p for p in weights if parts == 'all' or gives(model, p) == (parts == 'out')]
     return tuple(wanted or weights)
 
@@ -107,6 +130,8 @@ def gathered(values: Tensor, placement: Placement, size: int) -> Tensor:
         `(size,)`.
     """
     index = placement.index.to(values.device)
+    if len(index) == size and torch.equal(index, torch.arange(size, device=index.device)):
+        return values
     member = index >= 0
     return values.new_zeros(size).index_add_(0, index[member], values[member])
 

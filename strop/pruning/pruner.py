@@ -122,7 +122,7 @@ def prune(
         optimizer=optimizer,
         inplace=inplace,
     )
-    with _restored_on_failure(model, optimizer) if inplace else _nothing():
+    with _restored_on_failure(pruner.model, optimizer) if inplace else _nothing():
         for step in pruner:
             if between is not None:
                 between(pruner.model, step)
@@ -179,6 +179,8 @@ class Pruner:
                 raise ConfigError(f'`Pruner` has no option {name!r}.{near(name, known)}')
         self._options = given = _Options(**options)
         _check_model(model)
+        # A compiled model is a wrapper; what is cut is the model inside.
+        model = getattr(model, '_orig_mod', model)
         self._budget = Budget.of(given.budget)
         if (given.ratio is None) == (self._budget is None):
             raise ConfigError(
@@ -200,6 +202,10 @@ class Pruner:
         )
         if given.optimizer is not None and not given.inplace:
             raise ConfigError('An optimizer holds the parameters of the model it was made for: give `inplace=True` with it.')
+        if given.optimizer is not None:
+            own = {id(parameter) for parameter in model.parameters()}
+            if not any(id(parameter) in own for group in given.optimizer.param_groups for parameter in group['params']):
+                raise ConfigError('The optimizer holds no parameter of this model. Give the one that trains it.')
         if given.steps > 1:
             for name in ('data', 'recalibrate'):
                 if getattr(given, name) is not None and isinstance(getattr(given, name), Iterator):

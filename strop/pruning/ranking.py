@@ -169,6 +169,7 @@ class Ranking:
         self.scores = {name: normalised(scores[name].detach().double().cpu(), how) for name in self.prunable}
         self._orders = {name: np.argsort(score.numpy(), kind='stable') for name, score in self.scores.items()}
         self._outer = _factors(graph, model, self.prunable)
+        self._names = {unit.atom: name for name, unit in graph.units.items()} if self._outer else {}
         factors = {atom for terms in self._outer.values() for term in terms for atom in atoms(term)}
         #: Units that leave it to another factor of their axis to come closer to the ratio.
         self._coarse = {name for name in self.prunable if graph.units[name].placements and graph.units[name].atom in factors}
@@ -249,7 +250,7 @@ class Ranking:
         atom = self.graph.units[name].atom
         parts = []
         for chosen in (lengths, self.sizes):
-            values = {unit.atom: chosen[unit.name] for unit in self.graph.units.values()}
+            values = {other: chosen[self._names[other]] for other in atoms(term) if other in self._names}
             values[atom] = self.sizes[name]
             parts.append(length(term, values) - length(term, {**values, atom: 0}))
         return parts[0] / parts[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.errors import ConfigError
-from strop.pruning.placements import gathered, is_norm, rows, tensor
+from strop.pruning.placements import gathered, is_norm, learned, rows, tensor
 
 if TYPE_CHECKING:
     from strop.graph import ChannelGraph, ChannelUnit
@@ -84,8 +84,7 @@ class GroupLasso(Sparsity):
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the parameters that some unit lives in."""
-        found = {p.tensor for unit in self.graph.units.values() for p in unit.placements}
-        return sorted(name for name in found if isinstance(tensor(model, name), nn.Parameter))
+        return sorted({p.tensor for unit in self.graph.units.values() for p in learned(unit, model)})
 
     def penalty(self, model: nn.Module) -> Tensor:
         """Return the sum of the norms of all indices."""
@@ -138,7 +137,7 @@ class ScaleL1(Sparsity):
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the scales."""
-        names = sorted({p.tensor for unit in self.graph.units.values() for p in unit.placements})
+        names = sorted({p.tensor for unit in self.graph.units.values() for p in learned(unit, model)})
         found = []
         for name in names:
             path, _, last = name.rpartition('.')

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from strop.errors import ConfigError
 from strop.graph import channel_units
-from strop.pruning.placements import batches_of, chosen, forward, gathered, gives, is_norm, loss_of, rows, slices, tensor
+from strop.pruning.placements import (
+    batches_of,
+    chosen,
+    forward,
+    gathered,
+    gives,
+    is_norm,
+    learned,
+    loss_of,
+    rows,
+    slices,
+    tensor,
+)
 
 
 class Place:
@@ -81,8 +95,19 @@ def test_what_a_unit_is_judged_by():
 
 
 def test_a_name_that_is_no_tensor_is_refused():
-    with pytest.raises(ConfigError, match='not a tensor'):
+    with pytest.raises(ConfigError, match='no parameter or buffer'):
         tensor(nn.Sequential(nn.Linear(2, 2, bias=False)), '0.bias')
+    with pytest.raises(ConfigError, match='no parameter or buffer'):
+        tensor(nn.Sequential(nn.Linear(2, 2)), '1.bias')
+
+
+def test_only_parameters_are_learned():
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    unit = channel_units(net, torch.rand(3, 2)).units['0']
+    assert [p.tensor for p in learned(unit, net)] == ['0.weight', '0.bias', '1.weight', '1.bias', '2.weight']
+    elsewhere = SimpleNamespace(placements=(Place([0], tensor='0.cache'), Place([0], tensor='5.weight')))
+    assert learned(elsewhere, net) == []
+    assert gives(net, elsewhere.placements[1])
 
 
 def test_a_batch_is_inputs_alone_or_with_more():

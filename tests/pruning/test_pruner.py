@@ -435,6 +435,61 @@ def test_bad_arguments_are_told_and_change_nothing(net, images, options, said):
     assert_untouched(net, state)
 
 
+def test_an_optimizer_of_another_model_is_told(net, images):
+    with pytest.raises(ConfigError, match='no parameter of this model'):
+        prune(net, images, ratio=0.5, optimizer=torch.optim.SGD(Convs().parameters(), 0.1), inplace=True)
+
+
+def test_a_compiled_model_gives_the_plain_one(net, images):
+    slim = prune(torch.compile(net), images, ratio=0.5).model
+    assert type(slim) is Convs
+    assert slim.stem.out_channels == 8
+
+
+def test_tensors_kept_as_plain_attributes_are_cut_too():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.scale = torch.rand(8) + 1
+
+        def forward(self, x):
+            return self.two(self.one(x) * self.scale)
+
+    for importance in ('l1', 'bn_scale', 'taylor'):
+        net, x = Plain(), torch.rand(2, 3)
+        options = {'data': [(x, torch.tensor([0, 1]))], 'loss': nn.CrossEntropyLoss()}
+        if importance == 'bn_scale':
+            with pytest.raises(ConfigError, match='without a score'):
+                prune(net, x, ratio=0.5, importance=importance)
+            continue
+        slim = prune(net, x, ratio=0.5, importance=importance, **options).model
+        assert slim.scale.shape == (4,)
+        assert slim(x).shape == (2, 2)
+
+
+def test_recurrent_layers_and_embeddings():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.lstm, self.head = nn.Embedding(20, 8), nn.LSTM(8, 12, batch_first=True), nn.Linear(12, 3)
+
+        def forward(self, tokens):
+            return self.head(self.lstm(self.words(tokens))[0])
+
+    tokens = torch.randint(0, 20, (2, 5))
+    data = [(tokens, torch.randint(0, 3, (2, 5)))]
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]).transpose(1, 2), batch[1])
+
+    for importance in ('l2', 'fpgm', 'taylor', 'hessian', 'activation'):
+        slim = prune(Words(), tokens, ratio=0.5, importance=importance, data=data, loss=loss).model
+        assert slim.words.weight.shape == (20, 4)
+        assert slim.lstm.hidden_size == 6
+        assert slim(tokens).shape == (2, 5, 3)
+
+
 def test_an_unknown_option_of_a_pruner_is_told(net, images):
     with pytest.raises(ConfigError, match="Did you mean 'ratio'"):
         Pruner(net, images, ration=0.5)
