@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strop.algorithms import SPOS, BaseAlgorithm
+    from strop.elastic import ElasticWidths
     from strop.errors import StropError
     from strop.estimators import SpaceEstimator, count, measure
+    from strop.graph import ChannelGraph, channel_units, prove
     from strop.mutables import (
         InputChoice,
         LayerChoice,
@@ -30,14 +32,17 @@ if TYPE_CHECKING:
         minimum,
         space_of,
     )
-    from strop.mutators import BaseMutator, Mutator, OneShotMutator, RandomMutator
+    from strop.mutators import BaseMutator, ChannelMutator, Mutator, OneShotChannelMutator, OneShotMutator, RandomMutator
+    from strop.pruning import Pruner, prune
 
 __version__ = '0.1.0'
 
 _HOMES = {
     'algorithms': ('BaseAlgorithm', 'SPOS'),
+    'elastic': ('ElasticWidths',),
     'errors': ('StropError',),
     'estimators': ('SpaceEstimator', 'count', 'measure'),
+    'graph': ('ChannelGraph', 'channel_units', 'prove'),
     'mutables': (
         'InputChoice',
         'LayerChoice',
@@ -57,19 +62,25 @@ _HOMES = {
         'minimum',
         'space_of',
     ),
-    'mutators': ('BaseMutator', 'Mutator', 'OneShotMutator', 'RandomMutator'),
+    'mutators': ('BaseMutator', 'ChannelMutator', 'Mutator', 'OneShotChannelMutator', 'OneShotMutator', 'RandomMutator'),
+    'pruning': ('Pruner', 'prune'),
 }
 _ROOMS = {name: room for room, names in _HOMES.items() for name in names}
 
 __all__ = [
     'BaseAlgorithm',
     'BaseMutator',
+    'ChannelGraph',
+    'ChannelMutator',
+    'ElasticWidths',
     'InputChoice',
     'LayerChoice',
     'MutableScope',
     'Mutator',
+    'OneShotChannelMutator',
     'OneShotMutableOP',
     'OneShotMutator',
+    'Pruner',
     'RandomMutator',
     'Repeat',
     'SPOS',
@@ -79,6 +90,7 @@ __all__ = [
     'Subnet',
     'ValueChoice',
     'apply_subnet',
+    'channel_units',
     'concat',
     'count',
     'current_subnet',
@@ -88,6 +100,8 @@ __all__ = [
     'maximum',
     'measure',
     'minimum',
+    'prove',
+    'prune',
     'space_of',
     '__version__',
 ]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from strop.graph.inference import Lengths, length_rule
 from strop.graph.sizes import LengthOf, Size
-from strop.graph.terms import Incompatible, Term, resolve, split_cat, split_prod
+from strop.graph.terms import Incompatible, Term, resolve, span, split_cat, split_prod
 
 T = torch.Tensor
 
@@ -223,6 +223,13 @@ def _group_norm(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> 
     groups = _given(args, kwargs, 1, 'num_groups')
     if int(groups) > 1:
         _outer(lengths, groups, lengths.axes(args[0] if args else kwargs['input'])[1])
+
+
+@length_rule(F.scaled_dot_product_attention)
+def _attention(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None:
+    if kwargs.get('scale') is None:
+        # The scale is computed from the head's width while it runs: what is left of a cut head is scaled anew.
+        span(lengths.axes(_given(args, kwargs, 0, 'query'))[-1], 'scaled_dot_product_attention')
 
 
 @length_rule(torch.channel_shuffle, torch.native_channel_shuffle)
