@@ -58,7 +58,7 @@ def small(path, images, tmp_path, **more):
     else:
         options['train_cfg.max_iters'] = 1
     for name in ('val_cfg', 'test_cfg'):
-        if config.get(name):
+        if 'SubnetValLoop' in (config.get(name) or {}).get('type', ''):
             options[f'{name}.calibrate_sample_num'] = 6
     if 'fix_subnet' in config.model:
         space = space_of(MODELS.build(config.model.cfg))
