@@ -408,7 +408,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
         for tensor in tree_leaves(inputs):
             if isinstance(tensor, torch.Tensor):
                 tracer.declare(tensor, [axis(size, Reason('input')) for size in tensor.shape])
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # its fused recurrent layers hide their axes
+        stack.enter_context(without_mkldnn())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(module_stack(tracer))
         stack.enter_context(python_functionals())
@@ -498,6 +498,17 @@ def module_stack(tracer: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def without_mkldnn(wanted: bool = True) -> Iterator[None]:
+    """Switch oneDNN off: its fused recurrent layers hide their axes."""
+    before = torch._C._get_mkldnn_enabled()
+    try:
+        torch._C._set_mkldnn_enabled(before and not wanted)
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from strop.errors import GraphError, VerificationError
 from strop.graph.forward import arguments_of, map_tensors, module_paths, output_tensors, shapes_of, untouched
-from strop.graph.inference import Axes, Call, OperatorMode, module_stack, python_functionals
+from strop.graph.inference import Axes, Call, OperatorMode, module_stack, python_functionals, without_mkldnn
 from strop.graph.slicing import Slicing
 from strop.graph.terms import Incompatible, length, split_prod
 from strop.graph.units import ChannelGraph, channel_units
@@ -229,7 +229,7 @@ def _forward(
                 if prefix + name in masked:
                     module.__dict__[name] = masked[prefix + name]
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=not widen))
+        stack.enter_context(without_mkldnn(widen))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(module_stack(recording))
         stack.enter_context(python_functionals())
