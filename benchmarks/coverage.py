@@ -249,13 +249,14 @@ def channels(graph: Any, lengths: dict[str, int]) -> tuple[int, int]:
     from strop.graph.terms import Cat, atoms, length, resolve
 
     values = {unit.atom: lengths[name] for name, unit in graph.units.items()}
+    free = {unit.atom for unit in graph if unit.minimum < unit.size}
     parts: dict[str, Any] = {}
     todo = [place.term for unit in graph for place in unit.placements]
     while todo:
         term = resolve(todo.pop())
         if isinstance(term, Cat):
             todo += term.segments
-        elif any(atom in values for atom in atoms(term)):
+        elif any(atom in free for atom in atoms(term)):
             parts[repr(term)] = term
     made_of = {key: frozenset(atoms(term)) for key, term in parts.items()}
     whole = [term for key, term in parts.items() if not any(made_of[key] < other for other in made_of.values())]
