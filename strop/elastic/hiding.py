@@ -13,7 +13,11 @@ from strop.graph.sizes import read_attribute, write_attribute
 
 
 class Entry(NamedTuple):
-    """A parameter or buffer that is cut: its name, the dict and key that hold it, and each attribute that shows it."""
+    """A parameter or buffer that is cut: its name, the dict and key that hold it, and each dict and key to put the slice.
+
+    Slices of parameters go into the attributes of modules, where they hide the parameters. Slices of buffers take the place
+    of the buffers, so that a forward may exchange them.
+    """
 
     name: str
     holder: Any
@@ -43,24 +47,19 @@ class HiddenBuffer:
     """A buffer and the slice that stood for it, which the forward may have written to or exchanged."""
 
     def __init__(self, slicing: Any, entry: Entry, full: torch.Tensor, cut: torch.Tensor) -> None:
-        self.slicing, self.name, self.holder, self.key = slicing, entry.name, entry.holder, entry.key
-        self.full, self.cut = full, cut
-        self.view = cut._base is not None
+        self.slicing, self.entry, self.full, self.cut = slicing, entry, full, cut
 
     def write_back(self) -> None:
-        """Write changes of the slice into the whole buffer."""
-        value = self.holder[self.key]
-        if value is not self.full:
-            self.holder[self.key] = self.full
-        elif self.view:
-            return
-        else:
-            value = self.cut
-        if value is None:
-            return
+        """Put the whole buffer back, with what the forward wrote."""
+        found = [namespace[attribute] for namespace, attribute in self.entry.places]
+        for namespace, attribute in self.entry.places:
+            namespace[attribute] = self.full
+        value = next((value for value in found if value is not self.cut), self.cut)
+        if value is None or (value is self.cut and value._base is not None):
+            return  # a view wrote through
         with torch.no_grad():
             places = torch.arange(self.full.numel(), device=self.full.device).view(self.full.shape)
-            places = self.slicing.take(self.name, places).reshape(-1)
+            places = self.slicing.take(self.entry.name, places).reshape(-1)
             self.full.view(-1)[places] = value.detach().reshape(-1).to(self.full.dtype)
 
 
@@ -93,8 +92,12 @@ class Plan:
             if tensor is None or id(tensor) in seen or (id(module), key) in apart:
                 continue
             seen.add(id(tensor))
-            entry = Entry(name, holder, key, [(owner.__dict__, attribute) for owner, attribute in places[id(tensor)]])
-            (self.parameters if holder is module._parameters else self.buffers).append(entry)
+            if holder is module._parameters:
+                shown = [(owner.__dict__, attribute) for owner, attribute in places[id(tensor)]]
+                self.parameters.append(Entry(name, holder, key, shown))
+            else:
+                shown = [(owner._buffers, attribute) for owner, attribute in places[id(tensor)]]
+                self.buffers.append(Entry(name, holder, key, shown))
             for owner, _ in places[id(tensor)]:
                 if isinstance(owner, nn.RNNBase) and all(owner is not known for known in self.recurrent):
                     self.recurrent.append(owner)
@@ -129,7 +132,6 @@ class Plan:
             cut = take(entry.name, full)
             for namespace, attribute in entry.places:
                 namespace[attribute] = cut
-                hidden.added.append((namespace, attribute))
             hidden.buffers.append(HiddenBuffer(self.slicing, entry, full, cut))
         for namespace, narrow, names in self.switched:
             for name in names:

@@ -173,11 +173,12 @@ class DynamicLayer(nn.Module):
             for name in cut.axes:
                 tensor = getattr(self, name)
                 part = cut.take(name, tensor)
-                holder: Any = self._parameters if name in self._parameters else self._buffers
-                self.__dict__[name] = part
-                hidden.added.append((self.__dict__, name))
-                if holder is self._buffers:
-                    entry = Entry(name, holder, name, [])
+                if name in self._parameters:
+                    self.__dict__[name] = part
+                    hidden.added.append((self.__dict__, name))
+                else:
+                    self._buffers[name] = part
+                    entry = Entry(name, self._buffers, name, [(self._buffers, name)])
                     hidden.buffers.append(HiddenBuffer(cut, entry, tensor, part))
             for attribute, value in cut.sizes.items():
                 hidden.replaced.append((self.__dict__, attribute, self.__dict__[attribute]))

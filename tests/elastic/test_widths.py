@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from strop.elastic import ElasticWidths, l1_scores
@@ -21,6 +23,7 @@ from strop.mutables import (
     extract,
     space_of,
 )
+from strop.randomness import counter_rng
 
 
 def small(seed=0):
@@ -334,3 +337,213 @@ def test_decisions_must_fit_the_graph():
         ElasticWidths(model, chain(model), [SequentialMutableChannelUnit(7, key='0')])
     assert CHILD not in model._modules
     assert not model._forward_hooks
+
+
+# -- real models and random ones -------------------------------------------------------------------
+
+
+def chosen_at_random(graph, number, indices):
+    """Return random lengths that fit together, or random channels of such lengths."""
+    rng = counter_rng(0, 'widths', number)
+    lengths = graph.fit({unit.name: int(rng.integers(unit.minimum, unit.size + 1)) for unit in graph})
+    if not indices:
+        return lengths
+    return {name: sorted(rng.choice(graph.units[name].size, length, replace=False)) for name, length in lengths.items()}
+
+
+def check_equal(model, widths, x):
+    """Outputs, gradients and statistics of the active width must be those of the model that is cut to it."""
+    plain = static(model, widths)
+    model.train()
+    plain.train()
+    outputs = [net(x) for net in (model, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    model.zero_grad()
+    for output in outputs:
+        output.square().mean().backward()
+    small_grads = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None:
+            assert small_grads[name] is None
+            continue
+        places = torch.arange(parameter.numel()).view(parameter.shape)
+        if widths.slicing is not None:
+            places = widths.slicing.take(name, places)
+        expected = torch.zeros_like(parameter)
+        expected.view(-1)[places.reshape(-1)] = small_grads[name].reshape(-1)
+        scale = max(float(expected.abs().max()), 1.0)
+        torch.testing.assert_close(parameter.grad / scale, expected / scale, rtol=1e-8, atol=1e-10)
+    extracted = widths.extract(model).eval()
+    torch.testing.assert_close(extracted(x), model.eval()(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(plain.eval()(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('indices', [False, True], ids=['first', 'any'])
+@pytest.mark.parametrize(('name', 'size'), [('resnet18', 32), ('mobilenetv2_100', 32), ('vit_tiny_patch16_224', 32)])
+def test_real_models(name, size, indices):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    options = {'img_size': size, 'depth': 4} if name.startswith('vit') else {'drop_rate': 0.0}
+    model = timm.create_model(name, num_classes=10, **options).double()
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    widths = ElasticWidths(model, chain(model, x))
+    case = chosen_at_random(widths.graph, 1, indices)
+    (widths.set_indices if indices else widths.set)(case)
+    assert sum(widths.current.values()) < 0.8 * sum(unit.size for unit in widths.graph)
+    check_equal(model, widths, x)
+
+
+class Random(nn.Module):
+    """A small network of randomly chosen parts: grouped and depthwise convolutions, residuals, concatenations, attention."""
+
+    def __init__(self, parts, width):
+        super().__init__()
+        self.parts = parts
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        blocks = []
+        for part in parts:
+            if part == 'cat':
+                blocks.append(nn.ModuleList([nn.Conv2d(width, width, 1), nn.Conv2d(2 * width, width, 3, padding=1)]))
+            elif part == 'attention':
+                blocks.append(nn.ModuleList([nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)]))
+            elif part == 'grouped':
+                blocks.append(nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, groups=2), nn.GroupNorm(2, width)]))
+            elif part == 'depthwise':
+                blocks.append(nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width)]))
+            else:
+                inner = nn.Conv2d(width, width + 3, 3, padding=1), nn.BatchNorm2d(width + 3), nn.Conv2d(width + 3, width, 1)
+                blocks.append(nn.ModuleList(inner))
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for part, block in zip(self.parts, self.blocks):
+            if part == 'cat':
+                x = block[1](torch.cat([x, torch.tanh(block[0](x))], 1))
+            elif part == 'attention':
+                b, _, h, w = x.shape
+                tokens = block[0](x.flatten(2).transpose(1, 2))
+                q, k, v = block[1](tokens).reshape(b, h * w, 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+                y = (q @ k.transpose(-2, -1) * 0.1).softmax(-1) @ v
+                x = x + block[2](y.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(b, -1, h, w)
+            elif part in ('grouped', 'depthwise'):
+                x = torch.tanh(block[1](block[0](x)))
+            else:
+                x = x + block[2](torch.relu(block[1](block[0](x))))
+        return self.head(x.mean((2, 3)))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    parts=st.lists(st.sampled_from(['cat', 'attention', 'grouped', 'depthwise', 'residual']), min_size=1, max_size=4),
+    width=st.sampled_from([8, 12]),
+    seed=st.integers(0, 100),
+    indices=st.booleans(),
+)
+def test_random_networks(parts, width, seed, indices):
+    torch.manual_seed(seed)
+    model = Random(parts, width).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expected = model.eval()(x)
+    widths = ElasticWidths(model, chain(model, x))
+    assert torch.equal(model(x), expected)
+    case = chosen_at_random(widths.graph, seed, indices)
+    (widths.set_indices if indices else widths.set)(case)
+    check_equal(model, widths, x)
+
+
+def test_shared_weights_are_hidden_in_every_place():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(6, 8)
+            self.again = nn.Linear(6, 8)
+            self.again.weight = self.first.weight
+            self.last = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)) + torch.tanh(self.again(x)))
+
+    model = Tied().double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    widths = ElasticWidths(model, chain(model, x))
+    (name,) = widths.graph.units
+    widths.set({name: 3})
+    plain = static(model, widths)
+    assert plain.again.weight is plain.first.weight
+    torch.testing.assert_close(model(x), plain(x))
+    model(x).sum().backward()
+    plain(x).sum().backward()
+    torch.testing.assert_close(model.first.weight.grad[:3], plain.first.weight.grad)
+
+
+def test_a_buffer_that_the_forward_exchanges():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 4)
+            self.last = nn.Linear(4, 2)
+            self.register_buffer('average', torch.zeros(4, dtype=torch.float64))
+
+        def forward(self, x):
+            x = self.first(x)
+            self.average = 0.5 * self.average + x.detach().mean(0)
+            return self.last(x - self.average)
+
+    model = Counter().double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    widths = ElasticWidths(model, chain(model, x))
+    (name,) = widths.graph.units
+    for kept in (2, [1, 3]):
+        before = model.average.clone()
+        choose(widths, {name: kept})
+        plain = static(model, widths)
+        torch.testing.assert_close(model(x), plain(x))
+        assert model.average.shape == (4,)
+        active = [0, 1] if kept == 2 else kept
+        idle = [index for index in range(4) if index not in active]
+        assert torch.equal(model.average[idle], before[idle])
+        torch.testing.assert_close(model.average[active], plain.average)
+        assert 'average' in dict(model.named_buffers())
+
+
+def test_sorting_by_scores():
+    model, widths = elastic()
+    expected = model.eval()(X)
+    names = widths.graph.units
+    widths.sort(model, {name: torch.rand(unit.size) for name, unit in names.items()})
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-12)
+    widths.sort(model)
+    assert model[0].weight.abs().sum((1, 2, 3)).diff().max() <= 0
+    widths.switch_norms(model, [{'0': 2}])
+    with pytest.raises(BindingError, match='Sort the channels before'):
+        widths.sort(model)
+
+
+def test_autocast_and_functional_calls():
+    model, widths = elastic()
+    model = model.float()
+    widths.set({'0': 3})
+    plain = static(model, widths).eval()
+    model.eval()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        torch.testing.assert_close(model(X.float()), plain(X.float()))
+    doubled = {name: 2 * value for name, value in model.named_parameters()}
+    slices = {name: 2 * value for name, value in plain.named_parameters()}
+    torch.testing.assert_close(
+        torch.func.functional_call(model, doubled, X.float()), torch.func.functional_call(plain, slices, X.float())
+    )
+
+
+def test_two_steps_of_an_optimizer_equal_those_of_the_static_model():
+    model, widths = elastic()
+    widths.set({'0': 4, '3': 3})
+    plain = static(model, widths)
+    for net in (model, plain):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net.train()(X).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(widths.extract(model).eval()(X), plain.eval()(X))
