@@ -13,6 +13,9 @@ without the sparse training) stands here in the two forms that its users can cho
 - `peer_inner`: layers on the residual stream ignored, only the inner channels of the blocks are pruned;
 - `peer_projection`: the padded shortcut replaced by a 1x1 convolution that computes the same, and everything pruned.
 
+Strop prunes the network as it is, with every unit cut by the same share, in the same two forms: everything, and (`-inner`) with
+those layers ignored.
+
 Cells (a base for each seed; each method and seed) are kept in the work folder, so that the benchmark resumes.
 
     python benchmarks/pruning_accuracy.py --data cifar10_jpeg.npz --weights cifar10_resnet20_weights.npz
@@ -24,6 +27,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +216,35 @@ def by_peer(model: ResNet20, target: int, images: Images, inner: bool) -> nn.Mod
     raise RuntimeError('the budget was not met')
 
 
+STREAM = ('conv1', 'layer?.?.conv2')  # layers that write to the residual stream
+IMPORTANCES = ('l1', 'bn_scale', 'fpgm', 'taylor')
+
+
+def _method(name: str) -> Callable[[ResNet20, int, Images], nn.Module]:
+    if name.startswith('peer_'):
+        return lambda *given: by_peer(*given, inner=name == 'peer_inner')
+    importance, _, variant = name.partition('-')
+    # Taylor's scores are changes of one loss and compare between layers as they are; the others are divided by their mean.
+    ranked = {'scope': 'global', 'normalise': None if importance == 'taylor' else 'mean'}
+    options: dict[str, dict[str, Any]] = {
+        '': {},
+        'global': ranked,
+        'inner': {'ignored': STREAM},
+        'inner-global': {'ignored': STREAM, **ranked},
+    }
+    return lambda *given: by_strop(*given, importance, **options[variant])
+
+
+VARIANTS = ('', '-global', '-inner', '-inner-global')
 METHODS = {
-    'l1': lambda *given: by_strop(*given, 'l1'),
-    'bn_scale': lambda *given: by_strop(*given, 'bn_scale'),
-    'fpgm': lambda *given: by_strop(*given, 'fpgm'),
-    'taylor': lambda *given: by_strop(*given, 'taylor'),
-    'l1_global': lambda *given: by_strop(*given, 'l1', scope='global'),
-    'taylor_global': lambda *given: by_strop(*given, 'taylor', scope='global'),
-    'random': lambda *given: by_strop(*given, 'random'),
-    'peer_inner': lambda *given: by_peer(*given, inner=True),
-    'peer_projection': lambda *given: by_peer(*given, inner=False),
+    name: _method(name)
+    for name in (
+        'peer_inner',
+        'peer_projection',
+        *(f'{name}{variant}' for variant in VARIANTS for name in (*IMPORTANCES, 'random')),
+    )
 }
-DEFAULT = ('l1', 'bn_scale', 'fpgm', 'taylor', 'peer_inner', 'peer_projection')
+DEFAULT = (*(f'{name}{variant}' for variant in ('', '-inner') for name in IMPORTANCES), 'peer_inner', 'peer_projection')
 
 
 class Study:
