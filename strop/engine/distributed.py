@@ -14,7 +14,7 @@ from strop.errors import ConfigError
 from strop.registry import MODEL_WRAPPERS
 
 
-@MODEL_WRAPPERS.register_module(name=['DistributedAlgorithm', 'MMDistributedDataParallel'])
+@MODEL_WRAPPERS.register_module(name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP'])
 class DistributedAlgorithm(MMDistributedDataParallel):
     """DDP whose `train_step` is the algorithm's own, with its forward going through DDP.
 
