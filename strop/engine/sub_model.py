@@ -10,6 +10,7 @@ from torch import nn
 
 from strop.errors import ConfigError, UnknownKeyError, listed, near
 from strop.mutables import Subnet, bind, choices_of, fix, read_document
+from strop.mutators import BaseMutator
 from strop.registry import MODELS
 
 MODES = ('mutable', 'mutator')
@@ -24,6 +25,7 @@ def sub_model(
     extra_prefix: str = '',
     init_weight_from_supernet: bool = False,
     init_cfg: Mapping[str, Any] | None = None,
+    mutator: BaseMutator | Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a supernet and return the subnet of it as a plain model.
@@ -38,6 +40,8 @@ def sub_model(
         init_weight_from_supernet: Initialize the supernet (by `init_cfg`, a checkpoint of the supernet, say) before
             the subnet is taken out of it, so that its weights are inherited.
         init_cfg: Initialization config of the supernet or, without `init_weight_from_supernet`, of the subnet.
+        mutator: A mutator of channels or its config, where the subnet has widths: the one that it was searched or pruned
+            with. (Which channels `L1MutableChannelUnit`s keep follows from the weights that the model has here.)
         kwargs: Further arguments of the model's config, such as `data_preprocessor`.
 
     Raises:
@@ -59,6 +63,12 @@ def sub_model(
                 f'`init_weight_from_supernet` needs an MMEngine model with init_weights(), not a {type(model).__name__}.'
             )
         model.init_weights()
+    if mutator is not None:
+        channels: Any = MODELS.build(dict(mutator)) if isinstance(mutator, Mapping) else mutator
+        channels.prepare_from_supernet(model)
+        channels.set_subnet(_matched(channels.space, fix_subnet, prefix, extra_prefix))
+        channels.release()
+        return fix(model)
     binding = bind(model)
     binding.apply(binding.space.subnet(_matched(binding.space, fix_subnet, prefix, extra_prefix)))
     return fix(model)

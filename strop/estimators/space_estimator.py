@@ -267,6 +267,8 @@ class SpaceEstimator:
                     subnets.append(self.space.extreme(largest))
         for subnet in dict.fromkeys(subnets):
             counted = self._run(subnet)
+            if self._widths is not None:
+                self.uncounted = counted.uncounted
             expected = self.estimate(subnet)
             wrong = [name for name in RESOURCES if expected[name] != getattr(counted, name)]
             if wrong:

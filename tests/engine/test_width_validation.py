@@ -9,6 +9,7 @@ from strop.engine import build_runner
 from strop.errors import ConfigError
 from strop.estimators import count
 from strop.mutables import extract, load_subnet
+from strop.registry import MODELS
 
 from .tiny import preprocessor, search_config, supernet, train_config
 
@@ -95,8 +96,18 @@ def test_search_over_widths(tmp_path):
     best = load_subnet(tmp_path / 'best_fix_subnet.yaml', mutator.space)
     plain = extract(runner.model.architecture, best)
     assert count(plain, torch.zeros(1, 1, 8, 8)).macs <= 6000
-    trials = json.loads((tmp_path / 'search.json').read_text())
-    assert trials
+    assert json.loads((tmp_path / 'search.json').read_text())
+    again = MODELS.build(
+        dict(
+            type='sub_model',
+            cfg=dict(type='sub_model', cfg=supernet, fix_subnet=FIXED),
+            fix_subnet=str(tmp_path / 'best_fix_subnet.yaml'),
+            mutator=config.model.mutator,
+        )
+    )
+    assert {name: value.shape for name, value in again.named_parameters()} == {
+        name: value.shape for name, value in plain.named_parameters()
+    }
     mutator.load_fix_subnet(tmp_path / 'best_fix_subnet.yaml')
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(runner.model.architecture.eval()(x), plain.eval()(x))
