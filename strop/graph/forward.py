@@ -120,14 +120,23 @@ def first_line(error: BaseException) -> str:
     return f'{type(error).__name__}: {lines[0]}' if lines else type(error).__name__
 
 
-def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor], depth: int = 4) -> Any:
-    """Return `value` with every tensor in its tuples, lists and dicts changed; the same object if there is none."""
+def map_tensors(
+    value: Any, change: Callable[[torch.Tensor, tuple[Any, ...]], torch.Tensor], keys: tuple[Any, ...] = (), depth: int = 4
+) -> Any:
+    """Return `value` with every tensor in its tuples, lists and dicts changed; the same object if there is none.
+
+    Args:
+        value: A tensor, or containers of them.
+        change: Called with a tensor and the keys that lead to it.
+        keys: The keys that lead to `value`.
+        depth: How many containers deep to look.
+    """
     if isinstance(value, torch.Tensor):
-        return change(value)
+        return change(value, keys)
     if depth and type(value) in (tuple, list):
-        found = [map_tensors(item, change, depth - 1) for item in value]
+        found = [map_tensors(item, change, (*keys, number), depth - 1) for number, item in enumerate(value)]
         return type(value)(found) if any(new is not old for new, old in zip(found, value)) else value
     if depth and type(value) is dict:
-        changed = {key: map_tensors(item, change, depth - 1) for key, item in value.items()}
+        changed = {key: map_tensors(item, change, (*keys, key), depth - 1) for key, item in value.items()}
         return changed if any(changed[key] is not value[key] for key in value) else value
     return value

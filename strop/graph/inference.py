@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -271,13 +272,18 @@ class OperatorMode(TorchDispatchMode):
 
 # Getters are new objects at every access, which are equal but not identical.
 _SIZES = frozenset({torch.Tensor.shape.__get__, torch.Tensor.size})  # type: ignore[attr-defined]
+# On the meta device tensors still tell their own one: what Python does may depend on it, caches are kept by it.
+_DEVICES = frozenset({torch.Tensor.device.__get__})  # type: ignore[attr-defined]
+_MOVES = frozenset({torch.Tensor.to, torch.Tensor.type})
+_STAYS = frozenset({torch.Tensor.cpu, torch.Tensor.cuda})
+_META = torch.device('meta')
 _NUMEL = frozenset({torch.Tensor.numel, torch.Tensor.nelement})
 
 
 class FunctionMode(TorchFunctionMode):
     """Give sizes with expressions to Python, and note which lengths its calls demand."""
 
-    def __init__(self, tracer: Tracer, device: str | None) -> None:
+    def __init__(self, tracer: Tracer, device: torch.device | None) -> None:
         super().__init__()
         self.tracer = tracer
         self.device = device
@@ -288,8 +294,15 @@ class FunctionMode(TorchFunctionMode):
             return self._size(func, args, kwargs)
         if func in _NUMEL:
             return self._numel(args[0])
-        if self.device is not None and func in _device_constructors() and kwargs.get('device') is None:
-            kwargs = {**kwargs, 'device': self.device}
+        if self.device is not None:
+            if func in _DEVICES:
+                return self.device
+            if 'device' in kwargs or func in _device_constructors():
+                kwargs = {**kwargs, 'device': 'meta'}
+            if any(isinstance(value, torch.device) or (type(value) is str and func in _MOVES) for value in args):
+                args = [_META if isinstance(value, torch.device) or type(value) is str else value for value in args]
+            elif func in _STAYS:
+                return args[0]
         out = func(*args, **kwargs)
         rule = _length_rules.get(func)
         if rule is not None:
@@ -400,6 +413,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], level: str) -> Trace:
     tracer = Tracer(module_paths(model))
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device('cpu'))
     fake = FakeTensorMode(allow_non_fake_inputs=True) if level == 'fake' else None
     with untouched(model), seeded(0, 'trace'), torch.no_grad(), ExitStack() as stack:
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide every axis
@@ -416,7 +430,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
         if fake is not None:
             stack.enter_context(fake)
         stack.enter_context(OperatorMode(tracer, level == 'meta'))
-        stack.enter_context(FunctionMode(tracer, 'meta' if level == 'meta' else None))
+        stack.enter_context(FunctionMode(tracer, device if level == 'meta' else None))
         out = model(*inputs[0], **inputs[1])
     for tensor in output_tensors(out):
         for term in tracer.axes(tensor):
@@ -449,6 +463,13 @@ def _substitute(model: nn.Module, tracer: Tracer, level: str, fake: FakeTensorMo
             known[id(tensor)] = found
         return found
 
+    def kept(path: str, tensor: torch.Tensor, keys: tuple[Any, ...]) -> torch.Tensor:
+        found = stand_in(tensor)
+        if id(tensor) not in named:
+            attributes[AttributePath(path, keys)] = tuple(tracer.axes(found))
+        return found
+
+    named = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -467,11 +488,10 @@ def _substitute(model: nn.Module, tracer: Tracer, level: str, fake: FakeTensorMo
         for name, value in list(vars(module).items()):
             if isinstance(value, torch.Tensor) or type(value) in (tuple, list, dict):
                 if name not in _BOOKKEEPING:
-                    changed = map_tensors(value, stand_in)
+                    # Also what an earlier forward left in a cache.
+                    changed = map_tensors(value, partial(kept, path), (name,))
                     if changed is not value:
                         module.__dict__[name] = changed
-                        if isinstance(changed, torch.Tensor):
-                            attributes[AttributePath(path, (name,))] = tuple(tracer.axes(changed))
         tag_attributes(module, path, ints)
     return tensors, attributes, ints
 

@@ -342,7 +342,7 @@ def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float
             continue
         for name, value in list(vars(module).items()):
             if name not in ('_parameters', '_buffers', '_modules'):
-                changed = map_tensors(value, lambda tensor: _cast(tensor, dtype))
+                changed = map_tensors(value, lambda tensor, _: _cast(tensor, dtype))
                 if changed is not value:
                     module.__dict__[name] = changed
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:

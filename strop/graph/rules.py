@@ -36,7 +36,10 @@ Axes = list[Term]
 
 def _broadcast(call: Call, tensors: Sequence[torch.Tensor]) -> Axes:
     """Unify the axes that meet when tensors are broadcast; return those of the result."""
-    shapes = [call.axes(tensor) for tensor in tensors]
+    return _broadcast_axes(call, [call.axes(tensor) for tensor in tensors])
+
+
+def _broadcast_axes(call: Call, shapes: Sequence[Axes]) -> Axes:
     result: Axes = []
     for place in range(1, max(map(len, shapes), default=0) + 1):
         found: Term = ONE
@@ -564,6 +567,15 @@ def _softmax(call: Call) -> Axes:
     return axes
 
 
+@axis_rule(aten.nll_loss_forward, aten.nll_loss2d_forward)
+def _nll_loss(call: Call) -> Any:
+    for tensor in _tensors(call.args[:3]):
+        for number, term in enumerate(call.axes(tensor)):
+            # The targets are numbers of classes, and every other position counts in the mean.
+            call.freeze(term, 'index' if number == 1 or tensor.dim() == 1 else 'position')
+    return _constants(call, 'index')
+
+
 @axis_rule(aten.cumsum, aten.cumprod, aten.logcumsumexp, aten.cumsum_)
 def _cumsum(call: Call) -> Axes:
     axes = call.axes(call.args[0])
@@ -684,9 +696,10 @@ def _baddbmm(call: Call) -> Axes:
 def _batched(call: Call, one: Axes, two: Axes) -> Axes:
     unify(one[0], two[0], call.reason('layout'))
     unify(one[2], two[1], call.reason('layout'))
-    mark(one[0], 'heads')
-    mark(one[2], 'head_dim')
-    mark(two[2], 'head_dim')
+    if not is_constant(one[0]):  # else it is a batch of ordinary products
+        mark(one[0], 'heads')
+        mark(one[2], 'head_dim')
+        mark(two[2], 'head_dim')
     return [one[0], one[1], two[2]]
 
 
@@ -941,8 +954,7 @@ def _cdist(call: Call) -> Axes:
     one, two = call.axes(call.args[0]), call.axes(call.args[1])
     unify(one[-1], two[-1], call.reason('layout'))
     span(one[-1], 'cdist')
-    lead = _constants(call)[:-2]
-    return [*lead, one[-2], two[-2]]
+    return [*_broadcast_axes(call, [one[:-2], two[:-2]]), one[-2], two[-2]]
 
 
 # -- custom operators ----------------------------------------------------------------------------

@@ -130,8 +130,13 @@ def resolve(term: Term) -> Term:
     if type(term) is Atom:
         if term.bound is None:
             return term
-        found = resolve(term.bound)
-        term.bound = found
+        chain, found = [], term  # a loop: a thousand residual blocks bind a thousand atoms in a row
+        while type(found) is Atom and found.bound is not None:
+            chain.append(found)
+            found = found.bound  # type: ignore[assignment]
+        found = resolve(found)  # type: ignore[assignment]
+        for atom in chain:
+            atom.bound = found
         return found
     if type(term) is Prod:
         factors = [resolve(factor) for factor in term.factors]
@@ -246,7 +251,7 @@ def split_prod(term: Term, outer: int) -> tuple[Term, Term]:
         return ONE, term
     if outer == size:
         return term, ONE
-    if outer < 1 or size % outer:
+    if outer < 1 or not size or size % outer:
         raise Incompatible
     inner = size // outer
     if type(term) is Atom:
