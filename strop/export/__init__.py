@@ -1,4 +1,4 @@
-"""Export: a fixed subnet as recipe and weights, as a `torch.export` program, as ONNX; each compared with its model."""
+"""Export: a subnet or pruned model as recipe and weights, a `torch.export` program, ONNX; each compared with its model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from strop.export.convert import FORMATS, export
 from strop.export.factory import supernet_config
 from strop.export.programs import export_onnx, export_program
 from strop.export.recipe import load_recipe, plain_subnet, read_recipe, recipe_schema, save_recipe
+from strop.export.slim import load_slim, save_slim
 
 __all__ = [
-    'FORMATS', 'ExportedFile', 'Inputs', 'export', 'export_onnx', 'export_program', 'load_recipe', 'plain_subnet',
-    'random_inputs', 'read_recipe', 'recipe_schema', 'save_recipe', 'supernet_config',
+    'FORMATS', 'ExportedFile', 'Inputs', 'export', 'export_onnx', 'export_program', 'load_recipe', 'load_slim',
+    'plain_subnet', 'random_inputs', 'read_recipe', 'recipe_schema', 'save_recipe', 'save_slim', 'supernet_config',
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A fixed subnet as a recipe and its weights: `recipe.json` beside `model.safetensors`, data and nothing else."""
+"""A fixed subnet, or a pruned model, as a recipe and its weights: `recipe.json` beside `model.safetensors`, data only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -19,6 +20,7 @@ import strop
 from strop.algorithms import BaseAlgorithm, PlainArchitecture
 from strop.errors import ConfigError, ExportError, StropError, SubnetError, listed
 from strop.export.comparison import ExportedFile, Inputs, compared, named_outputs, outputs_of, source_of
+from strop.export.cut import Cut
 from strop.export.factory import Trust, build, checked, describe, supernet_config
 from strop.export.folder import atomic_folder
 from strop.export.weights import FILE, digest_of, load_weights, read_weights, same_bits, write_weights
@@ -26,7 +28,8 @@ from strop.files import read_text
 from strop.mutables import Space, Subnet, bind, choices_of, current_subnet, extract, fix, mutables_of, read_document, space_of
 from strop.randomness import seeded
 
-VERSION = 1
+#: Recipes of pruned models are of version 2; others are still written as version 1.
+VERSION = 2
 
 AnySubnet = Mapping[str, Any] | str | os.PathLike[str]
 AnyFactory = str | Callable[..., nn.Module] | Mapping[str, Any]
@@ -206,20 +209,58 @@ def write_recipe(
     choices: dict[str, Any] = {}
     rebuilt: nn.Module | None = None
     if check:
-        original = _built(supernet, factory)
-        choices = _choices(original, subnet)
-        rebuilt = _reduced(original, choices)
+        original = built_by(supernet, factory)
+        choices = choices_for(original, subnet)
+        rebuilt = reduced(original, choices)
     elif subnet is not None:
         choices = dict(subnet) if isinstance(subnet, Mapping) else choices_of(read_document(subnet, 'a subnet file'))
-    table = write_weights(plain, folder / FILE)
+    return write_files(
+        plain,
+        folder,
+        {'supernet': supernet, 'choices': choices},
+        rebuilt=rebuilt,
+        example_inputs=example_inputs,
+        note=note,
+    )
+
+
+def write_files(
+    plain: nn.Module,
+    folder: Path,
+    parts: Mapping[str, Any],
+    *,
+    rebuilt: nn.Module | None = None,
+    cut: Cut | None = None,
+    example_inputs: Any = None,
+    note: Any = None,
+) -> ExportedFile:
+    """Write weights, recipe and README of a plain model.
+
+    Args:
+        plain: The model.
+        folder: An empty folder.
+        parts: How it is built: `supernet` and `choices`.
+        rebuilt: What they build; it is cut, given the weights and compared with `plain`. None for no comparison.
+        cut: What pruning took away.
+        example_inputs: Inputs to compare outputs on.
+        note: Kept in the recipe.
+
+    Raises:
+        ConfigError: If the recipe cannot be written as JSON.
+        ExportError: If the rebuilt model is another one.
+    """
+    table = write_weights(plain, folder / FILE, cut.tensors(plain) if cut is not None else {})
     if rebuilt is not None:
-        _check_same(plain, rebuilt, read_weights(folder / FILE, table), example_inputs)
+        weights = read_weights(folder / FILE, table)
+        if cut is not None:
+            cut.apply(rebuilt, weights, True, 'The recipe')
+        check_same(plain, rebuilt, weights, example_inputs, cut.extra if cut is not None else ())
     inputs = Inputs.of(example_inputs).bound(plain)[0] if example_inputs is not None else None
     recipe = {
         'strop': 'recipe',
-        'version': VERSION,
-        'supernet': supernet,
-        'choices': choices,
+        'version': 1 if cut is None else VERSION,
+        **parts,
+        **({} if cut is None else {'cut': cut.to_dict()}),
         'weights': {'file': FILE, 'sha256': digest_of(folder / FILE), 'tensors': table},
         'inputs': inputs.shapes() if inputs is not None else {},
         'versions': {'strop': strop.__version__, 'torch': str(torch.__version__), 'python': platform.python_version()},
@@ -231,26 +272,34 @@ def write_recipe(
         raise ConfigError(
             f'The recipe cannot be written as JSON: {error}. `note` and the choices hold text, numbers, lists, mappings.'
         ) from None
-    (folder / 'recipe.json').write_text(text, encoding='utf-8')
+    (folder / 'recipe.json').write_text(_compact(text), encoding='utf-8')
     (folder / 'README.md').write_text(_readme(plain, recipe), encoding='utf-8')
+    checked_on = inputs if rebuilt is not None else None
     return ExportedFile(
         path=folder,
         format='recipe',
         size_bytes=sum(file.stat().st_size for file in (folder / FILE, folder / 'recipe.json', folder / 'README.md')),
-        batches=(inputs.batch,) if inputs is not None and inputs.batch is not None and check else (),
-        max_abs_error=0.0 if inputs is not None and check else None,
-        max_rel_error=0.0 if inputs is not None and check else None,
+        batches=(checked_on.batch,) if checked_on is not None and checked_on.batch is not None else (),
+        max_abs_error=0.0 if checked_on is not None else None,
+        max_rel_error=0.0 if checked_on is not None else None,
     )
 
 
-def _built(supernet: Mapping[str, Any], factory: AnyFactory) -> nn.Module:
+def _compact(text: str) -> str:
+    """Put lists of numbers on one line; a string of JSON has no line breaks, so none is touched."""
+    return re.sub(r'\[\n[-\d,\s]*\]', lambda found: '[' + ' '.join(found.group()[1:-1].split()) + ']', text)
+
+
+def built_by(supernet: Mapping[str, Any], factory: AnyFactory) -> nn.Module:
+    """Build what the `supernet` part of a recipe describes, given what it was described from."""
     with seeded(0, 'recipe'):
         if callable(factory):
             return plain_of(checked(factory(**supernet['args']), f'the factory {supernet["factory"]!r}'))
         return plain_of(build(supernet, Trust(everything=True), 'the recipe'))
 
 
-def _choices(original: nn.Module, subnet: AnySubnet | None) -> dict[str, Any]:
+def choices_for(original: nn.Module, subnet: AnySubnet | None) -> dict[str, Any]:
+    """Return the choices that make a plain model of `original`: none if it has nothing to decide."""
     if not mutables_of(original):
         return {}
     if subnet is None:
@@ -262,7 +311,8 @@ def _choices(original: nn.Module, subnet: AnySubnet | None) -> dict[str, Any]:
     return dict(answered(subnet, space_of(original)))
 
 
-def _reduced(original: nn.Module, choices: Mapping[str, Any]) -> nn.Module:
+def reduced(original: nn.Module, choices: Mapping[str, Any]) -> nn.Module:
+    """Return the subnet of `original`, or `original` itself where nothing is to be decided."""
     if mutables_of(original):
         return extract(original, choices)
     if choices:
@@ -270,17 +320,27 @@ def _reduced(original: nn.Module, choices: Mapping[str, Any]) -> nn.Module:
     return original
 
 
-def _check_same(plain: nn.Module, rebuilt: nn.Module, weights: dict[str, torch.Tensor], example_inputs: Any) -> None:
-    """Raise unless `rebuilt` with `weights` is `plain`: names, values, other buffers, and outputs if there are inputs."""
+def check_same(
+    plain: nn.Module,
+    rebuilt: nn.Module,
+    weights: dict[str, torch.Tensor],
+    example_inputs: Any,
+    extra: Sequence[str] = (),
+) -> None:
+    """Raise unless `rebuilt` with `weights` is `plain`: names, values, other buffers, and outputs if there are inputs.
+
+    Raises:
+        ExportError: If it is not.
+    """
     try:
-        load_weights(rebuilt, weights, True, 'The recipe')
+        load_weights(rebuilt, {name: value for name, value in weights.items() if name not in extra}, True, 'The recipe')
     except ExportError as error:
         raise ExportError(
             f'{error} The factory must build the supernet that the model was taken from, with the same arguments.'
         ) from None
     buffers = dict(rebuilt.named_buffers())
     for name, buffer in plain.named_buffers():
-        if name not in weights and (name not in buffers or not same_bits(buffer, buffers[name])):
+        if (name not in weights or name in extra) and (name not in buffers or not same_bits(buffer, buffers[name])):
             raise ExportError(
                 f'The buffer {name!r} is not persistent, and the rebuilt model has other values in it, so it would be '
                 'lost. Register it '
@@ -300,21 +360,25 @@ def _check_same(plain: nn.Module, rebuilt: nn.Module, weights: dict[str, torch.T
 
 
 def _readme(plain: nn.Module, recipe: Mapping[str, Any]) -> str:
-    supernet = recipe['supernet']
-    packages = [module.partition('.')[0] for module in supplied(supernet)]
-    consent = f', allow={sorted(set(packages))!r}' if packages else ''
-    built = f'`{supernet["factory"]}`' if 'factory' in supernet else f'a config of type `{supernet["config"]["type"]}`'
     parameters = sum(parameter.numel() for parameter in plain.parameters())
+    supernet = recipe.get('supernet')
+    if supernet is None:
+        what, call = f'a `{type(plain).__name__}`', "load_slim('path/to/this/folder', original)  # a model as before pruning"
+    else:
+        packages = [module.partition('.')[0] for module in supplied(supernet)]
+        consent = f', allow={sorted(set(packages))!r}' if packages else ''
+        built = f'`{supernet["factory"]}`' if 'factory' in supernet else f'a config of type `{supernet["config"]["type"]}`'
+        what, call = f'the model that {built} builds', f"load_recipe('path/to/this/folder'{consent})"
+    title, kind = ('A pruned model', 'Pruned from') if 'cut' in recipe else ('A subnet', 'One subnet of')
     lines = [
-        f'# A subnet with {parameters:,} parameters',
+        f'# {title} with {parameters:,} parameters',
         '',
-        f'One subnet of the model that {built} builds, saved by Strop {recipe["versions"]["strop"]}: '
-        '`recipe.json` says how to build it,',
+        f'{kind} {what}, saved by Strop {recipe["versions"]["strop"]}: `recipe.json` says how to build it,',
         f'`{FILE}` holds its weights. No pickle.',
         '',
         '```python',
-        'from strop.export import load_recipe',
-        f"model = load_recipe('path/to/this/folder'{consent})",
+        f'from strop.export import {call.partition("(")[0]}',
+        f'model = {call}',
         'outputs = model(inputs)  # a plain torch.nn.Module, in eval mode',
         '```',
         '',
@@ -376,7 +440,9 @@ def load_recipe(
     strict: bool = True,
     device: str | torch.device = 'cpu',
 ) -> nn.Module:
-    """Build the subnet of a recipe from its original class and load its weights; the result is a plain model in eval mode.
+    """Build the subnet or pruned model of a recipe from its original class and load its weights.
+
+    The result is a plain model in eval mode.
 
     Nothing is unpickled. Code runs only where the recipe names a class or function that is permitted: model classes of
     Strop and `torch.nn`, classes that are registered already, and what the arguments below add. The random state of the
@@ -384,7 +450,8 @@ def load_recipe(
 
     Args:
         folder: What `save_recipe` wrote.
-        factory: A function that builds the supernet, to be called with the recipe's arguments instead of the named one.
+        factory: A function that builds the supernet, or the model as it was before pruning, to be called with the recipe's
+            arguments instead of the named one.
         allow: Packages or modules whose functions and classes the recipe may name.
         trust: Let it name anything: only for recipes of known origin.
         strict: Refuse weights that differ in names, shapes or checksum; False loads what fits and logs the rest.
@@ -401,7 +468,12 @@ def load_recipe(
     path = path.parent if path.is_file() else path
     recipe = read_recipe(path)
     weights = read_weights(path / FILE, recipe['weights']['tensors'])
-    supernet = recipe['supernet']
+    supernet = recipe.get('supernet', {})
+    if factory is None and not supernet:
+        raise ExportError(
+            f'{path / "recipe.json"} does not say what builds the original model: give factory=..., a function that returns '
+            'one, or load it with load_slim(folder, original).'
+        )
     with seeded(0, 'recipe'):
         if factory is None:
             built = build(supernet, consent, path / 'recipe.json')
@@ -410,9 +482,13 @@ def load_recipe(
         else:
             built = checked(factory(**supernet.get('args', {})), '`factory`')
         try:
-            model = _reduced(plain_of(built), recipe['choices'])
+            model = reduced(plain_of(built), recipe['choices'])
         except SubnetError as error:
             raise type(error)(f'{path / "recipe.json"}: {error}') from None
+    if 'cut' in recipe:
+        cut = Cut.from_dict(recipe['cut'])
+        cut.apply(model, weights, strict, path / 'recipe.json')
+        weights = {name: value for name, value in weights.items() if name not in cut.extra}
     load_weights(model, weights, strict, path / FILE)
     if strict and digest_of(path / FILE) != recipe['weights']['sha256']:
         raise ExportError(

@@ -20,8 +20,8 @@ FILE = 'model.safetensors'
 Table = dict[str, dict[str, Any]]
 
 
-def write_weights(model: nn.Module, path: str | os.PathLike[str]) -> Table:
-    """Write the `state_dict` of `model` and return what was written.
+def write_weights(model: nn.Module, path: str | os.PathLike[str], extra: Mapping[str, torch.Tensor] | None = None) -> Table:
+    """Write the `state_dict` of `model`, and `extra` tensors beside it, and return what was written.
 
     Tensors that are one and the same memory (tied weights) are written once; views are written as what they show.
 
@@ -40,7 +40,7 @@ def write_weights(model: nn.Module, path: str | os.PathLike[str]) -> Table:
     tensors: dict[str, torch.Tensor] = {}
     first_of: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
-    for name, value in model.state_dict().items():
+    for name, value in {**model.state_dict(), **(extra or {})}.items():
         _check_tensor(name, value)
         table[name] = {'dtype': str(value.dtype).removeprefix('torch.'), 'shape': list(value.shape)}
         place = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())

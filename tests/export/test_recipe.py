@@ -456,7 +456,7 @@ def test_subnets_that_do_not_fit(tmp_path):
         ('[]', ExportError, 'breaks the schema'),
         ('[' * 100_000, ExportError, 'is not JSON'),
         ('{"strop": "recipe", "version": NaN}', ExportError, 'NaN is no JSON'),
-        ('{"strop": "recipe", "version": 2}', ExportError, 'version 2; this Strop reads up to version 1'),
+        ('{"strop": "recipe", "version": 3}', ExportError, 'version 3; this Strop reads up to version 2'),
         ('{"strop": "recipe", "version": 1}', ExportError, "'supernet' is a required property"),
         ('{"strop": "subnet", "version": 1, "choices": {}}', ExportError, 'breaks the schema'),
         (pickle.dumps({'strop': 'recipe'}), UnsafeFileError, 'never unpickled'),
