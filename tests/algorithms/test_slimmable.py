@@ -11,7 +11,7 @@ from strop.algorithms import SlimmableNetwork
 from strop.engine import build_runner
 from strop.errors import ComponentTypeError, ConfigError, TrainingError
 from strop.mutables import attachments, extract
-from strop.registry import MODEL_WRAPPERS, MODELS
+from strop.registry import MODELS
 
 UNITS = dict(type='SlimmableChannelUnit', units={'module.0': dict(candidate_choices=[2, 4, 8])})
 MUTATOR = dict(type='SlimmableChannelMutator', channel_unit_cfg=UNITS, parse_cfg=dict(demo_input=(2, 3, 6, 6)))
@@ -182,43 +182,3 @@ def test_training_and_validation_with_the_runner(tmp_path):
         with torch.no_grad():
             hits = deployed.architecture(deployed.data_preprocessor({'inputs': images}, False)['inputs']).argmax(1) == labels
         assert metrics[f'subnet_{index}.accuracy/top1'] == pytest.approx(100 * hits.double().mean().item())
-
-
-# -- two processes -------------------------------------------------------------------------------
-
-
-def without_norms():
-    torch.manual_seed(0)
-    network = SlimmableNetwork(
-        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double(),
-        dict(
-            type='SlimmableChannelMutator',
-            channel_unit_cfg=dict(type='SlimmableChannelUnit', units={'module.0': dict(candidate_choices=[2, 5, 8])}),
-            parse_cfg=dict(demo_input=(2, 4)),
-        ),
-    )
-    return network, torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 2
-
-
-def train_rank(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
-    network, inputs, labels = without_norms()
-    wrapped = MODEL_WRAPPERS.build(dict(type='SlimmableNetworkDDP', module=network))
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    for _ in range(3):
-        wrapped.train_step((inputs[rank::2], labels[rank::2]), optimizer)
-    torch.save(network.state_dict(), f'{folder}/{rank}.pt')
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_train_as_one_on_the_whole_batch(tmp_path):
-    torch.multiprocessing.start_processes(train_rank, (str(tmp_path),), nprocs=2, start_method='fork')  # no imports anew
-    network, inputs, labels = without_norms()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-    for _ in range(3):
-        network.train_step((inputs, labels), optimizer)
-    states = [torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1)]
-    for name, value in network.state_dict().items():
-        assert torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(states[0][name], value)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.algorithms import SPOS
+from strop.algorithms import SPOS, SlimmableNetwork
 from strop.engine import DistributedAlgorithm, build_runner, start_process_group
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
@@ -29,17 +29,25 @@ def linear_supernet():
     return SPOS(nn.Sequential(*layers, nn.Linear(4, 2)), seed=0)
 
 
+def slimmable():
+    """A slimmable network without batch norms."""
+    torch.manual_seed(0)
+    units = dict(type='SlimmableChannelUnit', units={'module.0': dict(candidate_choices=[2, 5, 8])})
+    mutator = dict(type='SlimmableChannelMutator', channel_unit_cfg=units, parse_cfg=dict(demo_input=(2, 4)))
+    return SlimmableNetwork(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), mutator)
+
+
 # One script does everything, since starting two processes and their imports is what takes the time.
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from engine.test_distributed import POINTS, linear_supernet
+from engine.test_distributed import POINTS, linear_supernet, slimmable
 from engine.tiny import preprocessor, search_config, supernet, train_config
 from strop.algorithms import BaseAlgorithm
 from strop.engine import DistributedAlgorithm, build_runner
-from strop.registry import MODELS
+from strop.registry import MODEL_WRAPPERS, MODELS
 
 rank, out = int(os.environ['RANK']), sys.argv[1]
 
@@ -77,6 +85,12 @@ optimizer = torch.optim.SGD(spos.parameters(), lr=0.5)
 for _ in range(4):
     wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
 torch.save(spos.state_dict(), f'{{out}}/linear_{{rank}}.pt')
+network = slimmable()
+wrapped = MODEL_WRAPPERS.build(dict(type='SlimmableNetworkDDP', module=network))
+optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+for _ in range(3):
+    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
+torch.save(network.state_dict(), f'{{out}}/slimmable_{{rank}}.pt')
 search = build_runner(search_config(), task='search', work_dir=f'{{out}}/search', launcher='pytorch')
 search.train()
 assert (search.train_loop.result is None) == (rank == 1)
@@ -126,13 +140,14 @@ def test_ranks_draw_the_subnets_that_one_process_draws(two_processes, tmp_path):
     assert subnets == json.loads((two_processes / 'SPOS_0.json').read_text())[0]
 
 
-def test_gradients_are_those_of_the_whole_batch(two_processes):
-    spos = linear_supernet()
-    optimizer = torch.optim.SGD(spos.parameters(), lr=0.5)
-    for _ in range(4):
-        spos.train_step(POINTS, optimizer)
-    states = [torch.load(two_processes / f'linear_{rank}.pt') for rank in (0, 1)]
-    for name, value in spos.state_dict().items():
+@pytest.mark.parametrize(('name', 'make', 'steps'), [('linear', linear_supernet, 4), ('slimmable', slimmable, 3)])
+def test_gradients_are_those_of_the_whole_batch(two_processes, name, make, steps):
+    algorithm = make()
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
+    for _ in range(steps):
+        algorithm.train_step(POINTS, optimizer)
+    states = [torch.load(two_processes / f'{name}_{rank}.pt') for rank in (0, 1)]
+    for name, value in algorithm.state_dict().items():
         assert torch.equal(states[0][name], states[1][name])
         assert torch.allclose(states[0][name], value, atol=1e-6)
 
