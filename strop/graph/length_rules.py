@@ -30,15 +30,16 @@ def _shape(lengths: Lengths, out: torch.Tensor, sizes: Any) -> None:
     if len(sizes) != len(terms):
         return
     for size, term in zip(sizes, terms):
-        if isinstance(size, int) and int(size) == term.size:
-            lengths.demand(size, term)
+        number = size if isinstance(size, int) else int(size)  # an int of NumPy, or a tensor
+        if number == term.size:
+            lengths.demand(number, term)
 
 
 @length_rule(T.view, T.reshape, torch.reshape)
 def _view(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None:
     sizes = kwargs.get('shape', kwargs.get('size'))
     sizes = _flat(args[1:]) if sizes is None else list(sizes)
-    if sizes and isinstance(sizes[0], int):
+    if sizes and not isinstance(sizes[0], torch.dtype):
         _shape(lengths, out, sizes)
 
 
