@@ -31,7 +31,7 @@ def _shape(lengths: Lengths, out: torch.Tensor, sizes: Any) -> None:
         return
     for size, term in zip(sizes, terms):
         number = size if isinstance(size, int) else int(size)  # an int of NumPy, or a tensor
-        if number == term.size:
+        if int(number) == term.size:
             lengths.demand(number, term)
 
 
