@@ -403,8 +403,9 @@ class ElasticWidths(Attachment):
                     slicing.take(f'{names[id(norm)]}.{name}', tensor).copy_(other)
         slicing.apply(parent, inplace=True)
 
-    def release(self, model: nn.Module) -> None:
-        """Leave `model`: it is whole again, and this child and its hooks are gone from it."""
+    def release(self, parent: nn.Module) -> None:
+        """Leave `parent`, the model: it is whole again, and this child and its hooks are gone from it."""
+        model = parent
         for hooks in (model._forward_pre_hooks, model._forward_hooks):
             for number in [number for number, hook in hooks.items() if getattr(hook, '__self__', None) is self]:
                 del hooks[number]

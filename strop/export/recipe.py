@@ -25,7 +25,20 @@ from strop.export.factory import Trust, build, checked, describe, supernet_confi
 from strop.export.folder import atomic_folder
 from strop.export.weights import FILE, digest_of, load_weights, read_weights, same_bits, write_weights
 from strop.files import read_text
-from strop.mutables import Space, Subnet, bind, choices_of, current_subnet, extract, fix, mutables_of, read_document, space_of
+from strop.mutables import (
+    Attachment,
+    Space,
+    Subnet,
+    attachments,
+    bind,
+    choices_of,
+    current_subnet,
+    extract,
+    fix,
+    mutables_of,
+    read_document,
+    space_of,
+)
 from strop.randomness import seeded
 
 #: Recipes of pruned models are of version 2; others are still written as version 1.
@@ -55,12 +68,17 @@ def plain_of(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, BaseAlgorithm):
             model = model.architecture
-        elif isinstance(model, parallel) or (isinstance(model, PlainArchitecture) and isinstance(model.module, nn.Module)):
+        elif isinstance(model, parallel) or (isinstance(model, PlainArchitecture) and not _attached(model)):
             model = model.module
         elif isinstance(getattr(model, '_orig_mod', None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _attached(model: nn.Module) -> bool:
+    # What is attached to a wrapper decides about the network inside, which must not be taken out before.
+    return any(isinstance(child, Attachment) for child in model.children())
 
 
 def plain_subnet(model: nn.Module, subnet: AnySubnet | None = None) -> nn.Module:
@@ -75,7 +93,7 @@ def plain_subnet(model: nn.Module, subnet: AnySubnet | None = None) -> nn.Module
         SubnetError: If the subnet does not fit.
     """
     plain = plain_of(model)
-    return fix(_decided(plain, subnet)) if mutables_of(plain) else plain
+    return plain_of(fix(_decided(plain, subnet))) if mutables_of(plain) else plain
 
 
 def _decided(supernet: nn.Module, subnet: AnySubnet | None) -> nn.Module:
@@ -194,12 +212,18 @@ def write_recipe(
     check: bool = True,
 ) -> ExportedFile:
     """Write the files of `save_recipe` into a folder that exists."""
+    fixed: AnySubnet | None = None
+    cut: Cut | None = None
     if isinstance(factory, Mapping):
         factory, fixed = supernet_config(factory)
         subnet = fixed if subnet is None else subnet
     supernet = describe(factory, factory_args)
     given = plain_of(model)
-    if mutables_of(given):
+    if attachments(given):
+        plain, whole, subnet = _widths_apart(_decided(given, subnet))
+        subnet = fixed if subnet is None else subnet
+        cut = Cut.between(whole, plain)
+    elif mutables_of(given):
         twin = _decided(given, subnet)
         bind(twin, groups=[])  # groups are the mutator's; what the factory builds has none
         subnet = current_subnet(twin)
@@ -219,9 +243,23 @@ def write_recipe(
         folder,
         {'supernet': supernet, 'choices': choices},
         rebuilt=rebuilt,
+        cut=cut,
         example_inputs=example_inputs,
         note=note,
     )
+
+
+def _widths_apart(twin: nn.Module) -> tuple[nn.Module, nn.Module, Subnet | None]:
+    """Return the plain model of a decided one, the same at full width, and the decisions that are not about widths."""
+    whole = copy.deepcopy(twin)
+    for parent, attached in attachments(whole):
+        attached.release(parent)
+    subnet: Subnet | None = None
+    if mutables_of(whole):
+        bind(whole, groups=[])
+        subnet = current_subnet(whole)
+        whole = fix(whole)
+    return plain_of(fix(twin)), plain_of(whole), subnet
 
 
 def write_files(

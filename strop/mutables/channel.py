@@ -449,6 +449,8 @@ class Attachment(nn.Module):
     >>> class Note(Attachment):
     ...     def settle(self, parent):
     ...         del parent.note
+    ...
+    ...     release = settle
     >>> Note()(3)
     3
     """
@@ -456,6 +458,10 @@ class Attachment(nn.Module):
     @abstractmethod
     def settle(self, parent: nn.Module) -> None:
         """Make the current decisions permanent in `parent` and remove this child from it."""
+
+    @abstractmethod
+    def release(self, parent: nn.Module) -> None:
+        """Leave `parent` as it was without this child; nothing of it becomes permanent."""
 
     def forward(self, *inputs: Any) -> Any:
         """Return what it got."""
