@@ -33,6 +33,7 @@ from strop.randomness import seeded
 AxisRule = Callable[['Call'], Any]
 
 _rules: dict[Any, AxisRule] = {}
+_found: dict[Any, AxisRule] = {}
 _length_rules: dict[Any, Callable[..., None]] = {}
 
 
@@ -56,6 +57,7 @@ def axis_rule(*operators: Any) -> Callable[[AxisRule], AxisRule]:
     def register(rule: AxisRule) -> AxisRule:
         for operator in operators:
             _rules[operator] = rule
+        _found.clear()
         return rule
 
     return register
@@ -199,7 +201,7 @@ class Tracer:
         place = self._places.get((path, func), 0)
         self._places[path, func] = place + 1
         call = Call(self, func, args, kwargs, out, path, place)
-        rule = _rules.get(func) or _find_rule(func)
+        rule = _found.get(func) or _find_rule(func)
         taken = _stand_ins(args, self), {key: _stand_in(value, self) for key, value in kwargs.items()} if kwargs else {}
         found = rule(call)
         outs = [out] if isinstance(out, torch.Tensor) else [item for item in tree_leaves(out) if isinstance(item, torch.Tensor)]
@@ -220,9 +222,8 @@ class Tracer:
 def _find_rule(func: Any) -> AxisRule:
     packet = getattr(func, '_overloadpacket', func)
     default = 'pointwise' if torch.Tag.pointwise in getattr(func, 'tags', ()) else 'unknown'
-    rule = _rules.get(packet) or _rules.get(str(packet)) or _rules[default]
-    if rule is not _rules['unknown']:
-        _rules[func] = rule
+    rule = _rules.get(func) or _rules.get(packet) or _rules.get(str(packet)) or _rules[default]
+    _found[func] = rule
     return rule
 
 
@@ -253,7 +254,7 @@ class OperatorMode(TorchDispatchMode):
         if isinstance(func, torch._ops.OpOverload):
             if func.namespace == 'prim' or func is torch.ops.aten.sym_size.int:
                 return func(*args, **kwargs)
-            if func not in _rules and _find_rule(func) is _rules['unknown'] and func._can_decompose():
+            if (_found.get(func) or _find_rule(func)) is _rules['unknown'] and func._can_decompose():
                 with self:
                     decomposed = func.decompose(*args, **kwargs)
                 if decomposed is not NotImplemented:
