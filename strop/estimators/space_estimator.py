@@ -20,7 +20,7 @@ from strop.estimators.recorder import check_initialized
 from strop.estimators.supernet import NotSeparableError, mac_terms, parameter_terms, trace_supernet
 from strop.estimators.widths import WidthCosts
 from strop.graph import channel_units
-from strop.mutables import Binding, Guard, MutableChannelUnit, Subnet, attachments, bind, extract
+from strop.mutables import Binding, Guard, MutableChannelUnit, Space, Subnet, attachments, bind, extract
 from strop.randomness import counter_rng
 
 RESOURCES = ('macs', 'params', 'activation_bytes')
@@ -178,9 +178,12 @@ class SpaceEstimator:
     def alternatives(self) -> dict[str, dict[Any, tuple[int, int]]]:
         """Return key -> label of each alternative -> the (MACs, parameters) that it alone brings.
 
-        What depends on several decisions at once (a choice inside another) is not in it.
+        What depends on several decisions at once (a choice inside another) is not in it. For a width, which has no cost of
+        its own, they are those of the whole model with all other widths at their greatest.
         """
         result: dict[str, dict[Any, tuple[int, int]]] = {}
+        if self._widths is not None:
+            return self._widths.alternatives(self.space)
         for key, domain in self.space.items():
             result[key] = {}
             for index, label in enumerate(domain.labels):
@@ -342,7 +345,18 @@ class _WidthSpace:
             return None
         return cls(estimator, found[0])
 
+    def alternatives(self, space: Space) -> dict[str, dict[Any, tuple[int, int]]]:
+        """Return key -> label -> (MACs, parameters) with everything else at its greatest."""
+        full = dict(space.extreme(largest=True))
+        result: dict[str, dict[Any, tuple[int, int]]] = {}
+        for key, domain in space.items():
+            subnets = [space.subnet({**full, key: label}) for label in domain.labels]
+            columns = [self.estimate(subnets, resource).tolist() for resource in ('macs', 'params')]
+            result[key] = dict(zip(domain.labels, zip(*columns, strict=True), strict=True))
+        return result
+
     def estimate(self, subnets: Sequence[Subnet], resource: str) -> Array:
+        """Return a resource of each subnet."""
         values = []
         for subnet in subnets:
             wanted = {unit.unit: unit.width(subnet.choices[key]) for key, unit in self.units}

@@ -88,6 +88,18 @@ class Widths(Ordered):
         return min(range(len(self.numbers)), key=lambda index: (abs(self.numbers[index] - number), -index))
 
 
+@dataclass(frozen=True)
+class Networks(Widths):
+    """Positions of the networks of a slimmable one: a number is a position and never a width.
+
+    >>> Networks((0, 1), numbers=(4, 8), channels=8).parse(1)
+    (1,)
+    """
+
+    def _label_index(self, choice: Any) -> int | None:
+        return Ordered._label_index(self, choice)
+
+
 class MutableChannelUnit(Mutable):
     """A decision on how many channels of a unit are active; calling it gives that number.
 
@@ -429,15 +441,7 @@ class SlimmableChannelUnit(OneShotMutableChannelUnit):
         numbers = tuple(self.numbers())
         costs = tuple(float(number) for number in numbers)
         # Equal positions of all units are one decision, so the labels can't be the widths.
-        return _Networks(tuple(range(len(numbers))), costs, numbers=numbers, channels=self.num_channels)
-
-
-@dataclass(frozen=True)
-class _Networks(Widths):
-    """Positions of the networks of a slimmable one; a number is a position and never a width."""
-
-    def _label_index(self, choice: Any) -> int | None:
-        return Ordered._label_index(self, choice)
+        return Networks(tuple(range(len(numbers))), costs, numbers=numbers, channels=self.num_channels)
 
 
 class Attachment(nn.Module):

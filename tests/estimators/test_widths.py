@@ -62,6 +62,7 @@ def test_the_estimator_of_a_space_prices_widths():
         counted = count(extract(model, subnet), X)
         expected = {'macs': counted.macs, 'params': counted.params, 'activation_bytes': counted.activation_bytes}
         assert estimator.estimate(subnet) == expected
+    assert estimator.alternatives()['3'][2] == (36 * 8 * 27 + 16 * 2 * 72 + 32 * 5, WidthCosts(mutator.graph).params({'3': 2}))
     assert estimator.smallest('macs').value == 36 * 2 * 27 + 16 * 2 * 18 + 32 * 5
     assert estimator.largest('params').exact
     many = estimator.estimate_many([{'0': 4, '3': 2}, {'0': 8, '3': 6}], ['macs'])['macs']
