@@ -298,6 +298,8 @@ def _cut(call: Call, axes: Axes, dim: int, start: int | None, end: int | None, s
     size = term.size
     start = 0 if start is None else min(max(start + size if start < 0 else start, 0), size)
     end = size if end is None else min(max(end + size if end < 0 else end, start), size)
+    if step > 1 and start < step and end > size - step + start and size % step == 0:
+        start, end = 0, size  # one position of each group of `step`, whichever
     return [*axes[:dim], strided(call, split_cat(split_cat(term, end)[0], start)[1], step), *axes[dim + 1 :]]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -193,8 +194,10 @@ class ChannelGraph:
             variable.minimum = min(self._minimum if atom.size > _SMALL or atom in whole else 1, atom.size)
             variable.fixed = atom.frozen is not None
         self.system = LengthSystem(equations)
+        atom_of = {variable: atom for atom, variable in self._variables.items()}
         for variable, equation in self.system.locked.items():
-            for atom in self._atom_of.get(variable, ()):
+            atom = atom_of.get(variable)
+            if atom is not None:
                 literal = type(equation.left) is Number or type(equation.right) is Number
                 kind = 'literal' if literal else 'tie'
                 freeze(atom, Reason(kind, f'{text(equation.left)} {equation.op} {text(equation.right)} ({equation.where})'))
@@ -248,10 +251,6 @@ class ChannelGraph:
             variable = self._variables[atom] = Variable(f'axis {atom.serial}', atom.size)
         return variable
 
-    @property
-    def _atom_of(self) -> dict[Variable, list[Atom]]:
-        return {variable: [atom] for atom, variable in self._variables.items()}
-
     def _name(self) -> None:
         places: dict[Atom, list[Placement]] = {}
         first: dict[Atom, tuple[str, int]] = {}
@@ -272,11 +271,12 @@ class ChannelGraph:
             (place,) = places.pop(atom)
             freeze(atom, Reason('position', 'a parameter that nothing else shares'))
             self.frozen.append(FrozenAxis(place.tensor, place.axis, atom.size, atom.frozen))  # type: ignore[arg-type]
-        for wanted in (0, None):
+        # A unit is named after the weight that makes it, or else after whatever holds it.
+        for least, wanted in ((2, 0), (1, 0), (1, None)):
             for atom, found in places.items():
                 if atom not in first:
                     for place in found:
-                        if wanted is None or place.axis == wanted:
+                        if wanted in (None, place.axis) and len(self.tensors[place.tensor]) >= least:
                             first[atom] = place.tensor, place.axis
                             break
         order = {name: number for number, name in enumerate(self.tensors)}
@@ -343,9 +343,9 @@ class ChannelGraph:
             rounding: Multiples to prefer.
 
         Raises:
-            GraphError: If a unit does not exist.
+            GraphError: If a unit does not exist, or a length is no int.
         """
-        wanted = {self.unit(name).atom: int(value) for name, value in lengths.items()}
+        wanted = {self.unit(name).atom: _whole(name, value) for name, value in lengths.items()}
         values = self._fitted(wanted, rounding)
         return {name: values.get(unit.atom, unit.size) for name, unit in self.units.items()}
 
@@ -374,7 +374,7 @@ class ChannelGraph:
         indices: dict[str, torch.Tensor] = {}
         for name, chosen in keep.items():
             unit = self.unit(name)
-            index = torch.as_tensor(chosen, dtype=torch.long).flatten()
+            index = _index(name, chosen)
             if index.numel() and (int(index.min()) < 0 or int(index.max()) >= unit.size):
                 wrong = int(index.max()) if int(index.max()) >= unit.size else int(index.min())
                 raise GraphError(f'Unit {name!r} has indices 0 to {unit.size - 1}; got {wrong}.')
@@ -416,7 +416,7 @@ class ChannelGraph:
         Raises:
             GraphError: As `slicing`.
         """
-        return self.slicing({name: torch.arange(int(value)) for name, value in lengths.items()})
+        return self.slicing({name: torch.arange(max(_whole(name, value), 0)) for name, value in lengths.items()})
 
     def shrink(
         self,
@@ -512,6 +512,26 @@ _COMPUTE = {
     '//': lambda a, b: a // b,
     '%': lambda a, b: a % b,
 }
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise GraphError(f'The length of unit {name!r} is an int; got {value!r}.')
+
+
+def _index(name: str, chosen: Any) -> torch.Tensor:
+    try:
+        index = chosen.detach().cpu() if isinstance(chosen, torch.Tensor) else torch.as_tensor(chosen)
+    except (TypeError, ValueError, RuntimeError):
+        raise GraphError(f'The indices of unit {name!r} are a sequence of ints; got {chosen!r}.') from None
+    if not index.numel():
+        return torch.zeros(0, dtype=torch.long)
+    if index.dtype == torch.bool:
+        raise GraphError(f'The indices of unit {name!r} are ints; got a mask. mask.nonzero() gives its indices.')
+    if index.is_floating_point() or index.is_complex():
+        raise GraphError(f'The indices of unit {name!r} are ints; got {index.dtype}.')
+    return index.long().flatten()
 
 
 def _inside(name: str, module: str) -> bool:
