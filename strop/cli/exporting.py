@@ -18,7 +18,7 @@ from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
     strop export torchvision.models:resnet18 --format pt2 --out resnet18.pt2
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME')
 @click.option('--subnet', type=click.Path(exists=True, dir_okay=False), help='The subnet, for a supernet.')
 @click.option(
     '--checkpoint', type=click.Path(exists=True, dir_okay=False), help="The weights; the config's `load_from` by default."
@@ -68,17 +68,18 @@ def export(
         raise ConfigError(f'{target} is a supernet with {len(space)} decisions: give the subnet to export, --subnet FILE.')
     if subnet is not None and not len(space):
         raise ConfigError(f'--subnet is for a supernet, but {target} has nothing to decide.')
-    _load(found, checkpoint)
+    load_checkpoint(found, checkpoint)
     if subnet is not None:
         apply_subnet(found.model, load_subnet(subnet, space))
         _recalibrate(found, calibrate)
-    factory = found.config.get('model') or found.config.get('algorithm') if found.config is not None else target
+    factory, arguments = found.factory
     written = export_model(
         found.model,
         out,
         [*formats] or None,
         subnet=None if subnet is None else load_subnet(subnet, space),
-        factory=None if target.startswith('timm:') else factory,
+        factory=factory,
+        factory_args=arguments,
         example_inputs=found.inputs,
         dynamic_batch=not fixed_batch,
     )
@@ -87,7 +88,8 @@ def export(
         note(f'the weights are those that {target} gives; --checkpoint FILE gives others.')
 
 
-def _load(found: Any, checkpoint: str | None) -> None:
+def load_checkpoint(found: Any, checkpoint: str | None) -> None:
+    """Load a checkpoint, or the one that the config names, into the model of a target."""
     from strop.cli.console import note
     from strop.cli.weights import load_weights
 
@@ -95,7 +97,7 @@ def _load(found: Any, checkpoint: str | None) -> None:
     if path is not None:
         load_weights(found.algorithm if found.algorithm is not None else found.model, path)
     elif found.config is not None and 'checkpoint' not in str(found.config.get('model') or found.config.get('algorithm')):
-        note('no --checkpoint is given: the exported weights are untrained.')
+        note('no --checkpoint is given: the weights are untrained.')
 
 
 def _recalibrate(found: Any, images: int | None) -> None:

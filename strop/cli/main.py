@@ -25,6 +25,8 @@ COMMANDS = {
     'search': 'strop.cli.runs:search',
     'test': 'strop.cli.runs:test',
     'export': 'strop.cli.exporting:export',
+    'units': 'strop.cli.units:units',
+    'prune': 'strop.cli.pruning:prune',
     'estimate': 'strop.cli.estimate:estimate',
     'show': 'strop.cli.show:show',
     'doctor': 'strop.cli.doctor:doctor',

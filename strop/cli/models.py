@@ -42,6 +42,16 @@ class Target:
         """The shape of the inputs, if they are one tensor."""
         return list(self.inputs.shape) if isinstance(self.inputs, torch.Tensor) else None
 
+    @property
+    def factory(self) -> tuple[Any, dict[str, Any] | None]:
+        """What builds the model, as a recipe names it, and its arguments; (None, None) for a finished model of a module."""
+        if self.config is not None:
+            return self.config.get('model') or self.config.get('algorithm'), None
+        kind, _, rest = self.name.partition(':')
+        if kind == 'timm':
+            return 'timm:create_model', {'model_name': rest}
+        return (None, None) if isinstance(located(kind, rest), nn.Module) else (self.name, None)
+
 
 def open_target(name: str, settings: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> Target:
     """Build the model that `name` stands for, and inputs for it.
@@ -130,23 +140,32 @@ def _timm(name: str) -> nn.Module:
     return model
 
 
-def _made(module: str, factory: str) -> nn.Module:
+def located(module: str, name: str) -> Any:
+    """Return what a module of the current folder, or an installed one, calls `name`.
+
+    Raises:
+        ConfigError: If there is no such module or name.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
         hint = near(module, [path.stem for path in Path.cwd().glob('*.py')])
         raise ConfigError(
-            f'{module}:{factory} needs the module {module!r}, which is neither in the current folder nor installed.{hint}'
+            f'{module}:{name} needs the module {module!r}, which is neither in the current folder nor installed.{hint}'
         ) from None
-    made: Any = found
-    for part in factory.split('.'):
-        if not hasattr(made, part):
-            raise ConfigError(f'{module} has no {factory!r}.{near(part, dir(made))}')
-        made = getattr(made, part)
+    for part in name.split('.'):
+        if not hasattr(found, part):
+            raise ConfigError(f'{module} has no {name!r}.{near(part, dir(found))}')
+        found = getattr(found, part)
+    return found
+
+
+def _made(module: str, factory: str) -> nn.Module:
+    made = located(module, factory)
     model = made if isinstance(made, nn.Module) else made() if callable(made) else made
     if not isinstance(model, nn.Module):
         raise ComponentTypeError(f'{module}:{factory} must give an nn.Module, but gives {type(model).__name__}.')

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from strop.export import load_recipe
+
 from .running import one_error, run, strop
 
 
@@ -67,3 +69,13 @@ def test_a_factory(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert done.exit_code == 0, done.stderr
     assert 'the weights are those that' in done.stderr
     assert (tmp_path / 'net' / 'model.pt2').is_file()
+
+
+def test_a_recipe_of_a_model_of_timm(tmp_path: Path) -> None:
+    timm = pytest.importorskip('timm')
+    done = run(
+        'export', 'timm:mobilenetv3_small_050', '--input-shape', '1x3x32x32', '--format', 'recipe', '--out', tmp_path / 'net'
+    )
+    assert done.exit_code == 0, done.stderr
+    loaded = load_recipe(tmp_path / 'net', allow='timm')
+    assert isinstance(loaded, timm.models.MobileNetV3)
