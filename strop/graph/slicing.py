@@ -136,7 +136,8 @@ class Slicing:
 
         Raises:
             GraphError: If the model's tensors are not those of the graph, or it is inside DistributedDataParallel, or an
-                optimizer is given without `inplace`. Nothing is changed then.
+                optimizer is given without `inplace` or keeps state of another shape than the parameters'. Nothing is
+                changed then.
         """
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise GraphError('A model inside DistributedDataParallel cannot be cut. Cut it first (model.module), then wrap it.')
@@ -145,11 +146,13 @@ class Slicing:
             raise GraphError('An optimizer belongs to the given model: cut that one (inplace=True), or make a new optimizer.')
         tensors = self._tensors_of(model)
         self._check(tensors)
-        new = {name: self.take(name, tensor.detach()) for name, tensor in tensors.items()}
+        if optimizer is not None:
+            self._check_state(tensors, optimizer)
+        new = {name: _like(self.take(name, tensor.detach()), tensor) for name, tensor in tensors.items()}
         if inplace:
             for name, tensor in tensors.items():
                 if new[name] is not tensor and new[name].shape != tensor.shape:
-                    _cut_in_place(tensor, new[name].contiguous(), lambda value, name=name: self.take(name, value), optimizer)
+                    _cut_in_place(tensor, new[name], lambda value, name=name: self.take(name, value), optimizer)
             slim = model
         else:
             memo: dict[int, Any] = {}
@@ -170,7 +173,7 @@ class Slicing:
             module = modules[change.module]
             if read_attribute(module, change.keys) != change.new:
                 write_attribute(module, change.keys, change.new)
-        paths = dict.fromkeys(name.rpartition('.')[0] for name in self.touched)
+        paths = dict.fromkeys(_layer_of(name) for name in self.touched)
         for path in paths:
             if path in modules:
                 mend_layer(modules[path])
@@ -208,6 +211,16 @@ class Slicing:
                     'Trace the model again.'
                 )
 
+    def _check_state(self, tensors: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+        for name in self.touched:
+            tensor = tensors[name]
+            for key, value in (optimizer.state.get(tensor) or {}).items():
+                if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != tensor.shape:
+                    raise GraphError(
+                        f'{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape '
+                        f'{tuple(tensor.shape)}: it cannot be cut along. Cut the model, then make a new optimizer.'
+                    )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the kept indices and the mended attributes as plain data."""
         return {
@@ -221,6 +234,25 @@ class Slicing:
 
 def _key(key: Any) -> Any:
     return {'cell': key.name} if isinstance(key, Cell) else key
+
+
+def _layer_of(name: str) -> str:
+    """Return the path of the layer that has a tensor; a parametrized one has it two modules further down.
+
+    >>> _layer_of('a.conv.weight'), _layer_of('a.conv.parametrizations.weight.original0')
+    ('a.conv', 'a.conv')
+    """
+    return name.partition('.parametrizations.')[0] if '.parametrizations.' in name else name.rpartition('.')[0]
+
+
+def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Return a slice in the memory format of what it was taken from."""
+    if new is old or new.shape == old.shape:
+        return new
+    for dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if old.dim() == dims and old.is_contiguous(memory_format=layout) and not old.is_contiguous():
+            return new.contiguous(memory_format=layout)
+    return new.contiguous()
 
 
 def _is_whole(index: torch.Tensor, size: int) -> bool:
@@ -237,7 +269,7 @@ def _cut_in_place(tensor: torch.Tensor, new: torch.Tensor, take: Any, optimizer:
     }
     grad = None if tensor.grad is None else take(tensor.grad).clone()
     tensor.grad = None
-    tensor.data = new.clone() if new.data_ptr() == tensor.data_ptr() else new
+    tensor.data = new.clone() if new.data_ptr() == tensor.data_ptr() else new  # what was cut off is freed
     tensor.grad = grad
     if state:
         state.update(cut)

@@ -196,11 +196,10 @@ class ChannelGraph:
         self.system = LengthSystem(equations)
         atom_of = {variable: atom for atom, variable in self._variables.items()}
         for variable, equation in self.system.locked.items():
-            atom = atom_of.get(variable)
-            if atom is not None:
+            if variable in atom_of:
                 literal = type(equation.left) is Number or type(equation.right) is Number
-                kind = 'literal' if literal else 'tie'
-                freeze(atom, Reason(kind, f'{text(equation.left)} {equation.op} {text(equation.right)} ({equation.where})'))
+                told = f'{text(equation.left)} {equation.op} {text(equation.right)} ({equation.where})'
+                freeze(atom_of[variable], Reason('literal' if literal else 'tie', told))
 
     def _whole_axes(self) -> set[Atom]:
         """Return the small atoms that are an axis by themselves somewhere. The others are only ever parts of one."""
