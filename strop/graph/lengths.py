@@ -809,7 +809,7 @@ class _Builder:
         if left.keys() <= {()} and right.keys() <= {()}:
             value = _apply(op, left.get((), 0), right.get((), 0))
             return {(): value} if value else {}
-        if op in ('//', '%') and len(right) == 1:
+        if op in ('//', '%') and len(right) == 1 and all(self.lo[v] > 0 for key in right for v in key):
             quotient = _divide(left, right)
             if quotient is not None:
                 return quotient if op == '//' else {}
