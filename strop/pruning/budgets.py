@@ -12,6 +12,7 @@ from torch import nn
 
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.estimators import WidthCosts, measure
+from strop.graph import ChannelGraph
 
 RESOURCES = ('macs', 'params', 'latency')
 BudgetLike = Union['Budget', Mapping[str, Union[float, str]]]
@@ -124,14 +125,61 @@ def cost_of(costs: WidthCosts, resource: str, lengths: Mapping[str, int] | None 
     return costs.macs(lengths) if resource == 'macs' else costs.params(lengths)
 
 
+def cost_of_indices(costs: WidthCosts, resource: str) -> dict[str, float]:
+    """Return what one index of each unit costs on average over half of the unit, with all that is tied to it."""
+    graph, whole = costs.graph, cost_of(costs, resource)
+    result = {}
+    for name, unit in graph.units.items():
+        fitted = graph.fit({name: max(unit.minimum, unit.size // 2)})
+        gone = unit.size - fitted[name]
+        result[name] = max((whole - cost_of(costs, resource, fitted)) / gone, 1.0) if gone else 1.0
+    return result
+
+
+def filled(
+    budget: Budget,
+    costs: WidthCosts,
+    graph: ChannelGraph,
+    lengths: Mapping[str, int],
+    longer: Mapping[str, int],
+    original: Mapping[str, float],
+    progress: float = 1.0,
+) -> dict[str, int]:
+    """Return `lengths` with those units as in `longer` for which the budget has room, one after the other.
+
+    Many units get longer at the same ratio, and all of them together may be too much where some of them are not.
+
+    Args:
+        budget: The budget; its latency is not looked at.
+        costs: What the model costs at any lengths.
+        graph: The units.
+        lengths: Lengths within the budget.
+        longer: Longer ones, beyond it.
+        original: resource -> what the original model costs.
+        progress: How far on the way from the original to the budget to go, 0 to 1.
+    """
+    limits = {r: budget.eased(r, original[r], progress) for r in budget.resources if r != 'latency'}
+    result = dict(lengths)
+    # The last units have the most weights in most models: with the first ones there is more to choose from.
+    for name in lengths:
+        if longer[name] > result[name]:
+            trial = graph.fit({**result, name: longer[name]})
+            grows = all(result[other] <= trial[other] <= max(longer[other], result[other]) for other in trial)
+            if grows and all(cost_of(costs, resource, trial) <= limit for resource, limit in limits.items()):
+                result = trial
+    return result
+
+
 def meet(
     budget: Budget,
     costs: WidthCosts,
     lengths: Callable[[float], dict[str, int]],
     original: Mapping[str, float],
     progress: float = 1.0,
-) -> float:
-    """Return the smallest ratio whose lengths keep the MACs and parameters within the budget.
+) -> tuple[float, dict[str, int]]:
+    """Return the smallest ratio whose lengths keep the MACs and parameters within the budget, and its lengths.
+
+    Where the budget leaves room, some units are longer than at that ratio; see `filled`.
 
     Args:
         budget: The budget; its latency is not looked at.
@@ -167,7 +215,9 @@ def meet(
             )
             + '. Allow more, or loosen `ignored`, `limits`, `max_ratio`, `round_to` or `attention`.'
         )
-    return found
+    # Halving ends this close to the largest ratio that does not fit.
+    longer = lengths(max(found - 2.0 ** -(_HALVINGS - 1), 0.0))
+    return found, filled(budget, costs, costs.graph, lengths(found), longer, original, progress)
 
 
 def measured_share(budget: Budget, original: nn.Module, pruned: nn.Module, inputs: Any) -> tuple[float, float]:

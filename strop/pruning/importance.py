@@ -70,6 +70,9 @@ class Importance(ABC):
     needs_loss = False
     #: How scores of different units are made comparable when all units are ranked together: see `normalised`.
     normalise = 'mean'
+    #: Whether scores estimate a change of the loss. Under a budget, a ranking of all units then divides them by what an
+    #: index costs: the most is saved for the least loss.
+    is_loss = False
 
     def __init__(self, reduce: str = 'mean') -> None:
         _option('reduce', reduce, _REDUCTIONS)
@@ -347,6 +350,7 @@ class Random(Importance):
 
 class _Gathered(Importance):
     needs_data = True
+    normalise = 'none'
 
     def __init__(self, reduce: str = 'mean') -> None:
         super().__init__(reduce)
@@ -374,14 +378,15 @@ class Taylor(_Gathered):
     mode meanwhile.
 
     Args:
-        reduce: `'mean'`, `'sum'` or `'max'` over layers and sides.
+        reduce: `'mean'`, `'sum'` or `'max'` over layers and sides. What one removal changes in many layers adds up.
         signed: Whether contributions may cancel inside an index; otherwise each weight's is squared on its own, the
             form that the paper uses where it has no gates.
     """
 
     needs_loss = True
+    is_loss = True
 
-    def __init__(self, reduce: str = 'mean', signed: bool = True) -> None:
+    def __init__(self, reduce: str = 'sum', signed: bool = True) -> None:
         super().__init__(reduce)
         self.signed = signed
 
@@ -426,8 +431,9 @@ class Hessian(_Gathered):
     """
 
     needs_loss = True
+    is_loss = True
 
-    def __init__(self, reduce: str = 'mean', diagonal: str = 'fisher', draws: int = 1, seed: int = 0) -> None:
+    def __init__(self, reduce: str = 'sum', diagonal: str = 'fisher', draws: int = 1, seed: int = 0) -> None:
         super().__init__(reduce)
         _option('diagonal', diagonal, ('fisher', 'hutchinson'))
         if not isinstance(draws, int) or draws < 1:
@@ -485,6 +491,8 @@ class Activation(_Gathered):
     Args:
         reduce: `'mean'`, `'sum'` or `'max'` over the layers.
     """
+
+    normalise = 'mean'
 
     def gather(self, model: nn.Module, graph: ChannelGraph, data: Any, loss: Any = None) -> None:
         """Record the activations of all units in one pass over the data."""

@@ -14,7 +14,16 @@ from torch import nn
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
-from strop.pruning.budgets import Budget, BudgetLike, cost_of, measured_share, meet, smallest_ratio, within_latency
+from strop.pruning.budgets import (
+    Budget,
+    BudgetLike,
+    cost_of,
+    cost_of_indices,
+    measured_share,
+    meet,
+    smallest_ratio,
+    within_latency,
+)
 from strop.pruning.calibration import recalibrate as recalibrated
 from strop.pruning.importance import ImportanceLike, build_importance, score
 from strop.pruning.ranking import Limit, Ranking, Selection, check_ratio
@@ -44,6 +53,7 @@ def prune(
     attention: str = 'both',
     max_ratio: float = 0.95,
     normalise: str | None = None,
+    weigh: str | None = None,
     data: Any = None,
     loss: Any = None,
     recalibrate: Any = None,
@@ -77,6 +87,9 @@ def prune(
         attention: `'both'`, `'heads'`, `'head_dim'` or `'none'`; see `Selection`.
         max_ratio: No unit loses more than this share.
         normalise: How scores of units are made comparable: `'none'`, `'mean'` or `'max'`; the importance's own way if None.
+        weigh: What one ranking over all units divides scores by: the `'macs'` or `'params'` that an index costs, or
+            `'none'`. By default what the budget limits if scores estimate the loss (`'taylor'`, `'hessian'`), else none:
+            the most is saved for the least loss.
         data: Batches, for an importance that looks at data.
         loss: A function of `(model, batch)`, or a module such as `nn.CrossEntropyLoss()`, for one that needs gradients.
         recalibrate: Batches to measure batch-norm statistics on after each step; see `strop.pruning.recalibrate`.
@@ -114,6 +127,7 @@ def prune(
         attention=attention,
         max_ratio=max_ratio,
         normalise=normalise,
+        weigh=weigh,
         data=data,
         loss=loss,
         recalibrate=recalibrate,
@@ -143,6 +157,7 @@ class _Options:
     attention: str = 'both'
     max_ratio: float = 0.95
     normalise: str | None = None
+    weigh: str | None = None
     data: Any = None
     loss: Any = None
     recalibrate: Any = None
@@ -200,6 +215,8 @@ class Pruner:
             max_ratio=given.max_ratio,
             normalise=given.normalise or getattr(self._judge, 'normalise', 'mean'),
         )
+        if given.weigh not in (None, 'macs', 'params', 'none'):
+            raise ConfigError(f"`weigh` must be 'macs', 'params' or 'none', but got {given.weigh!r}.")
         if given.optimizer is not None and not given.inplace:
             raise ConfigError('An optimizer holds the parameters of the model it was made for: give `inplace=True` with it.')
         if given.optimizer is not None:
@@ -277,9 +294,8 @@ class Pruner:
         graph = channel_units(self.model, self._inputs)
         costs = WidthCosts(graph)
         self._remember(graph, costs)
-        ranking = self._ranking(graph)
-        ratio = self._ratio(graph, costs, ranking, progress)
-        lengths = ranking.lengths(ratio)
+        ranking = self._ranking(graph, costs)
+        ratio, lengths = self._goal(graph, costs, ranking, progress)
         slicing = graph.slicing(ranking.keep(lengths))
         if last and self._options.ratio is not None and not self._steps and not slicing.touched:
             raise ConfigError(
@@ -320,20 +336,28 @@ class Pruner:
             self._roles.setdefault(name, unit.role)
             self._lengths.setdefault(name, unit.size)
 
-    def _ranking(self, graph: ChannelGraph) -> Ranking:
+    def _ranking(self, graph: ChannelGraph, costs: WidthCosts) -> Ranking:
         given = self._options
         scores = score(graph, self.model, self._judge, data=given.data, loss=given.loss, seed=given.seed)
-        return Ranking(graph, self.model, scores, self._selection, self._sizes)
+        weighed = given.weigh
+        if weighed is None and self._budget is not None and getattr(self._judge, 'is_loss', False):
+            weighed = next((resource for resource in self._budget.resources if resource != 'latency'), None)
+        prices = cost_of_indices(costs, weighed) if weighed in ('macs', 'params') and given.scope == 'global' else None
+        return Ranking(graph, self.model, scores, self._selection, self._sizes, prices)
 
-    def _ratio(self, graph: ChannelGraph, costs: WidthCosts, ranking: Ranking, progress: float) -> float:
+    def _goal(self, graph: ChannelGraph, costs: WidthCosts, ranking: Ranking, progress: float) -> tuple[float, dict[str, int]]:
+        """Return the ratio of this step and the lengths that it gives."""
         if self._budget is None:
-            return float(self._options.ratio) * progress  # type: ignore[arg-type]
-        ratio = 0.0
+            ratio = float(self._options.ratio) * progress  # type: ignore[arg-type]
+            return ratio, ranking.lengths(ratio)
+        ratio, lengths = 0.0, None
         if {'macs', 'params'} & set(self._budget.resources):
-            ratio = meet(self._budget, costs, ranking.lengths, self._costs, progress)
+            ratio, lengths = meet(self._budget, costs, ranking.lengths, self._costs, progress)
         if 'latency' in self._budget.resources:
-            ratio = self._by_latency(graph, ranking, progress, ratio)
-        return max([ratio, *(step.ratio for step in self._steps)])
+            ratio, lengths = self._by_latency(graph, ranking, progress, ratio), None
+        if lengths is None:
+            lengths = ranking.lengths(ratio)
+        return max([ratio, *(step.ratio for step in self._steps)]), lengths
 
     def _by_latency(self, graph: ChannelGraph, ranking: Ranking, progress: float, least: float) -> float:
         budget = self._budget

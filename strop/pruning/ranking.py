@@ -134,6 +134,7 @@ class Ranking:
         scores: Scores of the units that may be pruned; see `strop.pruning.score`.
         selection: What may be pruned, and how far.
         sizes: Sizes that ratios refer to, where the model has been pruned before; its present ones by default.
+        costs: What one index of each unit costs; a ranking of all units then goes by score / cost.
 
     Raises:
         ConfigError: If a pattern names nothing, or only what cannot be pruned (with the reason), or nothing is left.
@@ -146,6 +147,7 @@ class Ranking:
         scores: Mapping[str, Tensor],
         selection: Selection | None = None,
         sizes: Mapping[str, int] | None = None,
+        costs: Mapping[str, float] | None = None,
     ) -> None:
         self.graph = graph
         self.selection = selection = selection or Selection()
@@ -166,7 +168,8 @@ class Ranking:
         if not self.prunable:
             raise ConfigError(_nothing(graph, kept))
         how = selection.normalise or 'none'
-        self.scores = {name: normalised(scores[name].detach().double().cpu(), how) for name in self.prunable}
+        prices = costs or {}
+        self.scores = {n: normalised(scores[n].detach().double().cpu(), how) / prices.get(n, 1.0) for n in self.prunable}
         self._orders = {name: np.argsort(score.numpy(), kind='stable') for name, score in self.scores.items()}
         self._outer = _factors(graph, model, self.prunable)
         self._names = {unit.atom: name for name, unit in graph.units.items()} if self._outer else {}

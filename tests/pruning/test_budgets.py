@@ -7,7 +7,7 @@ from torch import nn
 from strop.errors import BudgetError, ConfigError
 from strop.estimators import WidthCosts
 from strop.graph import channel_units
-from strop.pruning.budgets import Budget, cost_of, measured_share, meet, smallest_ratio, within_latency
+from strop.pruning.budgets import Budget, cost_of, cost_of_indices, filled, measured_share, meet, smallest_ratio, within_latency
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,31 @@ def lengths_of(ratio):
 def test_a_budget_is_met_with_nothing_to_spare(costs):
     original = {'macs': costs.macs(), 'params': costs.params()}
     for budget in (Budget(macs=0.5), Budget(params=0.5), Budget(macs=100), Budget(macs=0.6, params=0.4)):
-        ratio = meet(budget, costs, lengths_of, original)
+        ratio, lengths = meet(budget, costs, lengths_of, original)
         for resource in budget.resources:
-            assert cost_of(costs, resource, lengths_of(ratio)) <= budget.limit(resource, original[resource])
+            assert cost_of(costs, resource, lengths) <= budget.limit(resource, original[resource])
         more = lengths_of(ratio - 1e-4)
         assert any(cost_of(costs, r, more) > budget.limit(r, original[r]) for r in budget.resources)
 
 
+def test_room_that_a_ratio_leaves_is_filled(costs):
+    original = {'macs': costs.macs(), 'params': costs.params()}
+    assert original['macs'] == 30 + 200 + 40
+    # At the ratio where both units lose one more index, one of them need not.
+    lengths = filled(Budget(macs=210), costs, costs.graph, {'0': 8, '1': 16}, {'0': 9, '1': 18}, original)
+    assert lengths == {'0': 9, '1': 16}
+    assert cost_of(costs, 'macs', lengths) == 27 + 144 + 32
+    assert cost_of(costs, 'macs', {'0': 9, '1': 18}) == 27 + 162 + 36
+
+
+def test_an_index_costs_what_its_layers_do(costs):
+    # An index of the first unit is 3 multiply-adds into it and 20 out of it, of the second 10 and 2.
+    assert cost_of_indices(costs, 'macs') == {'0': 23, '1': 12}
+    assert cost_of_indices(costs, 'params') == {'0': 24, '1': 13}
+
+
 def test_a_budget_that_the_original_keeps_costs_nothing(costs):
-    assert meet(Budget(macs=1000), costs, lengths_of, {'macs': costs.macs(), 'params': 1}) == 0
+    assert meet(Budget(macs=1000), costs, lengths_of, {'macs': costs.macs(), 'params': 1}) == (0, {'0': 10, '1': 20})
 
 
 def test_the_smallest_that_can_be_reached_is_told(costs):

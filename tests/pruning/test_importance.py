@@ -155,10 +155,10 @@ class Gate(nn.Module):
 def test_taylor_is_the_mean_squared_gradient_of_a_gate(small, data):
     net, graph = small
     expected = (gate_gradients(net, data, squared) ** 2).mean(0)
-    scores = score(graph, net, Taylor(), data=data, loss=squared)['0']
+    scores = score(graph, net, Taylor(reduce='mean'), data=data, loss=squared)['0']
     # ReLU passes positive numbers on as they are, so the layers before and behind the gate agree.
     assert scores.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
-    doubled = score(graph, net, Taylor(reduce='sum'), data=data, loss=squared)['0']
+    doubled = score(graph, net, Taylor(), data=data, loss=squared)['0']
     assert doubled.tolist() == pytest.approx((2 * expected).tolist(), rel=1e-10)
 
 
@@ -169,7 +169,7 @@ def test_taylor_without_signs_squares_every_weight(small, data):
         grads = torch.autograd.grad(squared(net, batch), [net[0].weight, net[0].bias, net[2].weight])
         first = ((grads[0] * net[0].weight) ** 2).sum(1) + (grads[1] * net[0].bias) ** 2
         expected += (first + ((grads[2] * net[2].weight) ** 2).sum(0)).detach() / 2 / len(data)
-    scores = score(graph, net, Taylor(signed=False), data=data, loss=squared)['0']
+    scores = score(graph, net, Taylor(reduce='mean', signed=False), data=data, loss=squared)['0']
     assert scores.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
 
 
@@ -181,7 +181,7 @@ def test_hessian_by_fisher_is_half_the_mean_of_squared_products(small, data):
         products = [(g * w).detach() ** 2 / 2 for g, w in zip(torch.autograd.grad(squared(net, batch), parameters), parameters)]
         for total, part in zip(totals, (products[0].sum(1), products[1], products[2].sum(0))):
             total += part / len(data)
-    scores = score(graph, net, 'hessian', data=data, loss=squared)['0']
+    scores = score(graph, net, Hessian(reduce='mean'), data=data, loss=squared)['0']
     assert scores.tolist() == pytest.approx((sum(totals) / 3).tolist(), rel=1e-10)
 
 

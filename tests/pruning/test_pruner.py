@@ -170,6 +170,25 @@ def test_budgets_are_kept(net, images, budget, scope):
     assert slim(images).shape == (2, 5)
 
 
+def test_scores_of_the_loss_are_weighed_by_what_an_index_costs():
+    # An index of the first unit costs 4 + 16 products, of the second 16 + 64, of the third 16 + 2.
+    net = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16), nn.Linear(16, 64), nn.Linear(64, 2))
+
+    def even(unit, model):
+        return torch.ones(unit.size)
+
+    even.is_loss = True
+    options = {'budget': {'macs': 0.6}, 'importance': even, 'scope': 'global', 'max_ratio': 0.5}
+    slim = prune(net, torch.rand(2, 4), **options).model
+    assert (slim[0].out_features, slim[2].out_features) == (16, 64)
+    assert 8 <= slim[1].out_features <= 9
+    # Without prices the first of equal scores go first.
+    assert prune(net, torch.rand(2, 4), weigh='none', **options).model[0].out_features == 8
+    even.is_loss = False
+    assert prune(net, torch.rand(2, 4), **options).model[0].out_features == 8
+    assert prune(net, torch.rand(2, 4), weigh='macs', **options).model[0].out_features == 16
+
+
 def test_a_budget_is_used_up():
     model = timm.create_model('mobilenetv2_100').eval()
     record = prune(model, torch.rand(2, 3, 64, 64), budget={'macs': 0.5}, verify=False).record
@@ -426,6 +445,7 @@ def test_units_without_scores_are_noted(images):
         ({'ratio': 0.5, 'optimizer': torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)}, 'inplace=True'),
         ({'ratio': 0.5, 'steps': 2, 'importance': 'activation', 'data': iter([1])}, 'is an iterator'),
         ({'budget': {'mac': 0.5}}, "Did you mean 'macs'"),
+        ({'ratio': 0.5, 'weigh': 'flops'}, "'macs', 'params'"),
     ],
 )
 def test_bad_arguments_are_told_and_change_nothing(net, images, options, said):
