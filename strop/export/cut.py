@@ -134,6 +134,10 @@ class Cut:
         absent = [path for path in self.removed or {} if not _has(model, path)]
         if absent:
             problems.append(f'it has no blocks {listed(absent)}, which are taken out')
+        outside = dict(_outside(model))
+        lost = [name for name in self.extra if name not in outside]
+        if lost:
+            problems.append(f'it keeps no tensors {listed(lost)} outside its state')
         if (problems or wrong) and strict:
             raise ExportError(
                 f'{origin}: the {type(model).__name__} is not like the model that was pruned: '
@@ -150,7 +154,10 @@ class Cut:
         for change in changes:
             if _has(model, change.module):
                 write_attribute(model.get_submodule(change.module), change.keys, change.new)
-        for path in dict.fromkeys(name.rpartition('.')[0] for name in self.original if self._moved(name, weights)):
+        # The tensors of a parametrized layer are two modules further down.
+        paths = [name.partition('.parametrizations.')[0] for name in self.original if '.parametrizations.' in name]
+        paths += [name.rpartition('.')[0] for name in self.original if self._moved(name, weights)]
+        for path in dict.fromkeys(paths):
             if _has(model, path):
                 mend_layer(model.get_submodule(path))
 
@@ -174,18 +181,13 @@ class Cut:
 
     def _resize(self, model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         # The data is replaced, not the parameter: tied parameters stay one object, and lists of them stay true.
-        every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-        for name, tensor in every:
-            if name in self.extra and name in weights:
-                tensor.data = weights[name].to(tensor.device, copy=True)
-            elif name in weights and name in self.original and tensor.shape != weights[name].shape:
+        for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+            if name in weights and name in self.original and tensor.shape != weights[name].shape:
                 tensor.grad = None
                 tensor.data = torch.zeros(weights[name].shape, dtype=tensor.dtype, device=tensor.device)
-        known = {name for name, _ in every}
-        for name in self.extra:
-            path, _, attribute = name.rpartition('.')
-            if name not in known and name in weights and _has(model, path):
-                model.get_submodule(path).__dict__[attribute] = weights[name].clone()
+        for name, tensor in _outside(model):
+            if name in self.extra and name in weights:
+                tensor.data = weights[name].to(tensor.device, copy=True)
 
     # -- as data ---------------------------------------------------------------------------
 

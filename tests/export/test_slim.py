@@ -62,6 +62,21 @@ class Block(nn.Module):
         return x + self.body(x)
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.same, self.leave = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.again = self.same
+
+    def forward(self, x):
+        return self.leave(self.again(self.same(self.enter(x)).relu()).relu())
+
+
+def parametrized() -> nn.Module:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), weight_norm(nn.Conv2d(8, 4, 3)))
+
+
 def blocks() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), *[Block() for _ in range(4)], nn.Linear(8, 2))
 
@@ -83,6 +98,9 @@ MODELS = {
     ),
     'mobilenetv2': (lambda: timm.create_model('mobilenetv2_050'), lambda: torch.randn(2, 3, 32, 32)),
     'closed': (Closed, lambda: torch.randn(2, 6)),
+    'twice': (Twice, lambda: torch.randn(2, 3, 8, 8)),
+    'parametrized': (parametrized, lambda: torch.randn(2, 3, 8, 8)),
+    'encoder': (lambda: nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), lambda: torch.randn(2, 5, 16)),
     'recurrent': (Recurrent, lambda: torch.arange(10).reshape(2, 5)),
 }
 
@@ -288,6 +306,17 @@ def test_an_int_of_another_value_is_refused(tmp_path):
     other.sizes = {}
     with pytest.raises(ExportError, match=r'it has no .*sizes.split.1'):
         load_slim(tmp_path / 'slim', other)
+
+
+def test_a_missing_tensor_outside_the_state_is_refused(tmp_path):
+    original, other = Closed(), Closed()
+    save_slim(prune(original, torch.randn(2, 6), ratio=0.5).model, tmp_path / 'slim', original=original)
+    other.shift = 1.0
+    with pytest.raises(ExportError, match="keeps no tensors 'shift' outside its state"):
+        load_slim(tmp_path / 'slim', other)
+    loaded = load_slim(tmp_path / 'slim', other, strict=False)
+    assert loaded.shift == 1.0
+    assert other.scale.shape == (8,)
 
 
 def test_a_missing_block_is_refused(tmp_path):
