@@ -13,8 +13,8 @@ without the sparse training) stands here in the two forms that its users can cho
 - `peer_inner`: layers on the residual stream ignored, only the inner channels of the blocks are pruned;
 - `peer_projection`: the padded shortcut replaced by a 1x1 convolution that computes the same, and everything pruned.
 
-Strop prunes the network as it is, with every unit cut by the same share, in the same two forms: everything, and (`-inner`) with
-those layers ignored.
+Strop prunes the network as it is: everything, every unit by the same share; and (`-inner`) with those layers ignored, also in
+one ranking of all units by score for each multiply-add saved (`-inner-global`), which is what Torch-Pruning's is compared to.
 
 Cells (a base for each seed; each method and seed) are kept in the work folder, so that the benchmark resumes.
 
@@ -224,8 +224,9 @@ def _method(name: str) -> Callable[[ResNet20, int, Images], nn.Module]:
     if name.startswith('peer_'):
         return lambda *given: by_peer(*given, inner=name == 'peer_inner')
     importance, _, variant = name.partition('-')
-    # Taylor's scores are changes of one loss and compare between layers as they are; the others are divided by their mean.
-    ranked = {'scope': 'global', 'normalise': None if importance == 'taylor' else 'mean'}
+    # One ranking of all units, by score for each multiply-add saved. Taylor's scores are changes of one loss and compare
+    # between layers as they are; the others are divided by the mean of their layer.
+    ranked = {'scope': 'global', 'weigh': 'macs', 'normalise': None if importance == 'taylor' else 'mean'}
     options: dict[str, dict[str, Any]] = {
         '': {},
         'global': ranked,
@@ -244,7 +245,7 @@ METHODS = {
         *(f'{name}{variant}' for variant in VARIANTS for name in (*IMPORTANCES, 'random')),
     )
 }
-DEFAULT = (*(f'{name}{variant}' for variant in ('', '-inner') for name in IMPORTANCES), 'peer_inner', 'peer_projection')
+DEFAULT = (*(f'{name}{variant}' for variant in ('-inner-global', '') for name in IMPORTANCES), 'peer_inner', 'peer_projection')
 
 
 class Study:
