@@ -161,6 +161,7 @@ class Tracer:
         self.stack: list[str] = ['']
         self.names: dict[int, list[str]] = {}
         self.thread = threading.get_ident()
+        self._strangers: list[torch.Tensor] = []
         self._places: dict[tuple[str, Any], int] = {}
 
     # -- axes ------------------------------------------------------------------------------
@@ -172,12 +173,19 @@ class Tracer:
             reason = Reason('constant', 'a tensor without a name', self.stack[-1])
             terms = [axis(size, reason) for size in tensor.shape]
             tensor._strop_axes = (self, terms)  # type: ignore[attr-defined]
+            self._strangers.append(tensor)
             return terms
         return known[1]
 
     def declare(self, tensor: torch.Tensor, terms: list[Term]) -> None:
         """Say what the axes of a tensor are."""
         tensor._strop_axes = (self, terms)  # type: ignore[attr-defined]
+
+    def forget(self) -> None:
+        """Take the notes off tensors that outlive the trace: of closures, of modules that the model does not know of."""
+        for tensor in self._strangers:
+            vars(tensor).pop('_strop_axes', None)
+        self._strangers.clear()
 
     # -- lengths ---------------------------------------------------------------------------
 
@@ -417,6 +425,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device('cpu'))
     fake = FakeTensorMode(allow_non_fake_inputs=True) if level == 'fake' else None
     with untouched(model), seeded(0, 'trace'), torch.no_grad(), ExitStack() as stack:
+        stack.callback(tracer.forget)
         torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide every axis
         tensors, attributes, ints = _substitute(model, tracer, level, fake)
         inputs = tree_map_only(torch.Tensor, lambda tensor: _alias(tensor, level, fake), (args, dict(kwargs)))
@@ -436,6 +445,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
     for tensor in output_tensors(out):
         for term in tracer.axes(tensor):
             freeze(term, Reason('output', 'of the model'))
+    tracer.forget()
     names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name in tensors)
     aliases = {name: group[0] for group in tracer.names.values() for name in group[1:]}
     return Trace(tensors, attributes, tracer.calls, tracer.relations, frozenset(tracer.touched), names, aliases, ints, None)
