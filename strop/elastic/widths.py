@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ class ElasticWidths(Attachment):
         model.add_module(CHILD, self)
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after, always_call=True)
+        model.register_state_dict_pre_hook(self._recover)
         self.sync(model)
 
     def _clear(self) -> None:
@@ -82,11 +84,12 @@ class ElasticWidths(Attachment):
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._open: list[Hidden] = []
         self._suspended = 0
+        self._kept_open = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans hold references to the modules of this model, and are made anew where they are needed.
         state = dict(self.__dict__)
-        for name in ('_plans', '_open', '_suspended', '_slicing'):
+        for name in ('_plans', '_open', '_suspended', '_kept_open', '_slicing'):
             state.pop(name, None)
         return state
 
@@ -214,16 +217,27 @@ class ElasticWidths(Attachment):
 
     # -- the forward -----------------------------------------------------------------------
 
+    # Not to be traced by a compiler, which would not see that the attributes of other modules change. It does what
+    # torch.compiler.disable does without importing the compiler for everybody, as torch's own optimizers have it.
+    @torch._disable_dynamo
     def _before(self, model: nn.Module, inputs: Any) -> None:
+        self._recover(model)
         if self._suspended:
             return
         self.sync(model)
         if self._slicing is not None:
             self._install(model)
 
+    @torch._disable_dynamo
     def _after(self, model: nn.Module, inputs: Any, output: Any) -> None:
         if self._open and not self._suspended:
             self._open.pop().restore()
+
+    def _recover(self, model: nn.Module, *unused: Any) -> None:
+        """Put back what a forward hid that was interrupted (Ctrl-C), after which torch calls no hooks."""
+        if self._open and not self._kept_open and not _calls_itself(model):
+            while self._open:
+                self._open.pop().restore()
 
     def _install(self, model: nn.Module) -> None:
         if self._open:
@@ -254,9 +268,11 @@ class ElasticWidths(Attachment):
         torch.Size([3, 4])
         """
         self._before(model, ())
+        self._kept_open += 1
         try:
             yield
         finally:
+            self._kept_open -= 1
             self._after(model, (), None)
 
     @contextmanager
@@ -406,7 +422,8 @@ class ElasticWidths(Attachment):
     def release(self, parent: nn.Module) -> None:
         """Leave `parent`, the model: it is whole again, and this child and its hooks are gone from it."""
         model = parent
-        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        self._recover(model)
+        for hooks in (model._forward_pre_hooks, model._forward_hooks, model._state_dict_pre_hooks):
             for number in [number for number, hook in hooks.items() if getattr(hook, '__self__', None) is self]:
                 del hooks[number]
                 model._forward_hooks_always_called.pop(number, None)
@@ -433,6 +450,16 @@ class _Shared:
         graph.trace = graph.trace._replace(calls=[])
         graph.calls = []
         return {'value': graph}
+
+
+def _calls_itself(model: nn.Module) -> bool:
+    """Tell whether a call of `model` is under way on this thread, beside the one that asks."""
+    frame, calls = sys._getframe(1), 0
+    while frame is not None:
+        if frame.f_code.co_name == '_call_impl' and frame.f_locals.get('self') is model:
+            calls += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return calls > 1
 
 
 def _narrow_norm(model: nn.Module, path: str, slicing: Any) -> nn.Module:

@@ -48,6 +48,7 @@ def static(model, widths):
     plain._modules.pop(CHILD)
     plain._forward_hooks.clear()
     plain._forward_pre_hooks.clear()
+    plain._state_dict_pre_hooks.clear()
     if widths.slicing is not None:
         widths.slicing.apply(plain, inplace=True)
     return plain
@@ -144,6 +145,59 @@ def test_a_forward_that_fails_leaves_the_model_whole():
     assert model[0].weight.shape == (8, 3, 3, 3)
     assert model[0].out_channels == 8
     assert model(X).shape == (4, 5)
+
+
+def test_an_interrupted_forward_leaves_nothing_behind():
+    model, widths = elastic()
+    widths.set({'0': 3})
+    expected = model.eval()(X)
+    names = {name: value.shape for name, value in model.state_dict().items()}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        handle = model[4].register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(X)
+        handle.remove()
+        assert {name: value.shape for name, value in model.state_dict().items()} == names
+    with pytest.raises(KeyboardInterrupt):
+        handle = model[4].register_forward_hook(interrupt)
+        model(X)
+    handle.remove()
+    widths.set({})
+    assert torch.equal(model(X), small().eval()(X))
+    widths.set({'0': 3})
+    assert torch.equal(model(X), expected)
+
+
+def test_a_model_that_calls_itself():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 8)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x, again=True):
+            x = self.last(torch.tanh(self.first(x)))
+            return self.last(torch.tanh(self.first(self(x, again=False)))) if again else x
+
+    model = Twice().double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    widths = ElasticWidths(model, chain(model, x))
+    widths.set({'first': 5})
+    torch.testing.assert_close(model(x), static(model, widths)(x))
+    assert model.first.weight.shape == (8, 3)
+
+
+def test_compiled_models_follow_the_widths():
+    model, widths = elastic()
+    model.eval()
+    compiled = torch.compile(model, backend='eager')
+    for case in ({'0': 3}, {'0': 5, '3': 2}, {}):
+        widths.set(case)
+        torch.testing.assert_close(compiled(X), model(X))
 
 
 def test_copies_and_pickles_keep_their_own_widths():
