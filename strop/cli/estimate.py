@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
+from strop.cli.options import ALLOW_OPTION, SETTINGS_OPTION, SHAPE_OPTION, command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     strop estimate strop::spos/spos_shufflenet_supernet_mnist.py --subnet best_fix_subnet.yaml --latency eager
     strop estimate torchvision.models:resnet18 --input-shape 1 3 224 224
     strop estimate timm:mobilenetv3_small_050 --depth 1
+    strop estimate runs/slim --allow timm
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|FOLDER')
 @click.option('--subnet', type=click.Path(exists=True, dir_okay=False), help='Estimate this subnet, module by module.')
 @SHAPE_OPTION
 @click.option(
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @click.option('--depth', type=click.IntRange(min=0), default=2, show_default=True, help='How deeply nested modules to show.')
 @click.option('--samples', type=click.IntRange(min=1), default=1000, show_default=True, help='Random subnets for the mean.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
+@ALLOW_OPTION
 @SETTINGS_OPTION
 def estimate(
     target: str,
@@ -49,6 +51,7 @@ def estimate(
     depth: int,
     samples: int,
     as_json: bool,
+    allow: tuple[str, ...],
     settings: dict[str, Any],
 ) -> None:
     """Count multiply-adds (MACs), parameters and activation memory; measure latency.
@@ -65,7 +68,7 @@ def estimate(
     for name in runtimes:
         runtime(name)
     quiet_logs()
-    found = open_target(target, settings, input_shape)
+    found = open_target(target, settings, input_shape, allow)
     searchable = len(space_of(found.model)) > 0
     if subnet is not None and not searchable:
         raise ConfigError(f'--subnet needs a model with decisions, but {target} has none.')

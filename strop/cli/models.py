@@ -1,4 +1,4 @@
-"""Models that a command is pointed at: a config, a Python factory, or a model of timm."""
+"""Models that a command is pointed at: a config, a Python factory, a model of timm, or the folder of a recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from strop.cli.configs import SUFFIXES, load_config
 from strop.cli.console import note
-from strop.errors import ComponentTypeError, ConfigError, near, try_import
+from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, near, try_import
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -29,6 +29,7 @@ class Target:
         inputs: Its inputs: a tensor, or what the data of the config gives.
         algorithm: The algorithm around the model, if it came from a config.
         config: That config.
+        recipe: The recipe that the model was loaded from.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     inputs: Any
     algorithm: nn.Module | None = None
     config: Any = None
+    recipe: Mapping[str, Any] | None = None
 
     @property
     def input_shape(self) -> list[int] | None:
@@ -47,24 +49,38 @@ class Target:
         """What builds the model, as a recipe names it, and its arguments; (None, None) for a finished model of a module."""
         if self.config is not None:
             return self.config.get('model') or self.config.get('algorithm'), None
+        if self.recipe is not None:
+            supernet = self.recipe.get('supernet', {})
+            return supernet.get('config', supernet.get('factory')), supernet.get('args')
         kind, _, rest = self.name.partition(':')
         if kind == 'timm':
             return 'timm:create_model', {'model_name': rest}
         return (None, None) if isinstance(located(kind, rest), nn.Module) else (self.name, None)
 
 
-def open_target(name: str, settings: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> Target:
+def open_target(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    input_shape: Sequence[int] | None = None,
+    allow: Sequence[str] = (),
+) -> Target:
     """Build the model that `name` stands for, and inputs for it.
 
     Args:
-        name: A config (a file, or `package::path`), `module:factory`, or `timm:model`.
+        name: A config (a file, or `package::path`), `module:factory`, `timm:model`, or the folder of a recipe.
         settings: `--cfg-options`, for a config.
-        input_shape: Shape of one batch; otherwise the config's `estimator_cfg`, its data, timm's, or (1, 3, 224, 224).
+        input_shape: Shape of one batch; otherwise the config's `estimator_cfg`, its data, timm's, the recipe's, or
+            (1, 3, 224, 224).
+        allow: Packages whose functions a recipe may call.
 
     Raises:
         ConfigError: If there is no such model.
         ComponentTypeError: If a factory returns something else than a module.
+        ExportError: If a recipe or its weights are damaged.
+        UnsafeFileError: If a recipe names a package that is not allowed.
     """
+    if (Path(name) / 'recipe.json').is_file():
+        return _of_recipe(name, settings, input_shape, allow)
     if '::' in name or name.endswith(SUFFIXES) or ':' not in name:
         return _of_config(name, settings, input_shape)
     if settings:
@@ -73,6 +89,25 @@ def open_target(name: str, settings: Mapping[str, Any] | None = None, input_shap
     model = _timm(rest) if kind == 'timm' else _made(kind, rest)
     shape = input_shape or _own_shape(model)
     return Target(name, model.eval(), torch.zeros(tuple(shape), device=_device(model)))
+
+
+def _of_recipe(
+    name: str, settings: Mapping[str, Any] | None, input_shape: Sequence[int] | None, allow: Sequence[str]
+) -> Target:
+    from strop.export import load_recipe, random_inputs, read_recipe
+
+    if settings:
+        raise ConfigError(f'--cfg-options change a config, but {name!r} is a recipe.')
+    recipe = read_recipe(name)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        model = load_recipe(name, allow=allow)
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f'{str(error).partition(" If you trust")[0]} If you trust it: --allow PACKAGE.') from None
+    known = list(recipe.get('inputs', {}).values())
+    shape = input_shape or (known[0]['shape'] if len(known) == 1 else _own_shape(model))
+    return Target(name, model, random_inputs(model, tuple(shape)), recipe=recipe)
 
 
 def _of_config(name: str, settings: Mapping[str, Any] | None, input_shape: Sequence[int] | None) -> Target:

@@ -119,6 +119,9 @@ SHAPE_OPTION = click.option(
     metavar='N C H W',
     help='Shape of one batch of inputs, such as 1 3 224 224; by default one sample of the data of the config.',
 )
+ALLOW_OPTION = click.option(
+    '--allow', multiple=True, metavar='PACKAGE', help='A package whose functions a recipe may call, such as timm.'
+)
 
 
 def run_options(function: F) -> F:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
+from strop.cli.options import ALLOW_OPTION, SETTINGS_OPTION, SHAPE_OPTION, command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,9 +33,10 @@ def _amount(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     strop prune mynets:make --input-shape 1 3 64 64 --params 2M --round-to 8 --ignored 'head*' --out runs/slim --onnx
     strop prune strop::spos/spos_shufflenet_supernet_mnist.py --subnet best_fix_subnet.yaml --checkpoint supernet.pth \\
         --macs 0.7 --importance taylor --calibrate --out runs/slim
+    strop prune runs/slim --allow timm --ratio 0.3 --out runs/slimmer
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|FOLDER')
 @click.option('--ratio', type=float, help='Share of the channels to remove.')
 @click.option('--macs', callback=_amount, metavar='SHARE|NUMBER', help='Most multiply-adds: 0.5 of the original, or 300M.')
 @click.option('--params', callback=_amount, metavar='SHARE|NUMBER', help='Most parameters: 0.5 of the original, or 2M.')
@@ -77,6 +78,7 @@ def _amount(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option('--units', is_flag=True, help='Print every unit before and after.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 @SHAPE_OPTION
+@ALLOW_OPTION
 @SETTINGS_OPTION
 def prune(
     target: str,
@@ -92,6 +94,7 @@ def prune(
     units: bool,
     as_json: bool,
     input_shape: tuple[int, ...] | None,
+    allow: tuple[str, ...],
     settings: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -124,7 +127,7 @@ def prune(
     if out is not None:
         _check_folder(out)
     quiet_logs()
-    found = open_target(target, settings, input_shape)
+    found = open_target(target, settings, input_shape, allow)
     load_checkpoint(found, checkpoint)
     original = plain_model(found, subnet)
     inputs = _inputs(found, original)
@@ -163,7 +166,7 @@ def prune(
     if units:
         show(*(record.table() for record in records))
     show(*_remarks(records), *(str(file) for file in files.values()))
-    if found.config is None and checkpoint is None:
+    if found.config is None and found.recipe is None and checkpoint is None:
         note(f'the weights are those that {target} gives; --checkpoint FILE gives others.')
     if out is None:
         note('nothing is saved; --out FOLDER writes the pruned model.')
@@ -246,15 +249,17 @@ def _saved(
     from strop.export import export_onnx, save_slim
 
     factory, arguments = found.factory
+    recipe = found.recipe or {}
     files = {
         'recipe': save_slim(
             model,
             out,
-            original=original,
+            # What a recipe gives was cut before: its original is what the factory builds.
+            original=None if found.recipe is not None else original,
             factory=factory,
             factory_args=arguments,
-            subnet=subnet,
-            record=records,
+            subnet=recipe.get('choices') or subnet,
+            record=[*recipe.get('cut', {}).get('history', ()), *records],
             example_inputs=inputs,
         )
     }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
+from strop.cli.options import ALLOW_OPTION, SETTINGS_OPTION, SHAPE_OPTION, command
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     strop units timm:vit_tiny_patch16_224 --placements --json
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|FOLDER')
 @click.option('--subnet', type=click.Path(exists=True, dir_okay=False), help='The subnet, for a supernet.')
 @SHAPE_OPTION
 @click.option(
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option('--placements', is_flag=True, help='List the axes of tensors that each unit occurs in.')
 @click.option('--out', type=click.Path(dir_okay=False), help='Also write the JSON to this file.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
+@ALLOW_OPTION
 @SETTINGS_OPTION
 def units(
     target: str,
@@ -43,6 +44,7 @@ def units(
     placements: bool,
     out: str | None,
     as_json: bool,
+    allow: tuple[str, ...],
     settings: dict[str, Any],
 ) -> None:
     """Show the channel units of a model: what can be pruned, and what keeps the rest.
@@ -58,7 +60,7 @@ def units(
     from strop.graph import channel_units
 
     quiet_logs()
-    found = open_target(target, settings, input_shape)
+    found = open_target(target, settings, input_shape, allow)
     graph = channel_units(plain_model(found, subnet), found.inputs, ignored=ignored)
     content = {
         'target': target,

@@ -17,8 +17,9 @@ from strop.graph.slicing import Change, mend_layer
 from strop.pruning import Pruned, PruneRecord, Skip
 
 #: What tells how a model was pruned.
-AnyRecord = Union[PruneRecord, Pruned, Slicing]
+AnyRecord = Union[PruneRecord, Pruned, Slicing, Mapping[str, Any]]
 
+_RECORDS = (PruneRecord, Pruned, Slicing, Mapping)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -233,14 +234,14 @@ class Cut:
 
 
 def records_of(record: AnyRecord | Sequence[AnyRecord] | None) -> list[AnyRecord]:
-    """Return a list of records.
+    """Return a list of records; those of an older recipe are mappings.
 
     Raises:
         ConfigError: If something else is given.
     """
-    given = [] if record is None else [record] if isinstance(record, (PruneRecord, Pruned, Slicing)) else list(record)
+    given = [] if record is None else [record] if isinstance(record, _RECORDS) else list(record)
     for entry in given:
-        if not isinstance(entry, (PruneRecord, Pruned, Slicing)):
+        if not isinstance(entry, _RECORDS):
             raise ConfigError(
                 f'`record` is what `prune` returned, a slicing of a channel graph, or a list of them in order; got '
                 f'{type(entry).__name__}.'
@@ -252,7 +253,11 @@ def records_of(record: AnyRecord | Sequence[AnyRecord] | None) -> list[AnyRecord
 
 
 def _told(records: Sequence[AnyRecord]) -> tuple[dict[str, Any], ...]:
-    return tuple((entry.record if isinstance(entry, Pruned) else entry).to_dict() for entry in records)
+    told = []
+    for entry in records:
+        entry = entry.record if isinstance(entry, Pruned) else entry
+        told.append(dict(entry) if isinstance(entry, Mapping) else entry.to_dict())
+    return tuple(told)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

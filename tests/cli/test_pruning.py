@@ -155,3 +155,27 @@ def test_a_finished_model_of_a_module_has_no_factory(here: Path, tmp_path: Path)
     done = run('prune', 'patches_ready:net', *SHAPE, '--ratio', 0.5, '--out', tmp_path / 'slim')
     assert done.exit_code == 0, done.stderr
     assert 'supernet' not in read_recipe(tmp_path / 'slim')
+    assert 'load_slim' in one_error(run('prune', tmp_path / 'slim', '--ratio', 0.5, '--out', tmp_path / 'slimmer'))
+
+
+def test_what_was_saved_is_pruned_again(here: Path, tmp_path: Path) -> None:
+    done = run('prune', 'patches_parts:make_plain', *SHAPE, '--ratio', 0.25, '--out', tmp_path / 'slim')
+    assert done.exit_code == 0, done.stderr
+    assert '--allow PACKAGE' in one_error(run('prune', tmp_path / 'slim', '--ratio', 0.5))
+    allow = ('--allow', 'patches_parts')
+    done = run('prune', tmp_path / 'slim', *allow, '--ratio', 0.5, '--out', tmp_path / 'slimmer', '--json')
+    assert done.exit_code == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content['input_shape'] == [2, 3, 8, 8]
+    # 6 channels and then 3, of 27 + 1 + 2 parameters each.
+    assert content['params'] == [182, 92]
+    recipe = read_recipe(tmp_path / 'slimmer')
+    assert recipe['cut']['original']['0.weight'] == [8, 3, 3, 3]
+    assert [entry['ratio'] for entry in recipe['cut']['history']] == [0.25, 0.5]
+    assert load_recipe(tmp_path / 'slimmer', allow='patches_parts')[0].out_channels == 3
+    done = run('estimate', tmp_path / 'slimmer', *allow, '--json')
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)['params'] == 92
+    done = run('units', tmp_path / 'slimmer', *allow)
+    assert '1 units, 3 channels, 92 parameters' in done.stdout
+    assert 'is a recipe' in one_error(run('units', tmp_path / 'slimmer', *allow, '--cfg-options', 'a=1'))
