@@ -314,12 +314,12 @@ class Pruner:
             params=costs.params(slicing.lengths),
             error=error,
         )
-        if self._options.inplace:
-            slicing.apply(self.model, optimizer=self._options.optimizer, inplace=True)
-            if self._options.recalibrate is not None:
-                _copy_buffers(pruned, self.model)
-        else:
+        if pruned is not None and not self._options.inplace:
             self.model = pruned
+        else:
+            slicing.apply(self.model, optimizer=self._options.optimizer, inplace=True)
+            if pruned is not None and self._options.recalibrate is not None:
+                _copy_buffers(pruned, self.model)
         self._lengths.update(slicing.lengths)
         self._steps.append(done)
         self._notes.extend(self._remarks(graph, ranking))
@@ -362,7 +362,7 @@ class Pruner:
     def _by_latency(self, graph: ChannelGraph, ranking: Ranking, progress: float, least: float) -> float:
         budget = self._budget
         assert budget is not None, 'only called with a budget'
-        original = self._reference or self._original
+        original = self._original if self._reference is None else self._reference
         measured: dict[float, tuple[float, float]] = {}
 
         def fits(ratio: float) -> bool:
@@ -387,8 +387,11 @@ class Pruner:
         self._latency = measured[found]
         return found
 
-    def _pruned(self, slicing: Slicing) -> tuple[nn.Module, float | None]:
-        """Return a pruned, verified and recalibrated copy of the model, and the error of the check."""
+    def _pruned(self, slicing: Slicing) -> tuple[nn.Module | None, float | None]:
+        """Return a pruned, verified and recalibrated copy of the model, where one is needed, and the error of the check."""
+        given = self._options
+        if given.inplace and not given.verify and given.recalibrate is None:
+            return None, None
         pruned = slicing.apply(self.model)
         error = verify(self.model, pruned, slicing, self._inputs) if self._options.verify else None
         if self._options.recalibrate is not None:

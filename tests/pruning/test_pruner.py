@@ -325,6 +325,14 @@ def test_in_place_with_an_optimizer(net, images):
     assert not torch.equal(net.stem.weight, before)
 
 
+def test_in_place_without_a_check_needs_no_copy(net, images):
+    expected = prune(net, images, ratio=0.5).model
+    model, record = prune(net, images, ratio=0.5, verify=False, inplace=True)
+    assert model is net
+    assert record.steps[0].error is None
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), expected.parameters()))
+
+
 def test_in_place_over_steps_with_training(net, images):
     optimizer = torch.optim.SGD(net.parameters(), 1e-2, momentum=0.9)
 
