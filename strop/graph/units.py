@@ -189,9 +189,9 @@ class ChannelGraph:
                 continue
             where = f'{relation.what} in {relation.path!r}' if relation.path else relation.what
             equations.append(Equation(relation.op, left, right, relation.truth, where))
-        whole = self._whole_axes()
+        self._whole = self._whole_axes()
         for atom, variable in self._variables.items():
-            variable.minimum = min(self._minimum if atom.size > _SMALL or atom in whole else 1, atom.size)
+            variable.minimum = self._least(atom)
             variable.fixed = atom.frozen is not None
         self.system = LengthSystem(equations)
         atom_of = {variable: atom for atom, variable in self._variables.items()}
@@ -200,6 +200,9 @@ class ChannelGraph:
                 literal = type(equation.left) is Number or type(equation.right) is Number
                 told = f'{text(equation.left)} {equation.op} {text(equation.right)} ({equation.where})'
                 freeze(atom_of[variable], Reason('literal' if literal else 'tie', told))
+
+    def _least(self, atom: Atom) -> int:
+        return min(1 if atom.size <= _SMALL and atom not in self._whole else self._minimum, atom.size)
 
     def _whole_axes(self) -> set[Atom]:
         """Return the small atoms that are an axis by themselves somewhere. The others are only ever parts of one."""
@@ -309,7 +312,7 @@ class ChannelGraph:
             self.units[name] = ChannelUnit(
                 name,
                 atom.size,
-                self._variables[atom].minimum if atom in self._variables else min(self._minimum, atom.size),
+                self._least(atom),
                 role,
                 tuple(places[atom]),
                 tuple(sorted(atom.spans)),
@@ -355,7 +358,7 @@ class ChannelGraph:
             if atom in self._variables:
                 targets[self._variables[atom]] = target
             else:
-                least = min(self._minimum, atom.size)
+                least = self._least(atom)
                 values[atom] = _rounded(min(max(target, least), atom.size), rounding, least, atom.size)
         self._solution = self.system.fit(targets, rounding)
         for atom, variable in self._variables.items():
