@@ -118,15 +118,31 @@ _ARITHMETIC = frozenset(
     {aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.add_.Tensor, aten.add_.Scalar, aten.rsub.Scalar}
 )
 
-#: Operators that mix values over an axis which they do not freeze.
+#: Operators that mix values over an axis which they do not freeze. Products of two activations are among them: what is
+#: left of a masked channel need not be zero (`elu(x) + 1`). Products with weights are not, as those are masked.
 _MIXING = frozenset(
     {
         *('native_layer_norm', '_fused_rms_norm', 'native_group_norm', 'native_batch_norm', '_native_batch_norm_legit'),
         *('_batch_norm_with_update', '_weight_norm_interface', '_softmax', '_log_softmax', '_safe_softmax', 'logsumexp'),
         *('mean', 'sum', 'nansum', 'prod', 'any', 'all', 'amax', 'amin', 'max', 'min', 'count_nonzero'),
-        *('var', 'std', 'var_mean', 'std_mean', 'linalg_vector_norm', 'norm', '_cdist_forward', '_euclidean_dist'),
+        *(
+            'bmm',
+            'baddbmm',
+            'var',
+            'std',
+            'var_mean',
+            'std_mean',
+            'linalg_vector_norm',
+            'norm',
+            '_cdist_forward',
+            '_euclidean_dist',
+        ),
     }
 )
+
+
+#: Operators that are there to be divided by.
+_DIVISORS = frozenset({'linalg_vector_norm', 'norm', 'std'})
 
 
 class _Replay:
@@ -161,6 +177,8 @@ class _Replay:
             shape = taken[0].shape
             taken[3:7] = [shape[0], shape[1], shape[2:].numel(), self._groups(call, args[6])]
         out, around = func(*taken, **kwargs), func(*args, **kwargs)
+        if name in _DIVISORS:
+            around = around.masked_fill(around == 0, 1)
         if isinstance(out, torch.Tensor):
             return self._put(out, around, call.out[0])
         return type(out)(self._put(part, whole, axes) for part, whole, axes in zip(out, around, call.out))

@@ -877,6 +877,14 @@ def _pool(call: Call, spatial: int) -> Any:
     return result if isinstance(call.out, torch.Tensor) else [list(result) for _ in call.out]
 
 
+@axis_rule(aten.max_unpool2d, aten.max_unpool3d)
+def _max_unpool(call: Call) -> Axes:
+    image, indices = call.axes(call.args[0]), call.axes(call.args[1])
+    for one, two in zip(image, indices):
+        unify(one, two, call.reason('layout'))
+    return _pool(call, 2 if call.name == 'max_unpool2d' else 3)
+
+
 @axis_rule(aten.grid_sampler_2d, aten.grid_sampler_3d, aten.grid_sampler, aten.cudnn_grid_sampler)
 def _grid_sampler(call: Call) -> Axes:
     image, grid = call.axes(call.args[0]), call.axes(call.args[1])
