@@ -104,6 +104,7 @@ def _packaged(name: str) -> Path:
     from mmengine.config import Config
 
     package, _, wanted = name.partition('::')
+    importlib.import_module('strop.registry')  # which tells MMEngine of the configs that Strop ships
     if not package.isidentifier() or importlib.util.find_spec(package) is None:
         raise ConfigError(f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}')
     try:

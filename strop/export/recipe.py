@@ -406,6 +406,8 @@ def _readme(plain: nn.Module, recipe: Mapping[str, Any]) -> str:
         packages = [module.partition('.')[0] for module in supplied(supernet)]
         consent = f', allow={sorted(set(packages))!r}' if packages else ''
         built = f'`{supernet["factory"]}`' if 'factory' in supernet else f'a config of type `{supernet["config"]["type"]}`'
+        args = ', '.join(f'{name}={value!r}' for name, value in supernet.get('args', {}).items())
+        built += f' with `{args}`' if 0 < len(args) <= 80 else ''
         what, call = f'the model that {built} builds', f"load_recipe('path/to/this/folder'{consent})"
     title, kind = ('A pruned model', 'Pruned from') if 'cut' in recipe else ('A subnet', 'One subnet of')
     lines = [

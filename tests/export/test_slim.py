@@ -234,6 +234,7 @@ def test_a_fresh_process_builds_it_from_the_named_factory(tmp_path):
         slim, tmp_path / 'slim', original=original, factory='nets:make', factory_args={'width': 12}, record=record, check=False
     )
     torch.save({'inputs': IMAGE, 'outputs': outputs(slim, IMAGE)}, tmp_path / 'expected.pt')
+    assert '`nets:make` with `width=12` builds' in (tmp_path / 'slim' / 'README.md').read_text()
     code = """
         import torch
         from strop.errors import UnsafeFileError
