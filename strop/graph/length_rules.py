@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from strop.graph.inference import Lengths, length_rule
 from strop.graph.sizes import LengthOf, Size
-from strop.graph.terms import Incompatible, Term, resolve, span, split_cat, split_prod
+from strop.graph.terms import Incompatible, Term, span, split_cat, split_prod
 
 T = torch.Tensor
 
@@ -192,13 +192,18 @@ def _counted(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> Non
 @length_rule(F.pad, torch.constant_pad_nd, torch._C._nn.pad)
 def _pad(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None:
     widths = _given(args, kwargs, 1, 'pad')
-    terms = lengths.axes(out)
+    terms, before = lengths.axes(out), lengths.axes(_given(args, kwargs, 0, 'input'))
     for number in range(len(widths) // 2):
-        term = resolve(terms[len(terms) - 1 - number])
+        term, whole = terms[len(terms) - 1 - number], before[len(terms) - 1 - number]
         left, right = widths[2 * number], widths[2 * number + 1]
-        if left > 0:
+        # Negative widths cut off.
+        if int(left) < 0:
+            lengths.demand(-left, split_cat(whole, -int(left))[0])
+        if int(right) < 0:
+            lengths.demand(-right, split_cat(whole, whole.size + int(right))[1])
+        if int(left) > 0:
             lengths.demand(left, split_cat(term, int(left))[0])
-        if right > 0:
+        if int(right) > 0:
             lengths.demand(right, split_cat(term, term.size - int(right))[1])
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch.library import custom_op
 
@@ -742,6 +744,319 @@ def product_of_weights():
         b=nn.Parameter(torch.randn(5, 12)),
         head=nn.Linear(8, 4),
     )
+
+
+# -- what papers do --------------------------------------------------------------------------------
+
+
+@case(IMAGE, units=[8])
+def global_response_norm():
+    def run(net, x):
+        x = net.stem(x)
+        norms = x.norm(p=2, dim=(2, 3), keepdim=True)
+        return net.head(x * (norms / (norms.mean(1, keepdim=True) + 1e-6)) * net.scale + x)
+
+    return Net(run, stem=conv(3, 8), scale=nn.Parameter(torch.randn(1, 8, 1, 1)), head=conv(8, 4))
+
+
+@case(units=[8, 10, 8, 10, 10])
+def mixture_of_experts():
+    def run(net, x):
+        x = net.stem(x)
+        shares = net.router(x).softmax(-1)
+        return net.head(sum(shares[..., number : number + 1] * expert(x) for number, expert in enumerate(net.experts)))
+
+    experts = [nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 8, bias=False)) for _ in range(3)]
+    return Net(run, stem=nn.Linear(12, 8), router=nn.Linear(8, 3), experts=nn.ModuleList(experts), head=nn.Linear(8, 4))
+
+
+@case(IMAGE, units=[4, 6, 8])
+def dynamic_convolution():
+    """A mixture of kernels for every image, run as groups of one convolution."""
+
+    def run(net, x):
+        x = net.stem(x)
+        b, c, h, w = x.shape
+        kernels = net.kernels
+        mixed = (net.router(x.mean((2, 3))).softmax(1) @ kernels.view(kernels.shape[0], -1)).view(b * kernels.shape[1], c, 1, 1)
+        return net.head(F.conv2d(x.reshape(1, b * c, h, w), mixed, groups=b).view(b, -1, h, w))
+
+    return Net(run, stem=conv(3, 8), router=nn.Linear(8, 4), kernels=nn.Parameter(torch.randn(4, 6, 8, 1, 1)), head=conv(6, 4))
+
+
+@case(IMAGE, units=[8])
+def second_order_pooling():
+    """Every channel meets every other: an axis of 8 x 8 of one unit."""
+
+    def run(net, x):
+        x = net.stem(x).flatten(2)
+        return net.head((x @ x.transpose(1, 2)).flatten(1))
+
+    return Net(run, stem=conv(3, 8), head=nn.Linear(64, 4))
+
+
+@case(IMAGE, units=[8])
+def attention_over_channels():
+    def run(net, x):
+        x = net.stem(x).flatten(2)
+        return net.head(((x @ x.transpose(1, 2)).softmax(-1) @ x).view(x.shape[0], -1, 8, 8))
+
+    return Net(run, stem=conv(3, 8), head=conv(8, 4))
+
+
+@case(IMAGE, units=[4, 6])
+def written_into_zeros():
+    def run(net, x):
+        a, b = net.a(x), net.b(x)
+        out = x.new_zeros(x.shape[0], a.shape[1] + b.shape[1], *x.shape[2:])
+        out[:, : a.shape[1]] = a
+        out[:, a.shape[1] :] = b
+        return net.head(out)
+
+    return Net(run, a=conv(3, 4), b=conv(3, 6), head=conv(10, 4))
+
+
+@case(IMAGE, units=[4])
+def written_to_out():
+    def run(net, x):
+        out = torch.empty_like(a := net.a(x))
+        torch.add(a, net.b(x), out=out)
+        return net.head(out)
+
+    return Net(run, a=conv(3, 4), b=conv(3, 4), head=conv(4, 4))
+
+
+@case(IMAGE, units=[8])
+def blurred_by_a_buffer():
+    def run(net, x):
+        x = net.stem(x)
+        return net.head(F.conv2d(x, net.kernel.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1]))
+
+    net = Net(run, stem=conv(3, 8), head=conv(8, 4))
+    net.register_buffer('kernel', torch.rand(1, 1, 3, 3))
+    return net
+
+
+@case(IMAGE, units=[8, 2])
+def one_kernel_for_every_channel():
+    """Channels go into the batch and come back."""
+
+    def run(net, x):
+        x = net.stem(x)
+        b, c, h, w = x.shape
+        return net.head(net.kernel(x.reshape(b * c, 1, h, w)).view(b, c * 2, h, w))
+
+    return Net(run, stem=conv(3, 8), kernel=conv(1, 2, 3, padding=1), head=conv(16, 4))
+
+
+@case(IMAGE, units=[4, 4, 4, 4])
+def scales_in_a_row():
+    """Res2Net: every part is convolved together with the result of the one before."""
+
+    def run(net, x):
+        first, *parts = net.stem(x).split(net.width, 1)
+        done = [first]
+        for part, layer in zip(parts, net.layers):
+            done.append(layer(part if len(done) == 1 else part + done[-1]))
+        return net.head(torch.cat(done, 1))
+
+    return Net(
+        run,
+        stem=conv(3, 12),
+        layers=nn.ModuleList(conv(4, 4, 3, padding=1) for _ in range(2)),
+        head=conv(12, 4),
+        width=4,
+    )
+
+
+@case(IMAGE, units=[8])
+def selective_kernels():
+    def run(net, x):
+        a, b = net.a(x), net.b(x)
+        pooled = (a + b).mean((2, 3))
+        shares = torch.stack([net.c(pooled), net.d(pooled)], 1).softmax(1)[..., None, None]
+        return net.head((torch.stack([a, b], 1) * shares).sum(1))
+
+    return Net(run, a=conv(3, 8), b=conv(3, 8), c=nn.Linear(8, 8), d=nn.Linear(8, 8), head=conv(8, 4))
+
+
+@case(units=[8])
+def nearest_of_a_codebook():
+    def run(net, x):
+        x = net.stem(x)
+        found = net.codes(torch.cdist(x, net.codes.weight).argmin(-1))
+        return net.head(x + (found - x).detach())
+
+    return Net(run, stem=nn.Linear(12, 8), codes=nn.Embedding(7, 8), head=nn.Linear(8, 4))
+
+
+@case(units=[8, 6])
+def linear_attention():
+    """What is left of a masked channel is one, not zero: `elu(0) + 1`."""
+
+    def run(net, x):
+        q, k, v = F.elu(net.q(x)) + 1, F.elu(net.k(x)) + 1, net.v(x)
+        share = 1 / (q @ k.sum(1).unsqueeze(-1))
+        return net.head(torch.einsum('bnd,bde->bne', q, torch.einsum('bnd,bne->bde', k, v)) * share)
+
+    return Net(run, q=nn.Linear(12, 8), k=nn.Linear(12, 8), v=nn.Linear(12, 6), head=nn.Linear(6, 4))
+
+
+@case(units=[6, 8, 8])
+def latent_queries():
+    def run(net, x):
+        k, v = net.kv(x).chunk(2, -1)
+        q = net.q(net.latents).expand(x.shape[0], -1, -1)
+        return net.head((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+    return Net(run, latents=nn.Parameter(torch.randn(1, 3, 6)), q=nn.Linear(6, 8), kv=nn.Linear(12, 16), head=nn.Linear(8, 4))
+
+
+@case(units=[4, 4, 4, 4])
+def groups_in_a_loop():
+    def run(net, x):
+        x = net.stem(x)
+        size = x.shape[-1] // net.groups
+        parts = [x[..., number * size : (number + 1) * size].softmax(-1) for number in range(net.groups)]
+        return net.head(torch.cat(parts, -1))
+
+    return Net(run, stem=nn.Linear(12, 16), head=nn.Linear(16, 4), groups=4)
+
+
+@case(units=[8])
+def swapped_halves():
+    def run(net, x):
+        x = net.stem(x)
+        half = x.shape[-1] // 2
+        return net.head(torch.cat([x[..., half:], x[..., :half]], -1) + x)
+
+    return Net(run, stem=nn.Linear(12, 16), head=nn.Linear(16, 4))
+
+
+@case(units=[4, 6])
+def sums_of_pairs():
+    def run(net, x):
+        return net.head((net.a(x)[..., :, None] + net.b(x)[..., None, :]).relu().flatten(-2))
+
+    return Net(run, a=nn.Linear(12, 4), b=nn.Linear(12, 6), head=nn.Linear(24, 4))
+
+
+@case(units=[8])
+def weights_of_unit_length():
+    """Rows of zeros would be divided by zero."""
+    return Net(
+        lambda net, x: net.head(F.linear(x, net.rows / net.rows.norm(dim=1, keepdim=True))),
+        rows=nn.Parameter(torch.randn(8, 12)),
+        head=nn.Linear(8, 4),
+    )
+
+
+@case(units=[10])
+def decoded_by_the_transposed_weight():
+    def run(net, x):
+        return net.head(F.linear(F.relu(F.linear(net.stem(x), net.code)), net.code.t()))
+
+    return Net(run, stem=nn.Linear(12, 10), code=nn.Parameter(torch.randn(8, 10)), head=nn.Linear(10, 4))
+
+
+@case(units=[4, 4, 2])
+def chunks_of_different_lengths():
+    def run(net, x):
+        a, b, c = net.stem(x).chunk(3, -1)
+        return net.a(a) + net.b(b) + net.c(c)
+
+    return Net(run, stem=nn.Linear(12, 10), a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(2, 4))
+
+
+@case(IMAGE, units=[8])
+def cropped_channels():
+    return Net(lambda net, x: net.head(F.pad(net.stem(x), (0, 0, 0, 0, -2, -1))), stem=conv(3, 11), head=conv(8, 4))
+
+
+@case(IMAGE, units=[8])
+def unpooled():
+    def run(net, x):
+        pooled, places = F.max_pool2d(net.stem(x), 2, return_indices=True)
+        return net.head(F.max_unpool2d(pooled, places, 2))
+
+    return Net(run, stem=conv(3, 8), head=conv(8, 4))
+
+
+@case(IMAGE, units=[8])
+def sampled_where_it_says():
+    def run(net, x):
+        x = net.stem(x)
+        return net.head(F.grid_sample(x, net.where(x).permute(0, 2, 3, 1).tanh(), align_corners=False))
+
+    return Net(run, stem=conv(3, 8), where=conv(8, 2), head=conv(8, 4))
+
+
+@case(IMAGE, units=[8])
+def normed_over_channels_and_pixels():
+    return nn.Sequential(conv(3, 8), nn.LayerNorm([8, 8, 8]), conv(8, 4))
+
+
+@case(units=[8])
+def norm_of_flattened_tokens():
+    return Net(
+        lambda net, x: net.head(net.norm((h := net.stem(x)).flatten(0, 1)).reshape_as(h)),
+        stem=nn.Linear(12, 8),
+        norm=nn.BatchNorm1d(8),
+        head=nn.Linear(8, 4),
+    )
+
+
+@case(units=[4, 2, 2, 3])
+def kronecker_product():
+    return Net(
+        lambda net, x: net.head(F.linear(net.stem(x), torch.kron(net.a, net.b))),
+        stem=nn.Linear(12, 6),
+        a=nn.Parameter(torch.randn(4, 2)),
+        b=nn.Parameter(torch.randn(2, 3)),
+        head=nn.Linear(8, 4),
+    )
+
+
+@case(units=[6, 8])
+def tensordot():
+    return Net(
+        lambda net, x: net.head(torch.tensordot(net.stem(x), net.weight, dims=([2], [1]))),
+        stem=nn.Linear(12, 8),
+        weight=nn.Parameter(torch.randn(6, 8)),
+        head=nn.Linear(6, 4),
+    )
+
+
+@case(units=[4])
+def pairs_are_rotated():
+    """Neighbours are swapped, as some rotary embeddings do: each pair stays together."""
+
+    def run(net, x):
+        x = net.stem(x)
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        return net.head(x * net.scale + turned)
+
+    return Net(run, stem=nn.Linear(12, 8), scale=nn.Parameter(torch.rand(8)), head=nn.Linear(8, 4))
+
+
+@case(units=[16, 10])
+def checkpointed():
+    def run(net, x):
+        return net.head(torch.utils.checkpoint.checkpoint(net.body, x, use_reentrant=False))
+
+    body = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10))
+    return Net(run, body=body, head=nn.Linear(10, 4))
+
+
+@case(units=[8])
+def sizes_of_numpy():
+    """A number that is no int of Python is a number in the code."""
+
+    def run(net, x):
+        x = net.stem(x)
+        return net.head(x.view(x.shape[0], x.shape[1], net.heads, -1).softmax(-1).flatten(2))
+
+    return Net(run, stem=nn.Linear(12, 32), head=nn.Linear(32, 4), heads=np.int64(4))
 
 
 @pytest.mark.parametrize('name', CASES)
