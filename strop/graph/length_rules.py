@@ -60,7 +60,7 @@ def _repeat(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None
     times = kwargs.get('repeats', kwargs.get('dims'))
     times = _flat(args[1:]) if times is None else list(times)
     for count, term in zip(times[::-1], lengths.axes(out)[::-1]):
-        if isinstance(count, int) and count > 1:
+        if isinstance(count, int) and int(count) > 1:
             _outer(lengths, count, term)
 
 
@@ -74,7 +74,7 @@ def _outer(lengths: Lengths, count: Any, term: Term) -> None:
 @length_rule(T.repeat_interleave, torch.repeat_interleave)
 def _repeat_interleave(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None:
     count = _given(args, kwargs, 1, 'repeats')
-    if isinstance(count, int) and count > 1:
+    if isinstance(count, int) and int(count) > 1:
         dim = _given(args, kwargs, 2, 'dim')
         for term in lengths.axes(out) if dim is None else [lengths.axes(out)[dim]]:
             try:
