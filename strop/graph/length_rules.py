@@ -127,9 +127,9 @@ def _tensor_split(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
 @length_rule(T.narrow, torch.narrow)
 def _narrow(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None:
     dim, start, size = (_given(args, kwargs, place, name) for place, name in ((1, 'dim'), (2, 'start'), (3, 'length')))
-    term = lengths.axes(args[0])[dim]
-    if isinstance(start, int):
-        _piece(lengths, term, start, start + size)
+    lengths.demand(size, lengths.axes(out)[dim])
+    if isinstance(start, int) and int(start) > 0:
+        lengths.demand(start, split_cat(lengths.axes(args[0])[dim], int(start))[0])
 
 
 @length_rule(T.__getitem__)

@@ -130,6 +130,12 @@ class Size(int):
     __ge__ = _comparison('<=', int.__ge__, swap=True)
     __hash__ = int.__hash__
 
+    def __bool__(self) -> bool:
+        truth = int.__bool__(self)
+        if (listener := _listener.get()) is not None:
+            listener('==', self.node, 0, not truth)
+        return truth
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 

@@ -97,6 +97,8 @@ class TestListening:
             (lambda width: width != 7, ('==', PATH, 7, True)),
             (lambda width: width == 8, ('==', PATH, 8, False)),
             (lambda width: width < 8, ('<', PATH, 8, True)),
+            (bool, ('==', PATH, 0, False)),
+            (lambda width: not width, ('==', PATH, 0, False)),
             (lambda width: width <= 6, ('<=', PATH, 6, False)),
             (lambda width: width > 8, ('<', 8, PATH, False)),
             (lambda width: width >= 7, ('<=', 7, PATH, True)),
