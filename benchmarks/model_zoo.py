@@ -264,9 +264,10 @@ def detection_entry(name: str) -> Entry:
             options |= {'min_size': 128, 'max_size': 128, 'score_thresh': 0.0, 'detections_per_img': 10}
         size = 320 if name.startswith('ssd') else 128  # these resize to 300 and 320 by themselves
         model = models.get_model(name, **options)
-        for module in model.modules():  # else all boxes of a random network score the same but for rounding
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        if name.startswith('ssd'):  # else all boxes of a random network score the same but for rounding
+            for module in model.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
         return model, ([torch.rand(3, size, size)],)
 
     return Entry(name, 'torchvision', build, 'detection', classes=91)
