@@ -315,7 +315,8 @@ class FunctionMode(TorchFunctionMode):
         out = func(*args, **kwargs)
         rule = _length_rules.get(func)
         if rule is not None:
-            rule(Lengths(self.tracer, getattr(func, '__name__', str(func))), out, args, kwargs)
+            with listening(None):
+                rule(Lengths(self.tracer, getattr(func, '__name__', str(func))), out, args, kwargs)
         return out
 
     def _size(self, func: Any, args: Any, kwargs: Any) -> Any:

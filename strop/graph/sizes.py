@@ -67,8 +67,11 @@ _listener: ContextVar[Callable[[str, Node, Node, bool], None] | None] = ContextV
 
 
 @contextmanager
-def listening(listener: Callable[[str, Node, Node, bool], None]) -> Iterator[None]:
-    """Hand every comparison of a `Size` inside the block to `listener(op, left, right, truth)`."""
+def listening(listener: Callable[[str, Node, Node, bool], None] | None) -> Iterator[None]:
+    """Hand every comparison of a `Size` inside the block to `listener(op, left, right, truth)`.
+
+    A `Size` that becomes a plain int is one that must stay as it is.
+    """
     token = _listener.set(listener)
     try:
         yield
@@ -76,13 +79,67 @@ def listening(listener: Callable[[str, Node, Node, bool], None]) -> Iterator[Non
         _listener.reset(token)
 
 
+_plain = int.__int__
+
+
+def _pinned(node: Node, value: int) -> int:
+    if (listener := _listener.get()) is not None:
+        listener('==', node, value, True)
+    return value
+
+
+class Measure(float):
+    """A float that was computed from a `Size`: `int(channels * 0.5)` pins the number of channels.
+
+    With the float on the left, or after a second operation, it is an ordinary one, and nothing is pinned.
+    """
+
+    node: Node
+    size: int
+
+    def __new__(cls, value: float, size: int, node: Node) -> Measure:
+        """Make the float `value`, which follows from `node` being `size`."""
+        measure = float.__new__(cls, value)
+        measure.node, measure.size = node, size
+        return measure
+
+    def _pin(self) -> None:
+        _pinned(self.node, self.size)
+
+    def __int__(self) -> int:
+        self._pin()
+        return float.__int__(self)
+
+    __trunc__ = __int__
+
+    def __floor__(self) -> int:
+        self._pin()
+        return float.__floor__(self)
+
+    def __ceil__(self) -> int:
+        self._pin()
+        return float.__ceil__(self)
+
+    def __round__(self, digits: Any = None) -> Any:
+        self._pin()
+        return float.__round__(self, digits)
+
+    def __reduce__(self) -> Any:
+        return float, (float(self),)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return float(self)
+
+
 def _arithmetic(op: str, compute: Callable[[int, int], int]) -> Any:
     def forward(self: Size, other: Any) -> Any:
-        value = compute(int(self), other) if type(other) is int or type(other) is Size else NotImplemented
+        if type(other) is float and op == '*':
+            return Measure(_plain(self) * other, _plain(self), self.node)
+        value = compute(_plain(self), other) if type(other) is int or type(other) is Size else NotImplemented
         return value if value is NotImplemented else Size(value, Operation(op, self.node, node_of(other)))
 
     def backward(self: Size, other: Any) -> Any:
-        value = compute(other, int(self)) if type(other) is int else NotImplemented
+        value = compute(other, _plain(self)) if type(other) is int else NotImplemented
         return value if value is NotImplemented else Size(value, Operation(op, other, self.node))
 
     return forward, backward
@@ -90,7 +147,7 @@ def _arithmetic(op: str, compute: Callable[[int, int], int]) -> Any:
 
 def _comparison(op: str, compute: Callable[[int, Any], Any], swap: bool = False, negate: bool = False) -> Any:
     def compare(self: Size, other: Any) -> Any:
-        truth = compute(int(self), other)
+        truth = compute(_plain(self), other)
         if truth is not NotImplemented and (listener := _listener.get()) is not None and isinstance(other, int):
             left, right = self.node, node_of(other)
             listener(op, *((right, left) if swap else (left, right)), truth != negate)
@@ -136,6 +193,15 @@ class Size(int):
             listener('==', self.node, 0, not truth)
         return truth
 
+    def __int__(self) -> int:
+        return _pinned(self.node, _plain(self))
+
+    __trunc__ = __int__
+
+    def __truediv__(self, other: Any) -> Any:
+        value = int.__truediv__(_plain(self), _plain(other)) if isinstance(other, int) else _plain(self) / other
+        return Measure(value, _plain(self), self.node) if type(value) is float else value
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
@@ -145,13 +211,13 @@ class Size(int):
     def __pow__(self, other: Any, modulo: Any = None) -> Any:
         if type(other) is int and modulo is None and 1 <= other <= 3:
             return self if other == 1 else self * self if other == 2 else self * self * self
-        return int.__pow__(int(self), other, modulo) if isinstance(other, int) else float(self) ** other
+        return int.__pow__(_plain(self), other, modulo) if isinstance(other, int) else float(self) ** other
 
     def __reduce__(self) -> Any:
-        return int, (int(self),)
+        return int, (_plain(self),)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return int(self)
+        return _plain(self)
 
 
 def node_of(value: Any) -> Node:

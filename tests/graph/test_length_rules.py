@@ -84,6 +84,8 @@ LITERAL = {
     'arange': lambda net, h: h + torch.arange(16),
     'layer norm': lambda net, h: F.layer_norm(h, (16,)),
     'unflatten': lambda net, h: h.unflatten(-1, (4, 4)).softmax(-1).flatten(-2),
+    'a plain int': lambda net, h: torch.cat([h[..., : int(h.shape[-1]) // 2] * 2, h[..., int(h.shape[-1]) // 2 :]], -1),
+    'a part': lambda net, h: torch.cat([h[..., : int(h.shape[-1] * 0.5)] * 2, h[..., int(h.shape[-1] * 0.5) :]], -1),
     'a comparison': lambda net, h: h * 2 if h.shape[-1] == 16 else h,
     'a table': lambda net, h: h * {16: 2.0, 8: 3.0}[h.shape[-1]],
 }

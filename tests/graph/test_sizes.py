@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -75,7 +76,7 @@ class TestSize:
         assert hash(width) == hash(7)
         assert list(range(width)) == list(range(7))
         assert {7: 'a'}[width] == 'a'
-        assert type(width * 0.5) is float
+        assert width * 0.5 == 3.5
         assert torch.zeros(width).shape == (7,)
 
     def test_leaves_copies_and_pickles_as_a_plain_int(self):
@@ -97,6 +98,11 @@ class TestListening:
             (lambda width: width != 7, ('==', PATH, 7, True)),
             (lambda width: width == 8, ('==', PATH, 8, False)),
             (lambda width: width < 8, ('<', PATH, 8, True)),
+            (int, ('==', PATH, 7, True)),
+            (lambda width: int(width * 0.5), ('==', PATH, 7, True)),
+            (lambda width: round(width / 2), ('==', PATH, 7, True)),
+            (lambda width: math.floor(width / 2), ('==', PATH, 7, True)),
+            (lambda width: math.ceil(width / Size(2, 2)), ('==', PATH, 7, True)),
             (bool, ('==', PATH, 0, False)),
             (lambda width: not width, ('==', PATH, 0, False)),
             (lambda width: width <= 6, ('<=', PATH, 6, False)),
@@ -118,6 +124,19 @@ class TestListening:
             pass
         assert Size(7, PATH) == 7
         assert not heard
+
+    def test_floats_alone_pin_nothing(self):
+        heard = []
+        with listening(lambda *told: heard.append(told)):
+            assert Size(9, PATH) ** -0.5 * 3 == math.sqrt(Size(9, PATH)) / 3 == float(Size(1, PATH)) == 1.0
+            assert Size(9, PATH) / 2 * 2.0 == 9.0
+            assert Size(9, PATH) * 0.5 == 4.5
+        assert not heard
+
+    def test_copies_of_floats_are_plain(self):
+        half = Size(9, PATH) / 2
+        assert type(copy.deepcopy(half)) is float
+        assert type(pickle.loads(pickle.dumps(half))) is float
 
     def test_with_no_int_nothing_is(self):
         heard = []
