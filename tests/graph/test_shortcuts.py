@@ -44,7 +44,8 @@ def pairs(draw):
 
 def described(value):
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.stride(), value.dtype, value.device.type
+        strides = [stride for size, stride in zip(value.shape, value.stride()) if size > 1]  # of one position it means nothing
+        return tuple(value.shape), strides, value.dtype, value.device.type
     return [described(item) for item in value]
 
 
