@@ -122,6 +122,8 @@ def _constant(call: Call) -> Any:
 
 def reshaped(call: Call, axes: Sequence[Term], shape: Sequence[int]) -> Axes:
     """Return the axes of a tensor that is viewed in another shape."""
+    if 0 in shape or any(not term.size for term in axes):
+        return [call.fresh(size, 'constant') for size in shape]
     result: Axes = []
     i = j = 0
     while i < len(axes) or j < len(shape):

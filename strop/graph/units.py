@@ -268,7 +268,7 @@ class ChannelGraph:
                         self.frozen.append(FrozenAxis(name, number, atom.size, atom.frozen))
                     else:
                         places.setdefault(atom, []).append(Placement(name, number, term, atom))
-        for atom in [atom for atom, found in places.items() if len(found) == 1]:
+        for atom in [atom for atom, found in places.items() if len(found) == 1 and _once(found[0], atom)]:
             # Tokens, latents, rows of a codebook: nothing else would become smaller with them.
             (place,) = places.pop(atom)
             freeze(atom, Reason('position', 'a parameter that nothing else shares'))
@@ -534,6 +534,11 @@ def _index(name: str, chosen: Any) -> torch.Tensor:
     if index.is_floating_point() or index.is_complex():
         raise GraphError(f'The indices of unit {name!r} are ints; got {index.dtype}.')
     return index.long().flatten()
+
+
+def _once(place: Placement, atom: Atom) -> bool:
+    """Say whether an atom occurs once in an axis; queries and keys of one projection share theirs."""
+    return sum(part is atom for part in atoms(place.term)) == 1
 
 
 def _inside(name: str, module: str) -> bool:

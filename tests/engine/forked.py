@@ -14,25 +14,30 @@ import torch
 
 
 def forked(function: Callable[..., Any], *args: Any, errors: Path) -> int:
-    """Run `function` in a forked process (which needs no imports anew) and return its exit code; an error is written."""
+    """Run `function` in a child process and return its exit code; an error is written.
 
-    def main() -> None:
-        # A forked process must not use the threads of its parent.
-        torch.set_num_threads(1)
-        try:
-            function(*args)
-        except BaseException:
-            errors.write_text(traceback.format_exc())
-            os._exit(1)
-        os._exit(0)
-
-    process = multiprocessing.get_context('fork').Process(target=main)
+    The child is forked from a server that has imported what it needs and has run nothing: a process in which autograd
+    started threads cannot be forked.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'strop.algorithms', 'strop.engine', 'strop.data'])
+    process = context.Process(target=_main, args=(function, args, errors))
     process.start()
     process.join(240)
     if process.is_alive():
         process.kill()
         raise TimeoutError('The child process took more than four minutes.')
     return process.exitcode or 0
+
+
+def _main(function: Callable[..., Any], args: Any, errors: Path) -> None:
+    torch.set_num_threads(1)
+    try:
+        function(*args)
+    except BaseException:
+        errors.write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
 
 
 def die() -> None:
