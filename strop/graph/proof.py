@@ -244,7 +244,9 @@ def _forward(
             for store in (module._parameters, module._buffers):
                 for name, tensor in store.items():
                     if tensor is not None:
-                        store[name] = masked[prefix + name] if prefix + name in masked else tensor.detach().clone()
+                        found = masked.get(prefix + name, tensor.detach())
+                        # A forward may write into buffers.
+                        store[name] = found.clone() if store is module._buffers else found
             for name in [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]:
                 if prefix + name in masked:
                     module.__dict__[name] = masked[prefix + name]
