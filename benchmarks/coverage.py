@@ -244,13 +244,12 @@ def channels(graph: Any, lengths: dict[str, int]) -> tuple[int, int]:
     """Prunable channels before and after: the lengths of all different axes of parameters, each set of coupled ones once.
 
     Of an axis that is put together from several, the parts are counted. Groups times channels of a group (heads times head
-    dimensions) are one axis; the channels of a group, which are an axis of other parameters too, aren't counted again. Nor are
-    axes of two or three, of which two have to stay.
+    dimensions) are one axis; the channels of a group, which are an axis of other parameters too, aren't counted again.
     """
     from strop.graph.terms import Cat, atoms, length, resolve
 
     values = {unit.atom: lengths[name] for name, unit in graph.units.items()}
-    free = {unit.atom for unit in graph if unit.minimum <= unit.size / 2}
+    free = {unit.atom for unit in graph if unit.minimum < unit.size}
     parts: dict[str, Any] = {}
     todo = [place.term for unit in graph for place in unit.placements]
     while todo:

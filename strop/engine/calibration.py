@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmengine.dist import all_reduce, is_distributed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from strop.pruning.calibration import average_statistics
 
 
 @contextmanager
@@ -42,6 +43,7 @@ def recalibrate_batch_norms(model: nn.Module, batches: Iterable[Any], forward: C
     Returns:
         The number of images used.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.BatchNorm1d(1))
     >>> data = [torch.tensor([[0.0], [4.0]])]
     >>> recalibrate_batch_norms(net, data, lambda batch: len(net(batch)), images=2)
@@ -50,21 +52,24 @@ def recalibrate_batch_norms(model: nn.Module, batches: Iterable[Any], forward: C
     tensor([2.])
     """
     model.eval()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch then keeps the cumulative average
-        norm.train()
     used = 0
-    with torch.no_grad():
+
+    def enough() -> Iterator[Any]:
         for batch in batches:
             if used >= images:
                 break
-            used += forward(batch)
-    for norm in norms:
-        norm.eval()
-        if is_distributed():
-            for buffer in (norm.running_mean, norm.running_var):
-                if buffer is not None:
-                    all_reduce(buffer, 'mean')
+            yield batch
+
+    def run(batch: Any) -> None:
+        nonlocal used
+        used += forward(batch)
+
+    average_statistics(model, enough(), run)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            if is_distributed():
+                for buffer in (module.running_mean, module.running_var):
+                    if buffer is not None:
+                        all_reduce(buffer, 'mean')
     return used

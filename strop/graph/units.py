@@ -21,7 +21,7 @@ from strop.graph.lengths import Binary, Expr, LengthSystem, Number, Variable, te
 from strop.graph.lengths import Relation as Equation
 from strop.graph.sizes import AttributePath, LengthOf, Node, Operation
 from strop.graph.slicing import Change, Slicing
-from strop.graph.terms import NATURAL, Atom, Cat, Prod, Reason, Term, atoms, freeze, is_constant, length, owners, resolve
+from strop.graph.terms import NATURAL, Atom, Cat, Prod, Reason, Term, atoms, freeze, is_constant, length, owners, resolve, sizes
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class ChannelGraph:
         self.tensors = dict(found.tensors)
         self.tensors.update({str(path): terms for path, terms in found.attributes.items()})
         self.kept_attributes = {str(path): path for path in found.attributes}
-        self.shapes = {name: tuple(term.size for term in terms) for name, terms in self.tensors.items()}
+        self.shapes = {name: sizes(terms) for name, terms in self.tensors.items()}
         self.unreached = tuple(name for name in found.parameters if name not in found.reached)
         self._minimum = minimum
         self._ignore(ignored)

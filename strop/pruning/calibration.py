@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -31,22 +32,15 @@ def recalibrate(model: nn.Module, batches: Any) -> int:
     >>> net[0].running_mean
     tensor([2.])
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
+    norms = _norms(model)
     if not norms:
         return 0
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
-    count = 0
     try:
         model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the cumulative average
-            norm.train()
-        with torch.no_grad():
-            for count, batch in enumerate(batches_of(batches), 1):  # noqa: B007
-                forward(model, batch)
+        return average_statistics(model, batches_of(batches), lambda batch: forward(model, batch))
     except BaseException:
         for norm, buffers in zip(norms, before):
             for name, buffer in buffers.items():
@@ -57,4 +51,27 @@ def recalibrate(model: nn.Module, batches: Any) -> int:
             norm.momentum = momentum
         for module, mode in modes:
             module.training = mode
+
+
+def average_statistics(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> int:
+    """Replace running statistics by the plain average over `batches`, each handed to `run`; return how many there were.
+
+    The norms are left in train mode and without momentum: PyTorch then keeps the cumulative average.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> average_statistics(norm, [torch.tensor([[0.0], [4.0]])], norm), float(norm.running_mean)
+    (1, 2.0)
+    """
+    for norm in _norms(model):
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    count = 0
+    with torch.no_grad():
+        for count, batch in enumerate(batches, 1):  # noqa: B007
+            run(batch)
     return count
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
