@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from strop.errors import GraphError
 from strop.graph.forward import first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
 from strop.graph.shortcuts import SHORTCUTS
-from strop.graph.sizes import AttributePath, LengthOf, Node, Operation, Size, listening, tag_attributes
+from strop.graph.sizes import AttributePath, LengthOf, Node, Size, listening, tag_attributes
 from strop.graph.terms import Reason, Term, axis, freeze
 from strop.randomness import seeded
 
@@ -564,7 +564,6 @@ __all__ = [
     'Axes',
     'Call',
     'Lengths',
-    'Operation',
     'Relation',
     'Trace',
     'Tracer',
