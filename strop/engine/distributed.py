@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -63,3 +64,10 @@ def start_process_group() -> None:
         torch.distributed.init_process_group('nccl')
     else:
         torch.distributed.init_process_group('gloo')
+    atexit.register(_end_process_group)
+
+
+def _end_process_group() -> None:
+    # Its threads abort the process (SIGABRT, once in many runs) when they are still there while the interpreter is torn down.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
