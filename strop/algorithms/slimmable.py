@@ -9,22 +9,22 @@ from the paper: coupled layers are found by tracing, so one width belongs to a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from strop.algorithms.algorithm import BaseAlgorithm
+from strop.algorithms.several_subnets import SeveralSubnets
 from strop.errors import ComponentTypeError, ConfigError
 from strop.mutators import BaseMutator, SlimmableChannelMutator
 from strop.registry import MODELS
 
 
 @MODELS.register_module()
-class SlimmableNetwork(BaseAlgorithm):
+class SlimmableNetwork(SeveralSubnets):
     """Train every width of a slimmable network in each step.
 
     The losses of all widths are added: each has its own backward, and one update follows. The full width keeps the batch
@@ -94,6 +94,14 @@ class SlimmableNetwork(BaseAlgorithm):
         if not self.is_deployed:
             self.mutator.restart_norms()
 
+    def passes(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Return every network; none but the architecture itself once it is deployed."""
+
+        def switch(index: int) -> Callable[[], None]:
+            return lambda: self.mutator.set_subnet({self.mutator.key: index})
+
+        return [(f'subnet_{index}', switch(index)) for index in range(len(self.mutator.subnets))]
+
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
         """Add up the gradients of all widths and update the parameters once.
 
@@ -108,43 +116,8 @@ class SlimmableNetwork(BaseAlgorithm):
             TrainingError: If a loss is not finite; no parameter has changed then.
         """
         if self.is_deployed:
-            return super().train_step(data, optim_wrapper)
-        if isinstance(optim_wrapper, torch.optim.Optimizer):
-            optim_wrapper = OptimWrapper(optim_wrapper)
-        if not isinstance(optim_wrapper, OptimWrapper) or isinstance(optim_wrapper, OptimWrapperDict):
-            raise ComponentTypeError(
-                f'train_step needs one OptimWrapper or torch optimizer, but got {type(optim_wrapper).__name__}.'
-            )
-        with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
-            batch = self.data_preprocessor(data, True)
-        log: dict[str, torch.Tensor] = {}
-        total: Any = 0.0
-        networks = len(self.mutator.subnets)
-        for index in range(networks):
-            self.mutator.set_subnet({self.mutator.key: index})
-            with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
-                losses = self._run_forward(batch, mode='loss')
-            loss, parsed = self.parse_losses(losses)
-            self._check_loss(loss, parsed, optim_wrapper)
-            log.update({f'subnet_{index}.{name}': value for name, value in parsed.items()})
-            total = total + loss.detach()
-            if index < networks - 1:
-                # One width after the other, so that the activations of one only are kept.
-                count = optim_wrapper._inner_count
-                optim_wrapper.backward(optim_wrapper.scale_loss(loss))
-                optim_wrapper._inner_count = count
-            else:
-                optim_wrapper.update_params(loss)
-        self.step += 1
-        return {**log, 'loss': total}
-
-    def _check_loss(self, loss: torch.Tensor, log: Mapping[str, torch.Tensor], optim_wrapper: Any) -> None:
-        try:
-            self._check_finite(loss, log, optim_wrapper)
-        except Exception:
-            # The gradients of the widths before this one must not be added to a later step.
-            optim_wrapper.zero_grad()
-            raise
+            return BaseAlgorithm.train_step(self, data, optim_wrapper)
+        return super().train_step(data, optim_wrapper)
 
 
 def _start_missing_norms(network: SlimmableNetwork, keys: Any) -> None:
