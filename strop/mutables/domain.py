@@ -218,6 +218,11 @@ class Domain(ABC):
         """Whether an integer that is no label means a position: true where every label is a name."""
         return all(isinstance(label, str) for label in self.labels)
 
+    @property
+    def _numbered(self) -> bool:
+        # Positions of candidates without names; of numbers that are values, `Ordered`, floats may be labels, too.
+        return not isinstance(self, Ordered) and self.labels == tuple(range(len(self)))
+
     def _label_index(self, choice: Any) -> int | None:
         try:
             label = as_label(choice)
@@ -248,8 +253,9 @@ class Domain(ABC):
     def _read_list(self, items: list[Any]) -> Choice:
         if items and all(isinstance(item, (bool, np.bool_)) for item in items):
             return self._read_mask(np.array(items, dtype=bool))
-        if items and all(isinstance(item, float) for item in items) and not self._all_labels(items):
-            return self._weights(items)
+        if items and all(isinstance(item, float) for item in items):
+            if (self._numbered and len(items) == len(self)) or not self._all_labels(items):
+                return self._weights(items)
         picks = [self._single(item) for item in items]
         if len(set(picks)) != len(picks):
             raise SubnetError(f'An alternative may be chosen once, but {items!r} names one twice.')

@@ -1,12 +1,14 @@
 """Mutators bind a search space to a model: draw subnets, apply them, export the final one."""
 
 from strop.mutators.channel import ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
+from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture
 from strop.mutators.mutator import BaseMutator, Mutator
 from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutator, RandomMutator
 
 __all__ = [
     'BaseMutator',
     'ChannelMutator',
+    'FixedArchitecture',
     'Mutator',
     'NasMutator',
     'OneShotChannelMutator',
@@ -14,4 +16,5 @@ __all__ = [
     'OneShotMutator',
     'RandomMutator',
     'SlimmableChannelMutator',
+    'apply_fixed_architecture',
 ]
