@@ -24,6 +24,7 @@ LOCATIONS = [
     'strop.data',
     'strop.estimators',
     'strop.elastic',
+    'strop.distill',
     'strop.architectures',
     'strop.mutators',
     'strop.engine',

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from strop.errors import ConfigError, UnknownTypeError, listed, near
-from strop.registry import MODELS
+from strop.registry import FUNCTIONS, MODELS
 
 Cfg = dict[str, Any]
 
@@ -171,6 +171,7 @@ def norm_short_name(norm: type[nn.Module]) -> str:
     return 'norm_layer'
 
 
+@FUNCTIONS.register_module()
 def build_norm_layer(cfg: Cfg, num_features: int, postfix: int | str = '') -> tuple[str, nn.Module]:
     """Build a norm from a config, with the attribute name it should get.
 

@@ -39,6 +39,11 @@ _NAMES = {
         'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier '
         'SearchableImageClassifier=ImageClassifier *',
     },
+    'mmrazor.models.architectures.connectors': {
+        'strop.distill': 'BaseConnector BYOTConnector CRDConnector ConvModuleConnector FBKDStudentConnector '
+        'FBKDTeacherConnector MGDConnector NormConnector OFDTeacherConnector Paraphraser TorchFunctionalConnector '
+        'TorchNNConnector Translator',
+    },
     'mmrazor.models.architectures.ops': {
         'strop.architectures.blocks': 'BaseOP ShortcutLayer ShuffleBlock ShuffleXception MBBlock Identity ConvBnAct '
         'DepthwiseSeparableConv',
@@ -135,30 +140,30 @@ _MODULES = {
 # The registered names of 1.x and the public ones of 0.x, so that an error can tell "not yet" from "never was".
 _LATER = """
 ABLoss ATLoss AcademicQuantizer ActivationLoss AlignMethodDistill AngleWiseRKD AttentiveMobileNetV3 AutoSlim AutoSlimDDP
-AutoSlimGreedySearchLoop Autoformer AutoformerBackbone BYOTConnector BYOTDistiller BackwardTracer BaseConnector BaseDemoInput
-BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDConnector CRDDataset CRDLoss
+AutoSlimGreedySearchLoop Autoformer AutoformerBackbone BYOTDistiller BackwardTracer BaseDemoInput
+BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDDataset CRDLoss
 CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ChannelWiseDivergence
-ConfigurableDistiller ConvBNReLU ConvModuleConnector CrossEntropyLoss CustomTracer DAFLDataFreeDistillation DAFLGenerator DCFF
+ConfigurableDistiller ConvBNReLU CrossEntropyLoss CustomTracer DAFLDataFreeDistillation DAFLGenerator DCFF
 DCFFChannelMutator DCFFChannelUnit DISTLoss DKDLoss DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP
 DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop
 DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect DartsSubnetClsHead DartsZero DataFreeDistillation DefaultDemoInput
 DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput
 DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffChoiceRoute DiffModuleMutator
 DiffMutableModule DiffMutableOP DifferentiableMutator DistanceWiseRKD DistillDeliveryManager DropPathProbHook
-DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FBKDLoss FBKDStudentConnector FBKDTeacherConnector
+DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FBKDLoss
 FTLoss FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d
 GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
 GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute ImageClassifierPseudoLoss
 InformationEntropyLoss KDSoftCELoss KLDivergence L1Loss L2Loss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
-LearnableFakeQuantize MGDConnector MGDLoss MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder
+LearnableFakeQuantize MGDLoss MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder
 MethodOutputsDelivery MethodOutputsRecorder MetricPredictor ModuleInputsRecorder ModuleMutator ModuleOutputsRecorder
-MutableChannelContainer NormConnector OFAConv2d OFDDistiller OFDLoss OFDTeacherConnector OneHotMutableOP OnehotLikeLoss
-OpenVINOQuantizer OverhaulFeatureDistillation PKDLoss PTQLoop ParameterRecorder Paraphraser PruningStructureHook
+MutableChannelContainer OFAConv2d OFDDistiller OFDLoss OneHotMutableOP OnehotLikeLoss
+OpenVINOQuantizer OverhaulFeatureDistillation PKDLoss PTQLoop ParameterRecorder PruningStructureHook
 QATEpochBasedLoop QATValLoop RBFHandler RatioPruner RazorVisualizationHook RecorderManager ResourceInfoHook SEARCHERS
 SearchSubnetHook SelfDistill SelfDistillValLoop SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel
 SingleStageDetectorPseudoLoss SingleTeacherDistill SingleTeacherDistillValLoop SingleTeacherDistiller SlimmableNetworkDDP
 SqueezeMeanPoolingWithDropout StopDistillHook StructurePruner SumPseudoLoss TensorRTQuantizer TopdownPoseEstimatorPseudoLoss
-TorchFunctionalConnector TorchNNConnector TorchNativeQuantizer Translator TwoStageDetectorPseudoLoss ValueMutator WSLD
+TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator WSLD
 WideResNet ZSKTGenerator build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model
 train_mmdet_model train_mmseg_model
 """
