@@ -17,6 +17,7 @@ from strop.mutables.domain import AnyOf, Choice, Domain, KOf, Label, OneOf, Orde
 from strop.mutables.extract import current_subnet, extract, fix
 from strop.mutables.mutable import Keyed, Mutable, MutableScope
 from strop.mutables.mutable_op import OneShotMutableOP, OneShotProbMutableOP
+from strop.mutables.numeric import LAWS, Numeric
 from strop.mutables.space import Condition, Guard, Space, chosen
 from strop.mutables.subnet import Subnet
 from strop.mutables.subnet_file import choices_of, dump_subnet, load_subnet, read_document, subnet_schema
@@ -24,7 +25,8 @@ from strop.mutables.value import Expression, MutableValue, OneShotMutableValue, 
 
 __all__ = [
     'AnyOf', 'Attachment', 'Binding', 'Choice', 'Condition', 'Domain', 'Expression', 'Guard', 'InputChoice', 'KOf', 'Keyed',
-    'L1MutableChannelUnit', 'Label', 'LayerChoice', 'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue',
+    'L1MutableChannelUnit', 'LAWS', 'Label', 'LayerChoice', 'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue',
+    'Numeric',
     'OneOf', 'OneShotMutableChannelUnit', 'OneShotMutableOP', 'OneShotMutableValue', 'OneShotProbMutableOP', 'Ordered',
     'Picks', 'Repeat', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice', 'Weights',
     'Widths', 'apply_subnet', 'attachments', 'bind', 'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict',

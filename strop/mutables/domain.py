@@ -1,8 +1,8 @@
 """Domains: the alternatives of one decision, as data.
 
 A *choice* from a domain is a tuple of indices into its labels (one index for a single choice, several for
-a multiple one), or `Weights`, one float for each alternative. Domains know nothing of modules or tensors'
-owners: search strategies, tuners and files work on them alone.
+a multiple one), or `Weights`, one float for each alternative; from `Numeric` (numeric.py) it is the number alone.
+Domains know nothing of modules or tensors' owners: search strategies, tuners and files work on them alone.
 """
 
 from __future__ import annotations
@@ -76,15 +76,15 @@ def plain(label: Label) -> Any:
     return [plain(item) for item in label] if isinstance(label, tuple) else label
 
 
+def _identity(label: Label) -> Any:
+    """Return what two labels share if they are equal, without taking True for 1, or '1' for 1."""
+    if isinstance(label, tuple):
+        return tuple(map(_identity, label))
+    return (isinstance(label, bool), label)
+
+
 def _same(left: Label, right: Label) -> bool:
-    """Tell whether two labels are equal without taking True for 1, or '1' for 1."""
-    if isinstance(left, tuple) and isinstance(right, tuple):
-        return len(left) == len(right) and all(map(_same, left, right))
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    if isinstance(left, (int, float)) and isinstance(right, (int, float)):
-        return left == right
-    return type(left) is type(right) and left == right
+    return _identity(left) == _identity(right)
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,11 @@ class Domain(ABC):
         object.__setattr__(self, 'labels', tuple(as_label(label) for label in self.labels))
         if not self.labels:
             raise SpaceError(f'A {self.kind} domain needs at least one alternative, but got none.')
-        for position, label in enumerate(self.labels):
-            if any(_same(label, other) for other in self.labels[:position]):
+        known: set[Any] = set()
+        for label in self.labels:
+            if _identity(label) in known:
                 raise SpaceError(f'The alternatives of a domain must differ, but {label!r} is given twice.')
+            known.add(_identity(label))
         if self.costs is not None and len(self.costs) != len(self.labels):
             raise SpaceError(f'`costs` needs one number for each of {len(self)} alternatives, got {len(self.costs)}.')
 
@@ -128,6 +130,10 @@ class Domain(ABC):
     @abstractmethod
     def grid(self) -> Iterator[Picks]:
         """Yield every choice once."""
+
+    def first(self) -> Picks:
+        """Return the choice that stands where nobody chooses: the first of the grid."""
+        return next(self.grid())
 
     @abstractmethod
     def neighbours(self, picks: Picks) -> Iterator[Picks]:
@@ -212,6 +218,12 @@ class Domain(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Return the domain as JSON holds it."""
         return {'kind': self.kind, 'labels': [plain(label) for label in self.labels]}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Domain:
+        """Rebuild a domain of this kind from `to_dict`; `domain_from_dict` finds the kind."""
+        arguments = {key: value for key, value in content.items() if key != 'kind'}
+        return cls(**{**arguments, 'labels': tuple(as_label(label) for label in arguments['labels'])})
 
     @property
     def indexable(self) -> bool:
@@ -525,8 +537,7 @@ def domain_from_dict(content: Mapping[str, Any]) -> Domain:
     kind = content.get('kind')
     if kind not in KINDS:
         raise SpaceError(f'A domain must be one of {listed(KINDS)}, but got {kind!r}.{near(kind, KINDS)}')
-    arguments = {key: value for key, value in content.items() if key != 'kind'}
     try:
-        return KINDS[kind](**{**arguments, 'labels': tuple(as_label(label) for label in arguments['labels'])})
+        return KINDS[kind].from_dict(content)
     except (KeyError, TypeError) as error:
         raise SpaceError(f'{dict(content)!r} does not describe a domain as `to_dict` writes it ({error}).') from None

@@ -189,7 +189,7 @@ class Space(Mapping[str, Domain]):
 
     def first(self) -> Subnet:
         """Return the subnet of every decision's first choice."""
-        return self._build(lambda key: next(self[key].grid()))
+        return self._build(lambda key: self[key].first())
 
     def extreme(self, largest: bool = True) -> Subnet:
         """Return the subnet of greatest (or smallest) cost by the domains' own costs and order."""
@@ -257,8 +257,12 @@ class Space(Mapping[str, Domain]):
         """Return the number of different subnets, exactly.
 
         Raises:
-            SpaceError: If conditions tie so many decisions together that counting would visit over 50,000 cases.
+            SpaceError: If a decision has infinitely many choices, or conditions tie so many decisions together that
+                counting would visit over 50,000 cases.
         """
+        endless = [key for key, domain in self.items() if math.isinf(domain.size)]
+        if endless:
+            raise SpaceError(f'There are infinitely many subnets: {listed(endless)} may take any number of a range.')
         return self._size
 
     # -- as data ---------------------------------------------------------------------------

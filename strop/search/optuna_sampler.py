@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FixedTrial, TrialState, create_trial
 
 from strop.errors import ConfigError, MissingDependencyError, listed, near, try_import
-from strop.mutables import Ordered, Picks, Space, Subnet, chosen
+from strop.mutables import Numeric, Ordered, Picks, Space, Subnet, chosen
 from strop.randomness import counter_rng, derive_seed, seeded
 from strop.search.strategy import Strategy, register_strategy
 from strop.search.trial import Trial
@@ -30,6 +30,9 @@ SamplerLike = Union[str, Callable[[int], BaseSampler]]
 _STATELESS = frozenset({'RandomSampler', 'TPESampler', 'GPSampler'})
 # These hand categorical parameters to a random sampler; as integers they search them.
 _NUMERIC = frozenset({'CmaEsSampler', 'QMCSampler'})
+# These list every combination of values.
+_LISTING = frozenset({'GridSampler', 'BruteForceSampler'})
+_LISTED = 100_000
 _TRIES = 4
 
 
@@ -101,6 +104,12 @@ class OptunaStrategy(Strategy):
         self.study.stop = lambda: None  # type: ignore[method-assign]
         self._genes = _Genes(self.space, numeric=self._kind in _NUMERIC)
         self._open: dict[int, optuna.Trial] = {}
+        endless = [key for key, domain in self.space.items() if max(domain.genes, default=1) > _LISTED]
+        if self._kind in _LISTING and endless:
+            raise ConfigError(
+                f'{self._kind} lists every value, but {listed(endless)} have too many. Give them a law with bounds and a '
+                "step ('quniform'), or take a sampler that draws, such as 'TPESampler'."
+            )
         if self._kind == 'CmaEsSampler':
             try_import('cmaes', 'samplers')  # Optuna imports it late, in the middle of a search
         self.study.sampler = self._make(0)
@@ -213,7 +222,7 @@ class _Genes:
         self._space = space
         self._made: dict[str, list[tuple[str, BaseDistribution]]] = {}
         for key, domain in space.items():
-            ordered = numeric or isinstance(domain, Ordered)
+            ordered = numeric or isinstance(domain, (Ordered, Numeric))
             self._made[key] = [
                 (
                     key if len(domain.genes) == 1 else f'{key}[{place}]',

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import socket
 import uuid
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any, Union
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from strop.errors import StoreError, SubnetError, listed
-from strop.mutables import Domain, Space, Subnet
+from strop.mutables import Domain, Numeric, Space, Subnet, chosen
 from strop.search.journal import JournalFile
 from strop.search.trial import COMPLETE, FAILED, RUNNING, Trial
 
@@ -373,6 +374,10 @@ class _Params:
         params: dict[str, Any] = {}
         for key, choice in subnet.choices.items():
             domain = self._space[key]
+            if isinstance(domain, Numeric):
+                params[key] = float(chosen(choice)[0])
+                self._made.setdefault(key, self._range(domain))
+                continue
             if domain.genes == (len(domain),) or domain.size <= self._LIMIT:
                 params[key] = self._words(domain, tuple(int(index) for index in choice))
                 if key not in self._made:
@@ -383,6 +388,14 @@ class _Params:
                 params[name] = index in choice
                 self._made.setdefault(name, CategoricalDistribution((False, True)))
         return params, {name: self._made[name] for name in params}
+
+    @staticmethod
+    def _range(domain: Numeric) -> BaseDistribution:
+        low, high = (float(end) for end in domain.bounds)
+        if math.isinf(high):
+            # Optuna knows no normal law; what is told here is only for its tools to draw.
+            low, high = float(domain.at(0.0)), float(domain.at(1.0))
+        return FloatDistribution(low, high, log='log' in domain.law and low > 0)
 
     @staticmethod
     def _words(domain: Domain, picks: tuple[int, ...]) -> Any:

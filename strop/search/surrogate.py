@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from strop.errors import ConfigError
-from strop.mutables import Ordered, Space, Subnet
+from strop.mutables import Numeric, Ordered, Space, Subnet, chosen
 from strop.randomness import counter_rng
 from strop.search.strategy import Strategy, register_strategy
 from strop.search.trial import Trial
@@ -20,6 +20,7 @@ _ADDITIVE = (0.0, 0.5, 0.9)
 _NOISES = (1e-3, 1e-1)
 _NEIGHBOUR_LIMIT = 300
 _CHUNK = 16
+_LEVELS = 1000
 
 
 @register_strategy('default')
@@ -192,16 +193,23 @@ class _Coding:
     """Subnets as rows of numbers, and the distance between rows.
 
     A single choice is one column, a multiple one a 0/1 column for each alternative, and the decision weighs 1 in
-    all. Half the weight of an ordered decision is on how far apart the choices are. An inactive decision is -1.
+    all. Half the weight of an ordered decision is on how far apart the choices are, all of it where the choice is a
+    number, measured in probability. An inactive decision is -1.
     """
 
     def __init__(self, space: Space) -> None:
         weights: list[float] = []
         scales: list[float] = []
         self._columns: list[tuple[str, int]] = []
+        self._numbers = {key: domain for key, domain in space.items() if isinstance(domain, Numeric)}
         self.neighbours = 0
         for key, domain in space.items():
-            if domain.genes == (len(domain),):
+            if key in self._numbers:
+                weights.append(0.0)
+                scales.append(1.0 / _LEVELS)
+                self._columns.append((key, 0))
+                self.neighbours += len(list(domain.neighbours(domain.first())))
+            elif domain.genes == (len(domain),):
                 ordered = isinstance(domain, Ordered) and len(domain) > 2
                 weights.append(0.5 if ordered else 1.0)
                 scales.append(0.5 / len(domain) if ordered else 0.0)
@@ -222,7 +230,9 @@ class _Coding:
         choices = subnet.choices
         for key, width in self._columns:
             choice = choices.get(key)
-            if not width:
+            if key in self._numbers and choice is not None:
+                row.append(round(self._numbers[key].level(chosen(choice)[0]) * _LEVELS))
+            elif not width:
                 row.append(-1 if choice is None else int(choice[0]))
             else:
                 row += [-1] * width if choice is None else [int(index in choice) for index in range(width)]

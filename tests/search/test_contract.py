@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from strop.errors import BudgetError, ConfigError, MissingDependencyError
-from strop.mutables import AnyOf, Guard, KOf, OneOf, Ordered, Space, Subnet
+from strop.errors import BudgetError, ConfigError, MissingDependencyError, SpaceError
+from strop.mutables import AnyOf, Guard, KOf, Numeric, OneOf, Ordered, Space, Subnet
 from strop.search import STRATEGIES, Constraint, OptunaStrategy, Strategy, build_strategy, pareto_front, run, sampler_names
 
 # CMA-ES needs `cmaes`; PartialFixedSampler cannot be built without a sampler to wrap.
@@ -150,6 +150,45 @@ def test_better_than_random_on_a_larger_space(name: str) -> None:
         )
 
     assert reached(name) > reached('random') + 2
+
+
+def numbers() -> Space:
+    return Space(
+        {
+            'lr': Numeric(law='loguniform', arguments=(1e-4, 1e-1)),
+            'decay': Numeric(law='qnormal', arguments=(0.0, 1.0, 0.5)),
+            'size': Numeric(law='randint', arguments=(3, 9)),
+            'op': OneOf(('a', 'b')),
+            'beta': Numeric(law='uniform', arguments=(0.0, 1.0)),
+        },
+        {'beta': ((Guard.on('op', [1]),),)},
+    )
+
+
+def bowl(subnet: Subnet) -> float:
+    beta = 1 - abs(subnet['beta'] - 0.5) if 'beta' in subnet else 0.0
+    return float(-((np.log10(subnet['lr']) + 2) ** 2) - abs(subnet['decay'] - 1) + subnet['size'] / 2 + beta)
+
+
+@pytest.mark.parametrize('name', [name for name in ALL if name not in ('grid', 'GridSampler', 'BruteForceSampler')])
+def test_numbers_beside_decisions(name: str, tmp_path: object) -> None:
+    store = f'{tmp_path}/search.journal'
+    whole = run(numbers(), bowl, strategy=fast(name), trials=25, seed=2)
+    for stop in (7, 25):
+        parts = run(numbers(), bowl, strategy=fast(name), trials=stop, seed=2, store=store)
+    assert [(trial.subnet, trial.values) for trial in parts.trials] == [(trial.subnet, trial.values) for trial in whole.trials]
+    assert len({trial.subnet for trial in whole.trials}) == 25
+    assert {3, 8} & {trial.subnet['size'] for trial in whole.trials}
+
+
+def test_the_default_finds_the_best_numbers() -> None:
+    assert run(numbers(), bowl, trials=80).best.values['score'] > 4.9  # of 5.0
+
+
+@pytest.mark.parametrize(('name', 'text'), [('grid', 'cannot be enumerated'), ('BruteForceSampler', 'lists every value')])
+def test_strategies_that_list_refuse_what_has_no_list(name: str, text: str) -> None:
+    with pytest.raises((ConfigError, SpaceError), match=text):
+        run(numbers(), bowl, strategy=name, trials=3)
 
 
 def test_grid_gives_the_exact_pareto_front() -> None:
