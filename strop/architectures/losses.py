@@ -1,4 +1,4 @@
-"""Classification losses that heads build from configs."""
+"""Cross entropy and label smoothing: the losses of classification, of which the first also serves distillation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ def _reduced(loss: torch.Tensor, weight: torch.Tensor | None, avg_factor: float 
 
 @MODELS.register_module()
 class CrossEntropyLoss(nn.Module):
-    """`loss_weight * mean_i( -c[y_i] log softmax(z_i)[y_i] )`.
+    """`loss_weight * mean_i( -c[y_i] log softmax(z_i)[y_i] )`, against labels or against a teacher's first choice.
+
+    How it is called says which: `cls_score` and `label` (in this order, or by name) are logits and labels, `preds_S` and
+    `preds_T` (by name only, as a distiller does) are the logits of student and teacher, and the labels are then the teacher's
+    largest logits. The shapes do not say it: soft labels and a teacher's logits have the same one.
 
     Args:
         reduction: 'mean', 'sum' or 'none'. The mean divides by the number of images, also with class weights.
@@ -38,25 +42,32 @@ class CrossEntropyLoss(nn.Module):
 
     >>> CrossEntropyLoss(loss_weight=2.0)(torch.zeros(3, 4), torch.tensor([0, 1, 2])).item() / torch.tensor(4.0).log().item()
     2.0
+    >>> logits = torch.tensor([[1.0, 3.0]])
+    >>> loss = CrossEntropyLoss()
+    >>> bool(loss(preds_S=logits, preds_T=torch.tensor([[-5.0, 9.0]])) == loss(logits, torch.tensor([1])))
+    True
     """
 
     def __init__(self, reduction: str = 'mean', loss_weight: float = 1.0, class_weight: Sequence[float] | None = None) -> None:
         super().__init__()
         if reduction not in _REDUCTIONS:
-            raise ConfigError(
-                f'reduction must be one of {listed(_REDUCTIONS)}; got {reduction!r}.{near(reduction, _REDUCTIONS)}'
-            )
+            number = isinstance(reduction, (int, float))
+            hint = f' For a factor write loss_weight={reduction!r}.' if number else near(reduction, _REDUCTIONS)
+            raise ConfigError(f'reduction must be one of {listed(_REDUCTIONS)}; got {reduction!r}.{hint}')
         self.reduction = reduction
         self.loss_weight = loss_weight
         self.class_weight = class_weight
 
     def forward(
         self,
-        cls_score: torch.Tensor,
-        label: torch.Tensor,
+        cls_score: torch.Tensor | None = None,
+        label: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
         avg_factor: float | None = None,
         reduction_override: str | None = None,
+        *,
+        preds_S: torch.Tensor | None = None,
+        preds_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the loss.
 
@@ -66,10 +77,53 @@ class CrossEntropyLoss(nn.Module):
             weight: One factor an image.
             avg_factor: What the mean divides by; `n` if not given.
             reduction_override: Used instead of `reduction`.
+            preds_S: The student's logits, shape (n, classes, ...).
+            preds_T: The teacher's, which get no gradient.
+
+        Raises:
+            ConfigError: If neither pair is given whole, both are, the student's and teacher's shapes differ, or probabilities
+                are negative.
         """
+        cls_score, label = _logits_and_labels(cls_score, label, preds_S, preds_T)
+        return self.against(cls_score, label, weight, avg_factor, reduction_override)
+
+    def against(
+        self,
+        cls_score: torch.Tensor,
+        label: torch.Tensor,
+        weight: torch.Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+    ) -> torch.Tensor:
+        """Return the loss against labels that need no check; the arguments are those of `forward`."""
         per_class = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
         loss = F.cross_entropy(cls_score, label, weight=per_class, reduction='none')
         return self.loss_weight * _reduced(loss, weight, avg_factor, reduction_override or self.reduction)
+
+
+def _logits_and_labels(
+    cls_score: torch.Tensor | None, label: torch.Tensor | None, preds_S: torch.Tensor | None, preds_T: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if cls_score is None and label is None and preds_S is not None and preds_T is not None:
+        if preds_S.shape != preds_T.shape or preds_S.ndim < 2:
+            raise ConfigError(
+                'CrossEntropyLoss takes logits of student and teacher of one shape (n, classes, ...), but the student gave '
+                f'{tuple(preds_S.shape)} and the teacher {tuple(preds_T.shape)}.'
+            )
+        return preds_S, preds_T.detach().argmax(1)
+    if cls_score is None or label is None or preds_S is not None or preds_T is not None:
+        given = {'cls_score': cls_score, 'label': label, 'preds_S': preds_S, 'preds_T': preds_T}
+        raise ConfigError(
+            'CrossEntropyLoss takes either cls_score and label, or preds_S and preds_T; got '
+            f'{listed([name for name, value in given.items() if value is not None])}.'
+        )
+    # A teacher's logits in the place of probabilities would be read as such, and nothing would ever say so.
+    if label.is_floating_point() and not torch.compiler.is_compiling() and bool((label < 0).any()):
+        raise ConfigError(
+            'Labels of CrossEntropyLoss are classes or probabilities, and some of these are negative. If they are the logits of '
+            'a teacher, name both: preds_S=..., preds_T=...'
+        )
+    return cls_score, label
 
 
 @MODELS.register_module()
@@ -135,4 +189,4 @@ class LabelSmoothLoss(nn.Module):
         if self.num_classes is not None and self.num_classes != classes:
             raise ConfigError(f'LabelSmoothLoss has num_classes={self.num_classes}, and the logits have {classes}.')
         target = self.smoothed(label, classes).to(cls_score.dtype)
-        return self.ce(cls_score, target, weight, avg_factor, reduction_override)
+        return self.ce.against(cls_score, target, weight, avg_factor, reduction_override)

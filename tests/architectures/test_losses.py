@@ -70,3 +70,51 @@ def test_arguments_are_checked(batch) -> None:
 def test_built_from_configs() -> None:
     loss = MODELS.build({'type': 'mmrazor.LabelSmoothLoss', 'label_smooth_val': 0.1, 'num_classes': 10, 'mode': 'original'})
     assert isinstance(loss, LabelSmoothLoss)
+
+
+# -- against a teacher -----------------------------------------------------------------------------------------------
+
+
+def test_a_teachers_first_choice_is_the_label_where_both_are_named(batch) -> None:
+    student, teacher = batch[0].requires_grad_(), batch[0].flip(0).detach().requires_grad_()
+    loss = CrossEntropyLoss(loss_weight=2.0)(preds_S=student, preds_T=teacher)
+    choices = [max(range(4), key=row.__getitem__) for row in teacher.tolist()]
+    torch.testing.assert_close(loss, 2 * nll(student, onehot(torch.tensor(choices))).mean())
+    loss.backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+def test_a_teachers_choice_at_each_pixel() -> None:
+    student, teacher = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    by_pixel = [
+        CrossEntropyLoss()(preds_S=student[:, :, i, j], preds_T=teacher[:, :, i, j]) for i in range(4) for j in range(5)
+    ]
+    torch.testing.assert_close(CrossEntropyLoss()(preds_S=student, preds_T=teacher), torch.stack(by_pixel).mean())
+
+
+def test_soft_labels_of_the_logits_shape_stay_probabilities(batch) -> None:
+    logits, labels = batch
+    soft = 0.6 * onehot(labels) + 0.1
+    torch.testing.assert_close(CrossEntropyLoss()(logits, soft), nll(logits, soft).mean())
+
+
+def test_a_teachers_logits_are_not_taken_for_probabilities(batch) -> None:
+    with pytest.raises(ConfigError, match='preds_T='):
+        CrossEntropyLoss()(batch[0], -batch[0].abs())
+
+
+@pytest.mark.parametrize('names', [['preds_S'], ['cls_score'], ['cls_score', 'preds_T'], ['cls_score', 'label', 'preds_S'], []])
+def test_half_a_pair_of_cross_entropy_is_an_error(names, batch) -> None:
+    with pytest.raises(ConfigError, match='either cls_score and label, or preds_S and preds_T'):
+        CrossEntropyLoss()(**{name: batch[0] for name in names})
+
+
+def test_a_factor_in_the_place_of_the_reduction_is_explained() -> None:
+    with pytest.raises(ConfigError, match='loss_weight=2.0'):
+        CrossEntropyLoss(2.0)
+
+
+def test_logits_of_other_classes_are_an_error(batch) -> None:
+    with pytest.raises(ConfigError, match=r'\(6, 4\) and the teacher \(6, 3\)'):
+        CrossEntropyLoss()(preds_S=batch[0], preds_T=batch[0][:, :3])
