@@ -120,8 +120,8 @@ def _logits_and_labels(
     # A teacher's logits in the place of probabilities would be read as such, and nothing would ever say so.
     if label.is_floating_point() and not torch.compiler.is_compiling() and bool((label < 0).any()):
         raise ConfigError(
-            'Labels of CrossEntropyLoss are classes or probabilities, and some of these are negative. If they are the logits of '
-            'a teacher, name both: preds_S=..., preds_T=...'
+            'Labels of CrossEntropyLoss are classes or probabilities, and some of these are negative. If they are the logits '
+            'of a teacher, name both: preds_S=..., preds_T=...'
         )
     return cls_score, label
 
