@@ -59,20 +59,20 @@ def train(
         note(f'{found} is not resumed from; this run starts anew in the same folder (--resume goes on with it).')
     elif found is None and resume:
         note(f'there is no checkpoint in {cfg.work_dir} to resume from; training starts at the beginning.')
-    runner = build_runner(cfg, 'search' if _searches(cfg) else 'train', resume=resume, launcher=launcher)
+    runner = build_runner(cfg, 'search' if _searches(cfg, 'train_cfg') else 'train', resume=resume, launcher=launcher)
     runner.train()
     if runner.rank == 0:
         note(f'done; the files are in {cfg.work_dir}')
 
 
-def _searches(cfg: Config) -> bool:
-    """Tell whether the config's `train_cfg` is a search loop."""
-    from strop.engine import EvolutionSearchLoop
+def _searches(cfg: Config, name: str) -> bool:
+    """Tell whether `train_cfg` or `test_cfg` of a config is a search loop."""
+    from strop.engine import SearchLoop
     from strop.registry import LOOPS
 
-    kind = (cfg.get('train_cfg') or {}).get('type')
+    kind = (cfg.get(name) or {}).get('type')
     found = LOOPS.get(kind) if isinstance(kind, str) else kind
-    return isinstance(found, type) and issubclass(found, EvolutionSearchLoop)
+    return isinstance(found, type) and issubclass(found, SearchLoop)
 
 
 @command(
@@ -101,7 +101,8 @@ def search(
 ) -> None:
     """Search a trained supernet for its best subnets under a budget.
 
-    The config's train_cfg is a search loop: dict(type='EvolutionSearchLoop', constraints_range=dict(flops=(0, 330)), ...).
+    The config's train_cfg is a search loop: dict(type='EvolutionSearchLoop', constraints_range=dict(flops=(0, 330)), ...);
+    or its test_cfg is one: dict(type='AutoSlimGreedySearchLoop', target_flops=[300, 200], ...).
     Every trial is kept in search.journal, which `strop show` and optuna-dashboard read; the best subnet is written to
     best_fix_subnet.yaml. Exit code 3: no subnet meets the budget.
     """
@@ -109,11 +110,12 @@ def search(
     from strop.cli.tables import search_progress, trials_table
     from strop.cli.weights import check_weights
     from strop.engine import build_runner
-    from strop.engine.evolution_search import BEST_FILE, RESULT_FILE, STORE_FILE
+    from strop.engine.search_loop import BEST_FILE, RESULT_FILE, STORE_FILE
     from strop.errors import ConfigError
 
     cfg = _prepared(config, settings, seed, work_dir)
-    if not _searches(cfg):
+    task = 'search' if _searches(cfg, 'train_cfg') else 'test' if _searches(cfg, 'test_cfg') else None
+    if task is None:
         kind = (cfg.get('train_cfg') or {}).get('type', 'a training loop')
         raise ConfigError(
             f"To search, the config needs train_cfg = dict(type='EvolutionSearchLoop', ...), but it has {kind!r}. "
@@ -122,12 +124,15 @@ def search(
     cfg.load_from = checkpoint or cfg.get('load_from')
     if cfg.load_from is None:
         note('no --checkpoint is given: the supernet that is searched has the weights that it is initialized with.')
-    runner = build_runner(cfg, 'search', resume=resume, launcher=launcher)
+    if task == 'test' and resume:
+        cfg.test_cfg.resume_from = True
+    runner = build_runner(cfg, task, resume=resume, launcher=launcher)
     if cfg.load_from is not None:
         check_weights(runner.model, cfg.load_from)
-    with search_progress(runner):
-        runner.train()
-    result = runner.train_loop.result
+    loop = runner.train_loop if task == 'search' else runner.test_loop
+    with search_progress(runner, loop):
+        runner.train() if task == 'search' else runner.test()
+    result = loop.result
     if result is None:
         return
     files = {name: Path(cfg.work_dir) / name for name in (BEST_FILE, RESULT_FILE, STORE_FILE)}

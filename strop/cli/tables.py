@@ -63,7 +63,7 @@ def _condition(space: Space, key: str) -> str:
 
 
 @contextlib.contextmanager
-def search_progress(runner: Any) -> Iterator[None]:
+def search_progress(runner: Any, loop: Any) -> Iterator[None]:
     """Show a bar with the best score and the time left while a search runs, if stderr is a terminal."""
     if not sys.stderr.isatty() or runner.rank != 0:
         yield
@@ -71,7 +71,6 @@ def search_progress(runner: Any) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    loop = runner.train_loop
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress, _logs_above(runner.logger):
         task = progress.add_task('search', total=loop.max_iters)

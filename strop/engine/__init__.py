@@ -4,10 +4,12 @@ from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
 from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
+from strop.engine.greedy_search import AutoSlimGreedySearchLoop
 from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisualizationHook, SubnetVisualizationHook
 from strop.engine.launch import build_runner, prepare_config
 from strop.engine.precision import AmpOptimWrapper
 from strop.engine.scoring import ResourceMeter, Scorer
+from strop.engine.search_loop import SearchLoop
 from strop.engine.sub_model import sub_model
 from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -15,6 +17,7 @@ from strop.engine.width_validation import ItePruneValLoop, SlimmableValLoop
 
 __all__ = [
     'AmpOptimWrapper',
+    'AutoSlimGreedySearchLoop',
     'DistributedAlgorithm',
     'DumpSubnetHook',
     'EpochBasedTrainLoop',
@@ -25,6 +28,7 @@ __all__ = [
     'NaiveVisualizationHook',
     'ResourceMeter',
     'Scorer',
+    'SearchLoop',
     'SlimmableValLoop',
     'SubnetTestLoop',
     'SubnetValLoop',

@@ -4,6 +4,7 @@ from strop.search.constraints import Constraint, Constraints
 from strop.search.driver import run
 from strop.search.evolution import RegularizedEvolution, SPOSEvolution
 from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
+from strop.search.greedy import GreedySlimming
 from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
 from strop.search.result import SearchResult
@@ -19,6 +20,7 @@ __all__ = [
     'Constraint',
     'Constraints',
     'Executor',
+    'GreedySlimming',
     'GridSearch',
     'InProcess',
     'LocalSearch',
