@@ -11,6 +11,8 @@ pruner (`GroupNormPruner` with `GroupMagnitudeImportance`, global, in 400 steps 
 without the sparse training) stands here in the two forms that its users can choose:
 
 - `peer_inner`: layers on the residual stream ignored, only the inner channels of the blocks are pruned;
+- `peer_inner-l1`, `-bn_scale`, `-fpgm`, `-taylor`: the same with that importance of Torch-Pruning's (in 40 steps for Taylor,
+  with gradients of the same images before each);
 - `peer_projection`: the padded shortcut replaced by a 1x1 convolution that computes the same, and everything pruned.
 
 Strop prunes the network as it is: everything, every unit by the same share; with those layers ignored (`-inner`); and also in
@@ -191,9 +193,17 @@ def by_strop(model: nn.Module, target: int, images: Images, importance: str, **o
     return prune(model, example, budget={'macs': target}, importance=importance, **gradients, **options).model
 
 
-def by_peer(model: ResNet20, target: int, images: Images, inner: bool) -> nn.Module:
+def by_peer(model: ResNet20, target: int, images: Images, inner: bool, importance: str = 'group') -> nn.Module:
     import torch_pruning as tp
 
+    judge = {
+        'group': lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        'l1': lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        'bn_scale': tp.importance.BNScaleImportance,
+        'fpgm': tp.importance.FPGMImportance,
+        'taylor': tp.importance.GroupTaylorImportance,
+    }[importance]()
+    steps = 40 if importance == 'taylor' else 400
     if inner:
         model = copy.deepcopy(model)
         blocks = [*model.layer1, *model.layer2, *model.layer3]
@@ -204,13 +214,17 @@ def by_peer(model: ResNet20, target: int, images: Images, inner: bool) -> nn.Mod
     pruner = tp.pruner.GroupNormPruner(
         model,
         torch.zeros(EXAMPLE, device=images[0].device),
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        importance=judge,
         global_pruning=True,
         pruning_ratio=1.0,
-        iterative_steps=400,
+        iterative_steps=steps,
         ignored_layers=ignored,
     )
-    for _ in range(400):
+    for _ in range(steps):
+        if importance == 'taylor':
+            model.zero_grad()
+            for pixels, labels in zip(images[0].split(128)[:16], images[1].split(128)[:16]):
+                F.cross_entropy(model(normalised(pixels)), labels).backward()
         pruner.step()
         if macs(model) <= target:
             return model
@@ -223,7 +237,8 @@ IMPORTANCES = ('l1', 'bn_scale', 'fpgm', 'taylor')
 
 def _method(name: str) -> Callable[[ResNet20, int, Images], nn.Module]:
     if name.startswith('peer_'):
-        return lambda *given: by_peer(*given, inner=name == 'peer_inner')
+        form, _, judge = name.partition('-')
+        return lambda *given: by_peer(*given, inner=form == 'peer_inner', importance=judge or 'group')
     importance, _, variant = name.partition('-')
     # One ranking of all units, by score for each multiply-add saved. Taylor's scores are changes of one loss and compare
     # between layers as they are; the others are divided by the mean of their layer.
@@ -244,10 +259,16 @@ METHODS = {
     for name in (
         'peer_inner',
         'peer_projection',
+        *(f'peer_inner-{name}' for name in IMPORTANCES),
         *(f'{name}{variant}' for variant in VARIANTS for name in (*IMPORTANCES, 'random')),
     )
 }
-DEFAULT = (*(f'{name}{variant}' for variant in ('-inner-global', '') for name in IMPORTANCES), 'peer_inner', 'peer_projection')
+DEFAULT = (
+    *(f'{name}{variant}' for variant in ('-inner-capped', '-inner-global') for name in IMPORTANCES),
+    *(f'peer_inner-{name}' for name in IMPORTANCES),
+    'peer_inner',
+    'peer_projection',
+)
 
 
 class Study:
