@@ -116,9 +116,9 @@ class _Tracer:
         if isinstance(mutable, InputChoice):
             outputs = mutable.inputs(*args, **kwargs)
         else:
-            for index, candidate in enumerate(mutable.candidates):
+            for index in range(len(mutable)):
                 with self._under(Guard.on(key, [index])):
-                    outputs.append(candidate(*args, **kwargs))
+                    outputs.append(mutable.run_candidate(index, *args, **kwargs))
         slots = []
         for position in range(taken):
             guards = [Slot(key, position, index) for index in range(len(outputs))]

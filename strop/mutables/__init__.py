@@ -13,6 +13,14 @@ from strop.mutables.channel import (
     round_width,
 )
 from strop.mutables.choice import InputChoice, LayerChoice
+from strop.mutables.differentiable_op import (
+    DiffChoiceRoute,
+    DiffMutableOP,
+    GumbelChoiceRoute,
+    OneHotMutableOP,
+    gumbel_weights,
+    one_hot,
+)
 from strop.mutables.domain import AnyOf, Choice, Domain, KOf, Label, OneOf, Ordered, Picks, Weights, domain_from_dict
 from strop.mutables.extract import current_subnet, extract, fix
 from strop.mutables.mutable import Keyed, Mutable, MutableScope
@@ -24,12 +32,12 @@ from strop.mutables.subnet_file import choices_of, dump_subnet, load_subnet, rea
 from strop.mutables.value import Expression, MutableValue, OneShotMutableValue, Repeat, ValueChoice, concat, maximum, minimum
 
 __all__ = [
-    'AnyOf', 'Attachment', 'Binding', 'Choice', 'Condition', 'Domain', 'Expression', 'Guard', 'InputChoice', 'KOf', 'Keyed',
-    'L1MutableChannelUnit', 'LAWS', 'Label', 'LayerChoice', 'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue',
-    'Numeric',
-    'OneOf', 'OneShotMutableChannelUnit', 'OneShotMutableOP', 'OneShotMutableValue', 'OneShotProbMutableOP', 'Ordered',
-    'Picks', 'Repeat', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice', 'Weights',
-    'Widths', 'apply_subnet', 'attachments', 'bind', 'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict',
-    'dump_subnet', 'extract', 'fix', 'intercept', 'load_subnet', 'maximum', 'minimum', 'mutables_of', 'read_document',
-    'round_width', 'space_of', 'subnet_schema',
+    'AnyOf', 'Attachment', 'Binding', 'Choice', 'Condition', 'DiffChoiceRoute', 'DiffMutableOP', 'Domain', 'Expression',
+    'Guard', 'GumbelChoiceRoute', 'InputChoice', 'KOf', 'Keyed', 'L1MutableChannelUnit', 'LAWS', 'Label', 'LayerChoice',
+    'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue', 'Numeric', 'OneHotMutableOP', 'OneOf',
+    'OneShotMutableChannelUnit', 'OneShotMutableOP', 'OneShotMutableValue', 'OneShotProbMutableOP', 'Ordered', 'Picks',
+    'Repeat', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice', 'Weights', 'Widths',
+    'apply_subnet', 'attachments', 'bind', 'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict',
+    'dump_subnet', 'extract', 'fix', 'gumbel_weights', 'intercept', 'load_subnet', 'maximum', 'minimum', 'mutables_of',
+    'one_hot', 'read_document', 'round_width', 'space_of', 'subnet_schema',
 ]  # fmt: skip

@@ -60,8 +60,13 @@ def run_chosen(decision: Decision, alternatives: Sequence[Callable[[], Any]], re
             [alternatives[i]() if weight == 1 else alternatives[i]() * weight for i, weight in weighted], reduction
         )
     if isinstance(decision, torch.Tensor):
-        taken = [i for i, weight in enumerate(decision.detach().tolist()) if weight]
-        return reduce_outputs([alternatives[i]() * decision[i] for i in taken], reduction)
+        weights = decision.detach().tolist()
+        # A weight of one that nothing learns from costs no multiplication.
+        plain = [weight == 1 and not decision.requires_grad for weight in weights]
+        return reduce_outputs(
+            [alternatives[i]() if plain[i] else alternatives[i]() * decision[i] for i, weight in enumerate(weights) if weight],
+            reduction,
+        )
     return reduce_outputs([alternatives[int(i)]() for i in decision], reduction)
 
 
@@ -215,9 +220,13 @@ class LayerChoice(Mutable):
         if len(decision) == 1 and isinstance(decision, tuple) and self.reduction != 'none':
             only = decision[0]
             if isinstance(only, int):
-                return self._modules[self.names[only]](*args, **kwargs)  # type: ignore[misc]
-        calls = [lambda module=module: module(*args, **kwargs) for module in self.candidates]
+                return self.run_candidate(only, *args, **kwargs)
+        calls = [lambda index=index: self.run_candidate(index, *args, **kwargs) for index in range(len(self.names))]
         return run_chosen(decision, calls, self.reduction)
+
+    def run_candidate(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        """Apply one candidate to what the choice was called with."""
+        return self._modules[self.names[index]](*args, **kwargs)  # type: ignore[misc]
 
     def returned(self, output: Any, mask: torch.Tensor | None = None) -> Any:
         """Return `output`, or `(output, mask)` where `return_mask` asks for it."""

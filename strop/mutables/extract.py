@@ -13,6 +13,7 @@ from strop.errors import SubnetError
 from strop.mutables.binding import bind
 from strop.mutables.channel import MutableChannelUnit, attachments
 from strop.mutables.choice import InputChoice, LayerChoice, Reduction, reduce_outputs
+from strop.mutables.differentiable_op import DiffChoiceRoute
 from strop.mutables.domain import Choice, Weights
 from strop.mutables.mutable import Mutable
 from strop.mutables.space import chosen
@@ -56,14 +57,32 @@ class CombinedLayers(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply every layer and combine the outputs; with a mask, return `(output, mask)`."""
-        outputs = [self._modules[name](*args, **kwargs) for name in self._names]  # type: ignore[misc]
+        return self._combined([self._modules[name](*args, **kwargs) for name in self._names])  # type: ignore[misc]
+
+    def _combined(self, outputs: list[Any]) -> Any:
         if self._weights is not None:
-            outputs = [output * weight for output, weight in zip(outputs, self._weights)]
+            outputs = [output if weight == 1 else output * weight for output, weight in zip(outputs, self._weights)]
         output = reduce_outputs(outputs, self._reduction)
         return output if self._mask is None else (output, self._mask)
 
     def extra_repr(self) -> str:
         return f'weights={self._weights}, reduction={self._reduction!r}'
+
+
+class CombinedEdges(CombinedLayers):
+    """Several modules, each on an input of its own, weighted and reduced: what is left of a `DiffChoiceRoute`."""
+
+    def __init__(self, picks: tuple[int, ...], *args: Any) -> None:
+        super().__init__(*args)
+        self._picks = picks
+
+    def forward(self, inputs: Any) -> Any:
+        """Apply every layer to its input and combine the outputs."""
+        outputs = [self._modules[name](inputs[pick]) for name, pick in zip(self._names, self._picks)]  # type: ignore[misc]
+        return self._combined(outputs)
+
+    def extra_repr(self) -> str:
+        return f'picks={self._picks}, {super().extra_repr()}'
 
 
 class CombinedInputs(nn.Module):
@@ -199,9 +218,13 @@ def _fixed_layers(choice: LayerChoice, memo: dict[int, nn.Module]) -> nn.Module:
     if isinstance(decision, torch.Tensor):
         decision = Weights(float(weight) for weight in decision.detach().tolist())
     picks = chosen(decision)
-    if len(picks) == 1 and not isinstance(decision, Weights) and not choice.return_mask and choice.reduction != 'none':
+    route = isinstance(choice, DiffChoiceRoute)
+    single = len(picks) == 1 and not isinstance(decision, Weights) and not choice.return_mask and choice.reduction != 'none'
+    if single and not route:
         return _fixed(choice.candidates[picks[0]], memo)
     layers = {choice.names[index]: _fixed(choice.candidates[index], memo) for index in picks}
     weights = [decision[index] for index in picks] if isinstance(decision, Weights) else None
     mask = choice.mask().detach().clone() if choice.return_mask else None
+    if route:
+        return CombinedEdges(picks, layers, weights, choice.reduction, mask)
     return CombinedLayers(layers, weights, choice.reduction, mask)

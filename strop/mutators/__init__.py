@@ -1,6 +1,7 @@
 """Mutators bind a search space to a model: draw subnets, apply them, export the final one."""
 
 from strop.mutators.channel import ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
+from strop.mutators.differentiable import DartsMutator, DifferentiableMutator, GumbelMutator, ProxylessMutator
 from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture
 from strop.mutators.mutator import BaseMutator, Mutator
 from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutator, RandomMutator
@@ -8,12 +9,16 @@ from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutat
 __all__ = [
     'BaseMutator',
     'ChannelMutator',
+    'DartsMutator',
+    'DifferentiableMutator',
     'FixedArchitecture',
+    'GumbelMutator',
     'Mutator',
     'NasMutator',
     'OneShotChannelMutator',
     'OneShotModuleMutator',
     'OneShotMutator',
+    'ProxylessMutator',
     'RandomMutator',
     'SlimmableChannelMutator',
     'apply_fixed_architecture',

@@ -510,7 +510,7 @@ def _units_of(widths: ElasticWidths) -> list[MutableChannelUnit]:
 def _run_all(mutable: Mutable, *args: Any, **kwargs: Any) -> Any:
     """Run a choice so that every alternative takes part: what they return is added."""
     if isinstance(mutable, LayerChoice):
-        outputs = [candidate(*args, **kwargs) for candidate in mutable.candidates]
+        outputs = [mutable.run_candidate(index, *args, **kwargs) for index in range(len(mutable))]
     elif isinstance(mutable, InputChoice):
         outputs = mutable.inputs(*args, **kwargs)
     else:
