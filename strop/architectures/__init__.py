@@ -18,12 +18,14 @@ from strop.architectures.conv_module import (
     build_conv_layer,
     build_norm_layer,
 )
+from strop.architectures.generators import DAFLGenerator, ImageGenerator, ZSKTGenerator
 from strop.architectures.heads import ClsHead, GlobalAveragePooling, LinearClsHead
 from strop.architectures.layers import DropPath, SELayer, channel_shuffle, drop_path, make_divisible, recomputed
 from strop.architectures.losses import CrossEntropyLoss, LabelSmoothLoss
 from strop.architectures.mobilenet import SearchableMobileNetV2
 from strop.architectures.shufflenet import SearchableShuffleNetV2
 from strop.architectures.stages import StagedBackbone, build_mutable
+from strop.architectures.wide_resnet import WideResNet
 
 __all__ = [
     'BaseOP',
@@ -32,12 +34,14 @@ __all__ = [
     'ConvBnAct',
     'ConvModule',
     'CrossEntropyLoss',
+    'DAFLGenerator',
     'DepthwiseSeparableConv',
     'DepthwiseSeparableConvModule',
     'DropPath',
     'GlobalAveragePooling',
     'Identity',
     'ImageClassifier',
+    'ImageGenerator',
     'LabelSmoothLoss',
     'LinearClsHead',
     'MBBlock',
@@ -48,6 +52,8 @@ __all__ = [
     'ShuffleBlock',
     'ShuffleXception',
     'StagedBackbone',
+    'WideResNet',
+    'ZSKTGenerator',
     'build_activation_layer',
     'build_conv_layer',
     'build_mutable',
