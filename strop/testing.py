@@ -1,4 +1,4 @@
-"""Contracts that mutables, mutators, algorithms and search strategies keep, as functions for your own tests.
+"""Contracts that mutables, mutators, algorithms, search strategies and distillation losses keep, as functions for your tests.
 
 A class of your own that passes the check of its kind works with everything else here. A broken rule raises an
 `AssertionError` that states it; other exceptions come from the checked class itself.
@@ -7,6 +7,7 @@ A class of your own that passes the check of its kind works with everything else
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import itertools
 import pickle
@@ -257,6 +258,71 @@ def check_strategy(strategy: str | Callable[[], Strategy]) -> None:
     for trials in (3, 11, 20):
         resumed = found(trials, store=store)
     _require(resumed == every[:20], f'{name} must go on from a store as if it had never stopped')
+
+
+def check_distill_loss(make: Callable[[], nn.Module], *inputs: Any) -> None:
+    """Check a distillation loss: arguments by name, a finite scalar, a gradient for its first input, copies, half precision.
+
+    Args:
+        make: Makes the loss, each time alike; its class will do.
+        inputs: What its forward takes, the student's tensor (or tuple of them) first.
+
+    Raises:
+        AssertionError: If a rule is broken.
+
+    >>> from strop.distill import KLDivergence
+    >>> check_distill_loss(KLDivergence, torch.randn(4, 3), torch.randn(4, 3))
+    """
+
+    def made() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return make()
+
+    def run(loss: nn.Module, *given: Any, **named: Any) -> torch.Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return loss(*given, **named)
+
+    loss = made()
+    name = type(loss).__name__
+    _require(isinstance(loss, nn.Module), f'a loss is an nn.Module, not a {name}')
+    arguments = inspect.signature(loss.forward).parameters
+    by_name = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in arguments.values())
+    _require(by_name and len(arguments) >= len(inputs), f'{name}.forward() must take each of its inputs by name')
+    before = copy.deepcopy(inputs)
+    result = run(loss, *inputs)
+    _require(
+        isinstance(result, torch.Tensor) and result.ndim == 0 and result.is_floating_point() and bool(result.isfinite()),
+        f'{name} must return a finite scalar',
+    )
+    _require(all(map(_equal, _tensors(inputs), _tensors(before))), f'{name} must leave its inputs as they are')
+    _require(_equal(run(made(), **dict(zip(arguments, inputs))), result), f'{name} must give the same by names of arguments')
+    for duplicate in _duplicates(made()):
+        _require(_equal(run(duplicate(made()), *inputs), result), f'a copy of {name} must give the same loss')
+    if hasattr(loss, 'loss_weight'):
+        heavier = made()
+        heavier.loss_weight *= 2
+        _require(torch.allclose(run(heavier, *inputs), 2 * result), f'{name} must be proportional to its loss_weight')
+    _require(bool(run(made(), *_cast(inputs, torch.bfloat16)).isfinite()), f'{name} must be finite in half precision')
+    first = [tensor.requires_grad_() for tensor in _tensors(_cast(inputs[:1], torch.float64, copy=True))]
+    student = tuple(first) if isinstance(inputs[0], (tuple, list)) else first[0]
+    run(made().double(), student, *_cast(inputs[1:], torch.float64)).backward()
+    gradients = [tensor.grad for tensor in first if tensor.grad is not None]
+    _require(any(bool(gradient.any()) for gradient in gradients), f'{name} must give its first input a gradient')
+    _require(all(bool(gradient.isfinite().all()) for gradient in gradients), f'{name} must give finite gradients')
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (tuple, list)) else []
+
+
+def _cast(value: Any, dtype: torch.dtype, copy: bool = False) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(dtype, copy=copy) if value.is_floating_point() else value
+    return type(value)(_cast(item, dtype, copy) for item in value) if isinstance(value, (tuple, list)) else value
 
 
 def small_model() -> nn.Module:

@@ -8,6 +8,7 @@ from engine.tiny import preprocessor, supernet
 from torch import nn
 
 import strop.algorithms
+import strop.distill
 import strop.mutators
 from strop.algorithms import BaseAlgorithm
 from strop.data import DataSample
@@ -16,7 +17,7 @@ from strop.mutables.domain import Domain
 from strop.mutators import BaseMutator, Mutator
 from strop.registry import MODELS
 from strop.search import STRATEGIES, Strategy
-from strop.testing import check_algorithm, check_mutable, check_mutator, check_strategy
+from strop.testing import check_algorithm, check_distill_loss, check_mutable, check_mutator, check_strategy
 
 MODELS.import_from_location()
 
@@ -52,6 +53,19 @@ MUTABLES = {
     ],
 }
 
+EDGES = dict(a=dict(type='torch.nn.Linear', in_features=3, out_features=3), b=dict(type='torch.nn.Tanh'), c=nn.Identity())
+MUTABLES |= {
+    name: [(lambda name=name: MODELS.build(dict(type=name, candidates=OPERATIONS)), X)]
+    for name in ('DiffMutableOP', 'OneHotMutableOP')
+}
+MUTABLES |= {
+    name: [
+        (lambda name=name, more=more: MODELS.build(dict(type=name, edges=EDGES, **more)), [X, 2 * X, 3 * X])
+        for more in ({}, dict(num_chosen=1, with_arch_param=True))
+    ]
+    for name in ('DiffChoiceRoute', 'GumbelChoiceRoute')
+}
+
 MUTABLES |= {
     name: [(lambda name=name, more=more: MODELS.build(dict(type=name, num_channels=8, **more)),)]
     for name, more in {
@@ -73,6 +87,21 @@ class Written(Mutator):
     sample_final = sample_search
 
 
+class Mixed(nn.Module):
+    """Decisions that can be mixed: a choice of layers in an edge of a route, one beside it, and one of inputs."""
+
+    def __init__(self):
+        super().__init__()
+        op = dict(type='DiffMutableOP', candidates=OPERATIONS, alias='edge.op')
+        edges = dict(a=op, b=nn.Linear(4, 4), c=nn.Identity())
+        self.route = MODELS.build(dict(type='DiffChoiceRoute', edges=edges, with_arch_param=True))
+        self.layer = LayerChoice([nn.Linear(4, 4), nn.Identity()])
+        self.source = InputChoice(n_candidates=2, n_chosen=1)
+
+    def forward(self, x):
+        return self.source([self.layer(x), self.route([x, x, x])])
+
+
 PARSE = dict(type='ChannelAnalyzer', demo_input=(2, 1, 8, 8))
 SLIMMABLE = dict(type='SlimmableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0], choice_mode='ratio'))
 
@@ -87,6 +116,10 @@ MUTATORS = {
     'Mutator': [(Written,)],
     'RandomMutator': [(strop.mutators.RandomMutator,)],
     'OneShotMutator': [(strop.mutators.OneShotMutator,)],
+    **{
+        name: [(lambda model, name=name: MODELS.build(dict(type=name, model=model)), Mixed(), torch.randn(3, 4))]
+        for name in ('DifferentiableMutator', 'DartsMutator', 'GumbelMutator', 'ProxylessMutator')
+    },
     **{
         name: [
             (lambda model, name=name, more=more: bound(model, dict(type=name, parse_cfg=PARSE, **more)), channels(), IMAGES[0])
@@ -159,6 +192,77 @@ ALGORITHMS = {
 }
 
 
+DRAW = torch.Generator().manual_seed(1)
+LOGITS = (torch.randn(5, 4, generator=DRAW), torch.randn(5, 4, generator=DRAW))
+MAPS = (torch.randn(3, 4, 6, 5, generator=DRAW), torch.randn(3, 4, 6, 5, generator=DRAW))
+TOKENS = (torch.randn(2, 9, 4, generator=DRAW), torch.randn(2, 9, 6, generator=DRAW))
+UNITS = [nn.functional.normalize(x) for x in LOGITS]
+CLASSES = torch.tensor([0, 3, 1, 1, 2])
+TEXT = (torch.randn(2, 5, 11, generator=DRAW), torch.randn(2, 5, 11, generator=DRAW), torch.tensor([[1, 2, 3, -100, 4]] * 2))
+
+
+def attentions(feature):
+    """Return what the FBKD connectors take of a feature, without their layers."""
+    return (feature.abs().mean(1, True), feature.abs().mean((2, 3), True)), feature.mean(1, True), feature.flip(1), feature
+
+
+FBKD = [attentions(x) for x in MAPS]
+
+LOSSES = {
+    'KLDivergence': [
+        (lambda: strop.distill.KLDivergence(tau=3.0), *LOGITS),
+        (lambda: strop.distill.KLDivergence(reduction='mean', standardize=True), *MAPS),
+    ],
+    'LSKDLoss': [(strop.distill.LSKDLoss, *LOGITS)],
+    'KDSoftCELoss': [(lambda: strop.distill.KDSoftCELoss(tau=2.0), *LOGITS)],
+    'DKDLoss': [(lambda: strop.distill.DKDLoss(tau=4.0, beta=8.0), *LOGITS, CLASSES)],
+    'NKDLoss': [(strop.distill.NKDLoss, *LOGITS, CLASSES)],
+    'WSLD': [(lambda: strop.distill.WSLD(num_classes=4), *LOGITS, CLASSES)],
+    'DISTLoss': [(strop.distill.DISTLoss, *LOGITS), (strop.distill.DISTLoss, *MAPS)],
+    'TokenKLDivergence': [
+        (strop.distill.TokenKLDivergence, *TEXT),
+        (lambda: strop.distill.TokenKLDivergence(top_k=3, direction='reverse', shift=True), *TEXT),
+        (lambda: strop.distill.TokenKLDivergence(top_k=3, tail='renormalize'), *TEXT[:2]),
+    ],
+    'L1Loss': [(strop.distill.L1Loss, *MAPS)],
+    'L2Loss': [(strop.distill.L2Loss, *MAPS), (lambda: strop.distill.L2Loss(dist=True, normalize=False), *LOGITS)],
+    'ATLoss': [(strop.distill.ATLoss, *MAPS), (strop.distill.ATLoss, MAPS[0], MAPS[1][:, :2])],
+    'ABLoss': [(strop.distill.ABLoss, *MAPS)],
+    'FTLoss': [(strop.distill.FTLoss, *MAPS)],
+    'OFDLoss': [(strop.distill.OFDLoss, *MAPS)],
+    'FBKDLoss': [
+        (
+            strop.distill.FBKDLoss,
+            (*FBKD[0][0], MAPS[0].mean((2, 3)), *FBKD[0][1:]),
+            (*FBKD[1][0], *FBKD[1][1:]),
+        )
+    ],
+    'MGDLoss': [(strop.distill.MGDLoss, *MAPS)],
+    'PKDLoss': [(strop.distill.PKDLoss, *MAPS), (strop.distill.PKDLoss, (MAPS[0],) * 2, (MAPS[1], MAPS[1][..., :4, :4]))],
+    'HCLLoss': [(strop.distill.HCLLoss, *MAPS)],
+    'ChannelWiseDivergence': [(lambda: strop.distill.ChannelWiseDivergence(tau=4.0), *MAPS)],
+    'ViTKDLoss': [
+        (
+            lambda: strop.distill.ViTKDLoss(4, 6, shallow=1),
+            TOKENS[0],
+            TOKENS[1],
+            TOKENS[0].flip(0),
+            TOKENS[1].flip(0),
+        )
+    ],
+    'AngleWiseRKD': [(strop.distill.AngleWiseRKD, *LOGITS)],
+    'DistanceWiseRKD': [(strop.distill.DistanceWiseRKD, *LOGITS), (strop.distill.DistanceWiseRKD, MAPS[0], MAPS[1][:, :1])],
+    'CKALoss': [(strop.distill.CKALoss, *LOGITS), (strop.distill.CKALoss, MAPS[0], LOGITS[0][:3])],
+    'CRDLoss': [
+        (lambda: strop.distill.CRDLoss(neg_num=3, sample_n=9, dim_out=4), *UNITS, torch.tensor([0, 8, 3, 4, 5])),
+        (lambda: strop.distill.CRDLoss(neg_num=1, sample_n=99, dim_out=4), *UNITS, torch.tensor([0, 8, 3, 4, 98])),
+    ],
+    'ActivationLoss': [(strop.distill.ActivationLoss, MAPS[0])],
+    'OnehotLikeLoss': [(strop.distill.OnehotLikeLoss, LOGITS[0])],
+    'InformationEntropyLoss': [(strop.distill.InformationEntropyLoss, LOGITS[0])],
+}
+
+
 def rows(table):
     return [pytest.param(row, id=f'{name}-{index}') for name, entries in table.items() for index, row in enumerate(entries)]
 
@@ -181,6 +285,25 @@ def shipped(kind):
 @pytest.mark.parametrize(('kind', 'table'), [(Mutable, MUTABLES), (BaseMutator, MUTATORS), (BaseAlgorithm, ALGORITHMS)])
 def test_every_class_is_in_the_table(kind, table):
     assert shipped(kind) == set(table), 'a class without a row in the table of this file, or a row without a class'
+
+
+def losses():
+    """Return the names of the registered distillation losses that ship with Strop."""
+    return {
+        name
+        for name, cls in MODELS.module_dict.items()
+        if cls.__module__.startswith('strop.distill.') and (cls.__module__.endswith('_losses') or name.endswith('Loss'))
+    }
+
+
+def test_every_distillation_loss_is_in_the_table():
+    assert losses() == set(LOSSES), 'a loss without a row in the table of this file, or a row without a loss'
+
+
+def test_a_distillation_loss_without_a_row_is_noticed():
+    MODELS.register_module('UnlistedLoss', module=type('UnlistedLoss', (nn.Module,), {'__module__': 'strop.distill.own'}))
+    assert losses() - set(LOSSES) == {'UnlistedLoss'}
+    del MODELS.module_dict['UnlistedLoss']
 
 
 def test_a_class_without_a_row_is_noticed():
@@ -211,6 +334,11 @@ def test_mutators_on_a_real_supernet():
 @pytest.mark.parametrize('row', rows(ALGORITHMS))
 def test_algorithms(row):
     check_algorithm(*row)
+
+
+@pytest.mark.parametrize('row', rows(LOSSES))
+def test_distillation_losses(row):
+    check_distill_loss(*row)
 
 
 @pytest.mark.parametrize('name', STRATEGIES)
@@ -333,3 +461,30 @@ def test_strategies_that_break_a_rule(broken):
     words = {'repeats': 'every subnet of a small space|twice', 'forgets': 'repeat itself', 'ignores': 'keep to the constraints'}
     with pytest.raises(AssertionError, match=words[broken]):
         check_strategy(lambda: Broken(unique=broken != 'repeats'))
+
+
+@pytest.mark.parametrize(
+    ('forward', 'words'),
+    [
+        (lambda self, *pair: (pair[0] - pair[1]).square().mean(), 'by name'),
+        (lambda self, a, b: (a - b).square(), 'finite scalar'),
+        (lambda self, a, b: (a.abs() - b - 99).sqrt().mean(), 'finite scalar'),
+        (lambda self, a, b: self.loss_weight * (a.detach() * b + self.zero).mean(), 'first input a gradient'),
+        (lambda self, a, b: a.sub_(b).square().mean() if not a.requires_grad else a.sum(), 'leave its inputs'),
+        (lambda self, a, b: (a - b).square().mean() + self.loss_weight, 'proportional'),
+        (lambda self, a, b: self.loss_weight * (a / (0 * b + 1.001 - 1)).mean(), 'half precision'),
+        (lambda self, a, b: self.loss_weight * a.abs().sqrt().mean(), 'finite gradients'),
+    ],
+)
+def test_distillation_losses_that_break_a_rule(forward, words):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss_weight = 2.0
+            self.zero = nn.Parameter(torch.zeros(()))
+
+    Broken.forward = forward
+    student, teacher = (2 * x.clone() for x in LOGITS)
+    student[0] = 0
+    with pytest.raises(AssertionError, match=words):
+        check_distill_loss(Broken, student, teacher)

@@ -354,12 +354,12 @@ def _gram(rows: Tensor) -> Tensor:
 
 def _scores(features: Tensor, memory: Tensor, wanted: Tensor) -> Tensor:
     """Return the products of each feature with the memories that are wanted of it, (n, 1 + k)."""
-    memory = memory.to(features.dtype)
     with exact(features):
         # All products cost less memory than a copy of the wanted rows for every sample, unless few are wanted of many.
         if len(memory) <= 8 * wanted.shape[1]:
-            return (features @ memory.T).gather(1, wanted)
-        return torch.einsum('nd,nkd->nk', features, memory[wanted])
+            # A copy: the step writes into the memory before the backward reads what was used here.
+            return (features @ memory.to(features.dtype, copy=True).T).gather(1, wanted)
+        return torch.einsum('nd,nkd->nk', features, memory[wanted].to(features.dtype))
 
 
 def _from_all(given: Tensor) -> Tensor:
