@@ -26,6 +26,7 @@ from strop.mutables.extract import current_subnet, extract, fix
 from strop.mutables.mutable import Keyed, Mutable, MutableScope
 from strop.mutables.mutable_op import OneShotMutableOP, OneShotProbMutableOP
 from strop.mutables.numeric import LAWS, Numeric
+from strop.mutables.search_space_file import SearchSpaceFile
 from strop.mutables.space import Condition, Guard, Space, chosen
 from strop.mutables.subnet import Subnet
 from strop.mutables.subnet_file import choices_of, dump_subnet, load_subnet, read_document, subnet_schema
@@ -36,7 +37,8 @@ __all__ = [
     'Guard', 'GumbelChoiceRoute', 'InputChoice', 'KOf', 'Keyed', 'L1MutableChannelUnit', 'LAWS', 'Label', 'LayerChoice',
     'Mutable', 'MutableChannelUnit', 'MutableScope', 'MutableValue', 'Numeric', 'OneHotMutableOP', 'OneOf',
     'OneShotMutableChannelUnit', 'OneShotMutableOP', 'OneShotMutableValue', 'OneShotProbMutableOP', 'Ordered', 'Picks',
-    'Repeat', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice', 'Weights', 'Widths',
+    'Repeat', 'SearchSpaceFile', 'SequentialMutableChannelUnit', 'SlimmableChannelUnit', 'Space', 'Subnet', 'ValueChoice',
+    'Weights', 'Widths',
     'apply_subnet', 'attachments', 'bind', 'choices_of', 'chosen', 'concat', 'current_subnet', 'domain_from_dict',
     'dump_subnet', 'extract', 'fix', 'gumbel_weights', 'intercept', 'load_subnet', 'maximum', 'minimum', 'mutables_of',
     'one_hot', 'read_document', 'round_width', 'space_of', 'subnet_schema',
