@@ -8,6 +8,7 @@ from strop.algorithms.algorithm import (
     TensorResults,
     build_architecture,
 )
+from strop.algorithms.autoslim import AutoSlim
 from strop.algorithms.ite_prune import ItePruneAlgorithm
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
 from strop.algorithms.slimmable import SlimmableNetwork
@@ -15,6 +16,7 @@ from strop.algorithms.spos import SPOS
 
 __all__ = [
     'SPOS',
+    'AutoSlim',
     'BaseAlgorithm',
     'ForwardResults',
     'FunctionMetric',

@@ -15,7 +15,7 @@ from strop.errors import ConfigError
 from strop.registry import MODEL_WRAPPERS
 
 
-@MODEL_WRAPPERS.register_module(name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP'])
+@MODEL_WRAPPERS.register_module(name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP', 'AutoSlimDDP'])
 class DistributedAlgorithm(MMDistributedDataParallel):
     """DDP whose `train_step` is the algorithm's own, with its forward going through DDP.
 

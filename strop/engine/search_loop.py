@@ -202,9 +202,8 @@ class SearchLoop(BaseLoop):
         score = trial.values[self.score_key]
         self._scored += 1
         left = (time.monotonic() - self._began) / self._scored * (self.max_iters - trial.number - 1)
-        self.runner.logger.info(
-            f'{self.label(trial)}/{self.max_iters} eta: {timedelta(seconds=round(left))} {self.score_key}={score:.4f} {resources}'
-        )
+        eta = timedelta(seconds=round(left))
+        self.runner.logger.info(f'{self.label(trial)}/{self.max_iters} eta: {eta} {self.score_key}={score:.4f} {resources}')
         self.runner.visualizer.add_scalars({'search/score': score}, step=trial.number)
 
     def _write(self, result: SearchResult) -> None:

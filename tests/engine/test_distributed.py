@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.algorithms import SPOS, SlimmableNetwork
+from strop.algorithms import SPOS, AutoSlim, SlimmableNetwork
 from strop.engine import DistributedAlgorithm, build_runner, start_process_group
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
@@ -37,13 +37,32 @@ def slimmable():
     return SlimmableNetwork(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), mutator)
 
 
+def autoslim():
+    """Widths of a network with group norms, taught by the largest of them."""
+    torch.manual_seed(0)
+    logits = dict(logits=dict(type='ModuleOutputs', source='3'))
+    distiller = dict(
+        type='ConfigurableDistiller',
+        teacher_recorders=logits,
+        student_recorders=logits,
+        distill_losses=dict(loss_kl=dict(type='KLDivergence')),
+        loss_forward_mappings=dict(
+            loss_kl=dict(
+                preds_S=dict(from_student=True, recorder='logits'), preds_T=dict(from_student=False, recorder='logits')
+            )
+        ),
+    )
+    layers = nn.Linear(4, 8), nn.GroupNorm(1, 8), nn.Tanh(), nn.Linear(8, 2)
+    return AutoSlim(nn.Sequential(*layers), dict(type='OneShotChannelMutator', parse_cfg=dict(demo_input=(2, 4))), distiller)
+
+
 # One script does everything, since starting two processes and their imports is what takes the time.
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from engine.test_distributed import POINTS, linear_supernet, slimmable
+from engine.test_distributed import POINTS, autoslim, linear_supernet, slimmable
 from engine.tiny import preprocessor, search_config, supernet, train_config
 from strop.algorithms import BaseAlgorithm
 from strop.engine import DistributedAlgorithm, build_runner
@@ -91,6 +110,12 @@ optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
 for _ in range(3):
     wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
 torch.save(network.state_dict(), f'{{out}}/slimmable_{{rank}}.pt')
+algorithm = autoslim()
+wrapped = MODEL_WRAPPERS.build(dict(type='AutoSlimDDP', module=algorithm))
+optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
+for _ in range(3):
+    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
+torch.save(algorithm.state_dict(), f'{{out}}/autoslim_{{rank}}.pt')
 search = build_runner(search_config(), task='search', work_dir=f'{{out}}/search', launcher='pytorch')
 search.train()
 assert (search.train_loop.result is None) == (rank == 1)
@@ -140,7 +165,9 @@ def test_ranks_draw_the_subnets_that_one_process_draws(two_processes, tmp_path):
     assert subnets == json.loads((two_processes / 'SPOS_0.json').read_text())[0]
 
 
-@pytest.mark.parametrize(('name', 'make', 'steps'), [('linear', linear_supernet, 4), ('slimmable', slimmable, 3)])
+@pytest.mark.parametrize(
+    ('name', 'make', 'steps'), [('linear', linear_supernet, 4), ('slimmable', slimmable, 3), ('autoslim', autoslim, 3)]
+)
 def test_gradients_are_those_of_the_whole_batch(two_processes, name, make, steps):
     algorithm = make()
     optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
