@@ -62,6 +62,9 @@ _NAMES = {
         'strop.engine': 'EvolutionSearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop DumpSubnetHook '
         'EstimateResourcesHook *',
     },
+    'mmrazor.datasets': {
+        'strop.data': 'CRDDataset',
+    },
     'mmrazor.structures': {
         'strop.engine': 'sub_model',
         'strop.estimators': 'ResourceEstimator',
@@ -130,6 +133,7 @@ _MODULES = {
     'mmrazor.engine.runner': 'autoslim_greedy_search_loop darts_loop distill_val_loop evolution_search_loop iteprune_val_loop '
     'quantization_loops slimmable_val_loop subnet_sampler_loop subnet_val_loop utils',
     'mmrazor.engine.runner.utils': 'calibrate_bn_mixin check genetic',
+    'mmrazor.datasets': 'crd_dataset',
     'mmrazor.structures': 'graph quantization subnet',
     'mmrazor.structures.subnet': 'candidate fix_subnet',
     'mmrazor.core': 'builder hooks optimizer recorders runners searcher tracer utils',
@@ -141,7 +145,7 @@ _MODULES = {
 _LATER = """
 ABLoss ATLoss AcademicQuantizer ActivationLoss AlignMethodDistill AngleWiseRKD AttentiveMobileNetV3 AutoSlim AutoSlimDDP
 AutoSlimGreedySearchLoop Autoformer AutoformerBackbone BYOTDistiller BackwardTracer BaseDemoInput
-BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDDataset CRDLoss
+BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDLoss
 CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ChannelWiseDivergence
 ConfigurableDistiller ConvBNReLU CrossEntropyLoss CustomTracer DAFLDataFreeDistillation DCFF
 DCFFChannelMutator DCFFChannelUnit DISTLoss DKDLoss DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP

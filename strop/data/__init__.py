@@ -1,5 +1,6 @@
 """The few loaders that search, calibration and compression need: images in memory or in folders, and their samples."""
 
+from strop.data.contrastive import CRDDataset
 from strop.data.datasets import EpochSampler, ImageDataset, ImageFolderDataset, LabelledImages
 from strop.data.images import ImageArrays, load_images, split_indices
 from strop.data.metrics import Accuracy
@@ -8,6 +9,7 @@ from strop.data.transforms import RandomTransform, TensorNormalize, TensorRandom
 
 __all__ = [
     'Accuracy',
+    'CRDDataset',
     'ClsDataSample',
     'DataSample',
     'EpochSampler',
