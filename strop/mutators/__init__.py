@@ -2,7 +2,7 @@
 
 from strop.mutators.channel import ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
 from strop.mutators.differentiable import DartsMutator, DifferentiableMutator, GumbelMutator, ProxylessMutator
-from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture
+from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture, get_and_apply_next_architecture
 from strop.mutators.mutator import BaseMutator, Mutator
 from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutator, RandomMutator
 
@@ -22,4 +22,5 @@ __all__ = [
     'RandomMutator',
     'SlimmableChannelMutator',
     'apply_fixed_architecture',
+    'get_and_apply_next_architecture',
 ]

@@ -1,4 +1,4 @@
-"""Fixed architectures: the subnet of a file or a mapping becomes the model, for good."""
+"""Fixed architectures: the subnet of a file, a mapping or the trial's parameters becomes the model, for good."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Union
+from warnings import warn
 
 import torch
 from torch import nn
 
 from strop.errors import BindingError, SubnetError, UnknownKeyError, listed, near
-from strop.mutables import LayerChoice, Mutable, Repeat, Space, Subnet, choices_of, fix, read_document
+from strop.mutables import (
+    AnyOf,
+    LayerChoice,
+    Mutable,
+    Repeat,
+    SearchSpaceFile,
+    Space,
+    Subnet,
+    choices_of,
+    fix,
+    read_document,
+    space_of,
+)
 from strop.mutators.mutator import Mutator
+from strop.search.trial_side import FOLDER_VARIABLE, generating, get_current_parameter, leave, trial_folder
 
 FixedLike = Union[str, os.PathLike[str], Mapping[str, Any]]
 
@@ -129,6 +143,55 @@ def apply_fixed_architecture(model: nn.Module, fixed_arc: FixedLike) -> nn.Modul
     fix(model)
     _take_weights_of_supernet(model, before)
     return model
+
+
+def get_and_apply_next_architecture(model: nn.Module) -> None:
+    """Ask the search for the architecture of this trial and make it the model, in place.
+
+    Inside a trial the parameters come from the trial's folder; hyper-parameters among them are left to
+    `get_next_parameter`, which may be called before or after. In a script that runs standalone, every choice is its
+    first candidate (and an `InputChoice` of any number takes all inputs). Where the environment variable
+    `NNI_GEN_SEARCH_SPACE` names a file (`strop ss-gen` sets it), the search space of the model is written to it and the
+    process ends.
+
+    Args:
+        model: A model with decisions that no mutator is bound to.
+
+    Raises:
+        SubnetError: If the parameters do not fit the model; of those of another model the keys are named.
+        BindingError: As in `apply_fixed_architecture`.
+
+    >>> import warnings
+    >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.Identity()], key='act'))
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter('ignore')
+    ...     get_and_apply_next_architecture(model)
+    >>> model
+    Sequential(
+      (0): ReLU()
+    )
+    """
+    target = generating()
+    if target is not None:
+        SearchSpaceFile.of(model).write(target)
+        leave()
+    if trial_folder() is None:
+        warn(
+            f'{FOLDER_VARIABLE} is not set, so this script runs standalone, outside of any search: every choice is the first '
+            'candidate.',
+            stacklevel=2,
+        )
+        decisions = _first_candidates(model)
+    else:
+        decisions = SearchSpaceFile.of(model).decisions_in(get_current_parameter())
+    apply_fixed_architecture(model, decisions)
+
+
+def _first_candidates(model: nn.Module) -> dict[str, Any]:
+    first = {}
+    for key, domain in space_of(model).items():
+        first[key] = domain.format(tuple(range(len(domain))) if isinstance(domain, AnyOf) else domain.first())
+    return first
 
 
 def _check_keys(space: Space, choices: Mapping[str, Any]) -> None:

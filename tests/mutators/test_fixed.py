@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from strop.errors import BindingError, SubnetError, UnknownKeyError
-from strop.mutables import InputChoice, LayerChoice, Repeat, ValueChoice, extract, mutables_of, space_of
-from strop.mutators import FixedArchitecture, RandomMutator, apply_fixed_architecture
+from strop.mutables import InputChoice, LayerChoice, Repeat, SearchSpaceFile, ValueChoice, extract, mutables_of, space_of
+from strop.mutators import FixedArchitecture, RandomMutator, apply_fixed_architecture, get_and_apply_next_architecture
+from strop.search.trial_side import get_next_parameter, write_parameters
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -284,3 +285,72 @@ def test_the_mutator_of_a_fixed_architecture_keeps_the_choices() -> None:
     assert torch.equal(model(X), expected(ARCHITECTURE))
     assert len(space_of(model)) == 5
     assert mutator.export(readable=True) == {'op': 'conv5x5', 'layer': 0, 'skip': [0, 2], 'any': 'layer'}
+
+
+class TestTheNextArchitecture:
+    @pytest.fixture
+    def trial(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv('STROP_TRIAL_DIR', str(tmp_path))
+        return tmp_path
+
+    def test_the_parameters_of_the_trial_become_the_model(self, trial: Path) -> None:
+        file = SearchSpaceFile.of(net())
+        write_parameters(trial, {**file.parameters(file.space.subnet(ARCHITECTURE)), 'lr': 0.1})
+        model = net()
+        assert get_and_apply_next_architecture(model) is None
+        assert torch.equal(model(X), expected(ARCHITECTURE))
+        assert get_next_parameter()['lr'] == 0.1
+
+    def test_hyper_parameters_may_be_asked_for_first(self, trial: Path) -> None:
+        file = SearchSpaceFile.of(net())
+        write_parameters(trial, {**file.parameters(file.space.subnet(ARCHITECTURE), complete=True), 'lr': 0.1})
+        assert get_next_parameter()['lr'] == 0.1
+        model = net()
+        get_and_apply_next_architecture(model)
+        assert torch.equal(model(X), expected(ARCHITECTURE))
+
+    def test_the_documents_idex_is_read_with_a_warning(self, trial: Path) -> None:
+        file = SearchSpaceFile.of(net())
+        parameters = file.parameters(file.space.subnet(ARCHITECTURE))
+        parameters['skip'] = {'_value': ['', ''], '_idex': [0, 2]}
+        write_parameters(trial, parameters)
+        model = net()
+        with pytest.warns(UserWarning, match="'skip': '_idex' is read as '_idx'"):
+            get_and_apply_next_architecture(model)
+        assert torch.equal(model(X), expected(ARCHITECTURE))
+
+    def test_the_parameters_of_another_model(self, trial: Path) -> None:
+        file = SearchSpaceFile.of(net())
+        parameters = file.parameters(file.space.subnet(ARCHITECTURE))
+        parameters['opp'] = parameters.pop('op')
+        write_parameters(trial, parameters)
+        with pytest.raises(UnknownKeyError, match=r"decide 'opp', which the model does not have.*Did you mean 'op'"):
+            get_and_apply_next_architecture(net())
+        del parameters['opp'], parameters['skip']
+        write_parameters(trial / 'second', parameters)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SubnetError, match="lacks 'op', 'skip'"):
+            patch.setenv('STROP_TRIAL_DIR', str(trial / 'second'))
+            get_and_apply_next_architecture(net())
+
+    def test_standalone_takes_the_first_candidates_and_all_inputs_of_any_number(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv('STROP_TRIAL_DIR', raising=False)
+        model = net()
+        with pytest.warns(UserWarning, match='runs standalone.*first candidate'):
+            get_and_apply_next_architecture(model)
+        assert torch.equal(model(X), expected({'op': 0, 'layer': 0, 'skip': [0, 1], 'any': [0, 1]}))
+
+    def test_values_stand_at_their_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv('STROP_TRIAL_DIR', raising=False)
+        model = nn.Module()
+        model.size = ValueChoice([3, 5], key='size')
+        with pytest.warns(UserWarning, match='standalone'):
+            get_and_apply_next_architecture(model)
+        assert model.size() == 3
+
+    def test_a_script_that_is_run_for_its_space_ends_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / 'space.json'
+        monkeypatch.setenv('NNI_GEN_SEARCH_SPACE', str(path))
+        with pytest.raises(SystemExit) as ended:
+            get_and_apply_next_architecture(net())
+        assert ended.value.code == 0
+        assert SearchSpaceFile.of(path).to_dict() == SearchSpaceFile.of(net()).to_dict()
