@@ -27,8 +27,9 @@ def standardized(logits: Tensor, dim: int = 1) -> Tensor:
     """
     centred = logits - logits.mean(dim, keepdim=True)
     spread = torch.linalg.vector_norm(centred, dim=dim, keepdim=True) / logits.shape[dim] ** 0.5
-    # Equal logits (a head that starts at zero) would otherwise give a gradient of 1 / eps.
-    return centred / torch.where(spread > torch.finfo(logits.dtype).eps, spread, 1)
+    # Logits that are equal but for rounding (a head that starts at zero) would otherwise give a gradient of 1 / eps.
+    rounding = 4 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim, keepdim=True)
+    return centred / torch.where(spread > rounding, spread, 1)
 
 
 @MODELS.register_module()

@@ -342,14 +342,23 @@ class CRDLoss(nn.Module):
 
 
 def _correlation(first: Tensor, second: Tensor, dim: int) -> Tensor:
-    first, second = first - first.mean(dim, keepdim=True), second - second.mean(dim, keepdim=True)
+    """Return Pearson's correlation; 0 where the first does not vary (a head that starts at zero), with a bounded gradient."""
+    (first, varies), (second, _) = _centred(first, dim), _centred(second, dim)
     lengths = torch.linalg.vector_norm(first, dim=dim) * torch.linalg.vector_norm(second, dim=dim)
-    return (first * second).sum(dim) / (lengths + 1e-8)
+    return (first * second).sum(dim) / torch.where(varies.squeeze(dim), lengths + 1e-8, 1)
+
+
+def _centred(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the values less their mean, and whether what is left is more than rounding."""
+    left = values - values.mean(dim, keepdim=True)
+    whole, rest = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (values.detach(), left.detach()))
+    return left, rest > 8 * torch.finfo(values.dtype).eps * whole
 
 
 def _gram(rows: Tensor) -> Tensor:
-    rows = rows - rows.mean(0)
-    return rows @ rows.T
+    left, varies = _centred(rows, 0)
+    left = torch.where(varies, left, 0)
+    return left @ left.T
 
 
 def _scores(features: Tensor, memory: Tensor, wanted: Tensor) -> Tensor:

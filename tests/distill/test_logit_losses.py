@@ -80,8 +80,9 @@ def test_standardized_divergence_sees_relations_only() -> None:
     torch.testing.assert_close(LSKDLoss()(4 * S - 3, T / 5 + 1), expected)
 
 
-def test_a_head_that_starts_at_zero_has_a_finite_gradient_when_standardized() -> None:
-    logits = torch.zeros(5, 4, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize('value', [0.0, 1000 / 3])
+def test_a_head_that_starts_alike_for_all_has_a_bounded_gradient_when_standardized(value) -> None:
+    logits = torch.full((5, 4), value, dtype=torch.float64, requires_grad=True)
     LSKDLoss()(logits, T).backward()
     assert logits.grad.abs().max() < 10
     assert logits.grad.any()
