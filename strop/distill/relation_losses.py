@@ -289,10 +289,10 @@ class CRDLoss(nn.Module):
         ]
         likeness = torch.stack([score.exp() for score in scores])
         if not bool((self.scale > 0).all()):
-            means = likeness.detach().mean((1, 2)) * len(self.memory_S)
+            totals = torch.cat([likeness.detach().sum((1, 2)), likeness.new_tensor([contrasts.numel()])])
             if get_world_size() > 1:
-                all_reduce(means, 'mean')
-            self.scale.copy_(means)
+                all_reduce(totals)
+            self.scale.copy_(totals[:2] / totals[2] * len(self.memory_S))
         likeness = likeness / self.scale[:, None, None].to(likeness.dtype)
         noise = (contrasts.shape[1] - 1) / len(self.memory_S)
         found = torch.log(likeness[..., 0] / (likeness[..., 0] + noise + self.eps))
