@@ -9,6 +9,7 @@ from strop.algorithms.algorithm import (
     build_architecture,
 )
 from strop.algorithms.autoslim import AutoSlim
+from strop.algorithms.darts import Darts, DartsTrainer, architecture_gradient, hypergradient
 from strop.algorithms.ite_prune import ItePruneAlgorithm
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
 from strop.algorithms.slimmable import SlimmableNetwork
@@ -18,6 +19,8 @@ __all__ = [
     'SPOS',
     'AutoSlim',
     'BaseAlgorithm',
+    'Darts',
+    'DartsTrainer',
     'ForwardResults',
     'FunctionMetric',
     'ItePruneAlgorithm',
@@ -26,5 +29,7 @@ __all__ = [
     'PredictResults',
     'SlimmableNetwork',
     'TensorResults',
+    'architecture_gradient',
     'build_architecture',
+    'hypergradient',
 ]

@@ -1,23 +1,34 @@
 """The engine: MMEngine's runner with search and validation loops, hooks, mixed precision and safe checkpoints."""
 
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
+from strop.engine.callbacks import ArchitectureCheckpoint, Callback, LRSchedulerCallback, ModelCheckpoint
 from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
+from strop.engine.darts_loops import DartsEpochBasedTrainLoop, DartsIterBasedTrainLoop, SearchBatches
 from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
 from strop.engine.greedy_search import AutoSlimGreedySearchLoop
 from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisualizationHook, SubnetVisualizationHook
 from strop.engine.launch import build_runner, prepare_config
+from strop.engine.meters import AverageMeter, AverageMeterGroup
 from strop.engine.precision import AmpOptimWrapper
 from strop.engine.scoring import ResourceMeter, Scorer
 from strop.engine.search_loop import SearchLoop
 from strop.engine.sub_model import sub_model
 from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
+from strop.engine.trainer import BaseTrainer, SearchModel, Trainer, TrainerLoop, to_device
 from strop.engine.width_validation import ItePruneValLoop, SlimmableValLoop
 
 __all__ = [
     'AmpOptimWrapper',
+    'ArchitectureCheckpoint',
     'AutoSlimGreedySearchLoop',
+    'AverageMeter',
+    'AverageMeterGroup',
+    'BaseTrainer',
+    'Callback',
+    'DartsEpochBasedTrainLoop',
+    'DartsIterBasedTrainLoop',
     'DistributedAlgorithm',
     'DumpSubnetHook',
     'EpochBasedTrainLoop',
@@ -25,14 +36,20 @@ __all__ = [
     'EvolutionSearchLoop',
     'ItePruneValLoop',
     'IterBasedTrainLoop',
+    'LRSchedulerCallback',
+    'ModelCheckpoint',
     'NaiveVisualizationHook',
     'ResourceMeter',
     'Scorer',
+    'SearchBatches',
     'SearchLoop',
+    'SearchModel',
     'SlimmableValLoop',
     'SubnetTestLoop',
     'SubnetValLoop',
     'SubnetVisualizationHook',
+    'Trainer',
+    'TrainerLoop',
     'build_runner',
     'find_checkpoint',
     'kept_batch_norms',
@@ -41,4 +58,5 @@ __all__ = [
     'recalibrate_batch_norms',
     'start_process_group',
     'sub_model',
+    'to_device',
 ]

@@ -60,8 +60,9 @@ def _run_step(loop: Any, index: int, batch: Any) -> None:
 class _Batches:
     """Batches without end, each fetched under a seed of its own."""
 
-    def __init__(self, runner: Any, dataloader: Any) -> None:
+    def __init__(self, runner: Any, dataloader: Any, purpose: str = 'batch') -> None:
         self._runner = runner
+        self._purpose = purpose
         self._dataloader = dataloader
         self._iterator: Iterator[Any] | None = None
         self._epoch = 0
@@ -82,7 +83,7 @@ class _Batches:
 
     def _fetch(self) -> Any:
         iterator = self._begun()  # which draws from the global generator, so the seed comes after it
-        _seed_data(self._runner, 'batch', self._count)
+        _seed_data(self._runner, self._purpose, self._count)
         return next(iterator)
 
     def _begun(self) -> Iterator[Any]:
@@ -92,6 +93,11 @@ class _Batches:
                 set_epoch(self._epoch)
             self._iterator = iter(self._dataloader)
         return self._iterator
+
+    def move_to(self, number: int) -> None:
+        """Go to batch `number` of the whole training from the start, unless batches were fetched already."""
+        if self._count == 0 and number > 0:
+            self.skip_iter(number)
 
     def skip_iter(self, number: int) -> None:
         """Go to batch `number` of the whole training: to its epoch by counting, within it by fetching."""
