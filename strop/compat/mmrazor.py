@@ -39,6 +39,12 @@ _NAMES = {
         'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier '
         'SearchableImageClassifier=ImageClassifier *',
     },
+    'mmrazor.models.losses': {
+        'strop.distill': 'ABLoss ATLoss ActivationLoss AngleWiseRKD CRDLoss ChannelWiseDivergence DISTLoss DKDLoss '
+        'DistanceWiseRKD FBKDLoss FTLoss InformationEntropyLoss KDSoftCELoss KLDivergence L1Loss L2Loss '
+        'MGDLoss OFDLoss OnehotLikeLoss PKDLoss WSLD',
+        'strop.architectures': 'CrossEntropyLoss',
+    },
     'mmrazor.models.architectures.connectors': {
         'strop.distill': 'BaseConnector BYOTConnector CRDConnector ConvModuleConnector FBKDStudentConnector '
         'FBKDTeacherConnector MGDConnector NormConnector OFDTeacherConnector Paraphraser TorchFunctionalConnector '
@@ -107,6 +113,9 @@ _MODULES = {
     'mmrazor.models.architectures.ops': 'base common darts_series efficientnet_series function gather_tensors mobilenet_series '
     'shufflenet_series transformer_series',
     'mmrazor.models.architectures.utils': 'mutable_register set_dropout',
+    'mmrazor.models.losses': 'ab_loss at_loss crd_loss cross_entropy_loss cwd dafl_loss decoupled_kd dist_loss '
+    'factor_transfer_loss fbkd_loss kd_soft_ce_loss kl_divergence l1_loss l2_loss mgd_loss ofd_loss pkd_loss relational_kd '
+    'weighted_soft_label_distillation',
     'mmrazor.models.distillers': 'base base_distiller byot_distiller configurable_distiller ofd_distiller self_distiller '
     'single_teacher',
     'mmrazor.models.mutables': 'base_mutable derived_mutable mutable_channel mutable_edge mutable_module '
@@ -143,31 +152,31 @@ _MODULES = {
 
 # The registered names of 1.x and the public ones of 0.x, so that an error can tell "not yet" from "never was".
 _LATER = """
-ABLoss ATLoss AcademicQuantizer ActivationLoss AlignMethodDistill AngleWiseRKD AttentiveMobileNetV3 AutoSlim AutoSlimDDP
+AcademicQuantizer AlignMethodDistill AttentiveMobileNetV3 AutoSlim AutoSlimDDP
 AutoSlimGreedySearchLoop Autoformer AutoformerBackbone BYOTDistiller BackwardTracer BaseDemoInput
-BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CRDLoss
-CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ChannelWiseDivergence
-ConfigurableDistiller ConvBNReLU CrossEntropyLoss CustomTracer DAFLDataFreeDistillation DCFF
-DCFFChannelMutator DCFFChannelUnit DISTLoss DKDLoss DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP
+BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d
+CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer
+ConfigurableDistiller ConvBNReLU CustomTracer DAFLDataFreeDistillation DCFF
+DCFFChannelMutator DCFFChannelUnit DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP
 DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop
 DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect DartsSubnetClsHead DartsZero DataFreeDistillation DefaultDemoInput
 DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput
 DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffChoiceRoute DiffModuleMutator
-DiffMutableModule DiffMutableOP DifferentiableMutator DistanceWiseRKD DistillDeliveryManager DropPathProbHook
-DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FBKDLoss
-FTLoss FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d
+DiffMutableModule DiffMutableOP DifferentiableMutator DistillDeliveryManager DropPathProbHook
+DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher
+FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d
 GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
 GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute ImageClassifierPseudoLoss
-InformationEntropyLoss KDSoftCELoss KLDivergence L1Loss L2Loss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
-LearnableFakeQuantize MGDLoss MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder
+LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
+LearnableFakeQuantize MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder
 MethodOutputsDelivery MethodOutputsRecorder MetricPredictor ModuleInputsRecorder ModuleMutator ModuleOutputsRecorder
-MutableChannelContainer OFAConv2d OFDDistiller OFDLoss OneHotMutableOP OnehotLikeLoss
-OpenVINOQuantizer OverhaulFeatureDistillation PKDLoss PTQLoop ParameterRecorder PruningStructureHook
+MutableChannelContainer OFAConv2d OFDDistiller OneHotMutableOP
+OpenVINOQuantizer OverhaulFeatureDistillation PTQLoop ParameterRecorder PruningStructureHook
 QATEpochBasedLoop QATValLoop RBFHandler RatioPruner RazorVisualizationHook RecorderManager ResourceInfoHook SEARCHERS
 SearchSubnetHook SelfDistill SelfDistillValLoop SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel
 SingleStageDetectorPseudoLoss SingleTeacherDistill SingleTeacherDistillValLoop SingleTeacherDistiller SlimmableNetworkDDP
 SqueezeMeanPoolingWithDropout StopDistillHook StructurePruner SumPseudoLoss TensorRTQuantizer TopdownPoseEstimatorPseudoLoss
-TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator WSLD
+TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator
 build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model
 train_mmdet_model train_mmseg_model
 """
