@@ -7,6 +7,7 @@ from strop.distill.attention_connectors import (
     NonLocal2d,
     attention_masks,
 )
+from strop.distill.byot import BYOTDistiller
 from strop.distill.connectors import (
     BaseConnector,
     ConvModuleConnector,
@@ -61,6 +62,7 @@ __all__ = [
     'ActivationLoss',
     'AngleWiseRKD',
     'BYOTConnector',
+    'BYOTDistiller',
     'BaseConnector',
     'BaseDistiller',
     'BaseRecorder',

@@ -99,7 +99,7 @@ class BaseRecorder(ABC):
         if not compiling and threading.get_ident() != self._thread:
             return
         if self.clone:
-            data = _mapped(data, torch.Tensor.clone)
+            data = mapped(data, torch.Tensor.clone)
         self._buffer.append(data)
         self._versions.append(None if compiling else _versions(data))
 
@@ -112,7 +112,7 @@ class BaseRecorder(ABC):
 
     def detach(self) -> None:
         """Keep the entries without their history, so that no gradient flows into what gave them."""
-        self._buffer = [_mapped(data, torch.Tensor.detach) for data in self._buffer]
+        self._buffer = [mapped(data, torch.Tensor.detach) for data in self._buffer]
 
     def get_record_data(self, record_idx: int = 0, data_idx: int | str | None = None) -> Any:
         """Return what one call gave.
@@ -556,11 +556,16 @@ def _versions(data: Any) -> Any:
     return None
 
 
-def _mapped(data: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def mapped(data: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return what was recorded with a function of tensors applied to each tensor in it.
+
+    >>> mapped((torch.ones(1), {'a': torch.ones(1)}, 3), torch.Tensor.neg)
+    (tensor([-1.]), {'a': tensor([-1.])}, 3)
+    """
     if isinstance(data, torch.Tensor):
         return function(data)
     if isinstance(data, Mapping):
-        return {key: _mapped(value, function) for key, value in data.items()}
+        return {key: mapped(value, function) for key, value in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str):
-        return tuple(_mapped(item, function) for item in data)
+        return tuple(mapped(item, function) for item in data)
     return data

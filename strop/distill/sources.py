@@ -92,10 +92,7 @@ def _hint(model: nn.Module, path: str, names: list[str]) -> str:
 
 
 def _without_wrappers(name: str) -> str:
-    parts = name.split('.')
-    while len(parts) > 1 and parts[0] in WRAPPING:
-        parts = parts[1:]
-    return '.'.join(parts)
+    return '.'.join(part for part in name.split('.') if part not in WRAPPING)
 
 
 def import_path(path: str) -> tuple[Any, str]:

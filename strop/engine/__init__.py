@@ -4,6 +4,8 @@ from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.callbacks import ArchitectureCheckpoint, Callback, LRSchedulerCallback, ModelCheckpoint
 from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
 from strop.engine.darts_loops import DartsEpochBasedTrainLoop, DartsIterBasedTrainLoop, SearchBatches
+from strop.engine.distill_hooks import StopDistillHook
+from strop.engine.distill_validation import SelfDistillValLoop, SingleTeacherDistillValLoop
 from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
 from strop.engine.greedy_search import AutoSlimGreedySearchLoop
@@ -11,6 +13,7 @@ from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisua
 from strop.engine.launch import build_runner, prepare_config
 from strop.engine.meters import AverageMeter, AverageMeterGroup
 from strop.engine.precision import AmpOptimWrapper
+from strop.engine.pretrained import load_pretrained
 from strop.engine.scoring import ResourceMeter, Scorer
 from strop.engine.search_loop import SearchLoop
 from strop.engine.sub_model import sub_model
@@ -44,7 +47,10 @@ __all__ = [
     'SearchBatches',
     'SearchLoop',
     'SearchModel',
+    'SelfDistillValLoop',
+    'SingleTeacherDistillValLoop',
     'SlimmableValLoop',
+    'StopDistillHook',
     'SubnetTestLoop',
     'SubnetValLoop',
     'SubnetVisualizationHook',
@@ -54,6 +60,7 @@ __all__ = [
     'find_checkpoint',
     'kept_batch_norms',
     'load_checkpoint_file',
+    'load_pretrained',
     'prepare_config',
     'recalibrate_batch_norms',
     'start_process_group',

@@ -1,0 +1,51 @@
+"""Hooks of distillation: when it ends, and pictures of the features that it compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from strop.engine.train_loop import unwrapped
+from strop.errors import ConfigError
+from strop.registry import HOOKS
+
+
+@HOOKS.register_module()
+class StopDistillHook(Hook):
+    """Let the student learn by the labels alone from an epoch on.
+
+    Args:
+        stop_epoch: First epoch, from 0, without distillation.
+
+    Raises:
+        ConfigError: If `stop_epoch` is no whole number, or the algorithm does not distil.
+
+    >>> StopDistillHook(stop_epoch=100).stop_epoch
+    100
+    """
+
+    priority = 'LOW'
+
+    def __init__(self, stop_epoch: int) -> None:
+        if not isinstance(stop_epoch, int) or isinstance(stop_epoch, bool) or stop_epoch < 0:
+            raise ConfigError(f'`stop_epoch` must be a whole number, 0 or more, but got {stop_epoch!r}.')
+        self.stop_epoch = stop_epoch
+
+    def before_train(self, runner: Any) -> None:
+        """Check that there is something to stop."""
+        if not hasattr(unwrapped(runner.model), 'stop_distillation'):
+            raise ConfigError(
+                f'StopDistillHook stops distillation, but {type(unwrapped(runner.model)).__name__} does none. Take it out of '
+                'custom_hooks, or train SingleTeacherDistill or another algorithm of distillation.'
+            )
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Stop where the epoch is reached, also after a resume beyond it."""
+        algorithm = unwrapped(runner.model)
+        if runner.epoch >= self.stop_epoch and not algorithm.distillation_stopped:
+            print_log(
+                f'Distillation stops: epoch {runner.epoch} is not before `stop_epoch` {self.stop_epoch}.', logger='current'
+            )
+            algorithm.stop_distillation()
