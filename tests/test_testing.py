@@ -341,6 +341,19 @@ def test_distillation_losses(row):
     check_distill_loss(*row)
 
 
+# The first batch of CRDLoss sets a constant, which is a question to the data.
+@pytest.mark.parametrize('row', rows({name: entries[:1] for name, entries in LOSSES.items() if name != 'CRDLoss'}))
+def test_distillation_losses_compile_without_a_graph_break(row):
+    make, *inputs = row
+    values = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        loss = make()
+        values.append((torch.compile(loss, backend='eager', fullgraph=True) if compiled else loss)(*inputs))
+    torch.testing.assert_close(*values)
+
+
 @pytest.mark.parametrize('name', STRATEGIES)
 def test_strategies(name):
     check_strategy(name)

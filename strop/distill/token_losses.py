@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strop.distill.loss_inputs import choice, levels, paired, positive
+from strop.distill.loss_inputs import choice, levels, paired, positive, tensor
 from strop.errors import ConfigError
 from strop.registry import MODELS
 
@@ -90,7 +90,15 @@ class TokenKLDivergence(nn.Module):
         Raises:
             ConfigError: If shapes do not meet, or `top_k` is more than the vocabulary.
         """
-        student, teacher = paired(self, preds_S, preds_T, detach=self.teacher_detach)
+        both = [tensor(self, side, given) for side, given in (('student', preds_S), ('teacher', preds_T))]
+        sizes = [given.shape[-1] for given in both]
+        if both[0].shape[:-1] == both[1].shape[:-1] and sizes[0] != sizes[1]:
+            raise ConfigError(
+                f'TokenKLDivergence compares distributions over one vocabulary, but the student gave {tuple(both[0].shape)} and '
+                f'the teacher {tuple(both[1].shape)}. If one vocabulary is only padded, cut its logits to the first '
+                f'{min(sizes)}; two tokenizers cannot be compared token by token.'
+            )
+        student, teacher = paired(self, *both, detach=self.teacher_detach)
         if student.ndim < 2:
             raise ConfigError(
                 f'TokenKLDivergence takes logits of shape (..., tokens, vocabulary), but got shape {tuple(student.shape)}.'

@@ -155,7 +155,7 @@ def test_bad_inputs_of_the_token_divergence() -> None:
         TokenKLDivergence(top_k=7)(S, T)
     with pytest.raises(ConfigError, match=r'`labels` .* \(2, 4\), but got shape \(2, 3\)'):
         TokenKLDivergence()(S, T, LABELS[:, 1:])
-    with pytest.raises(ConfigError, match=r'\(2, 4, 6\).*\(2, 4, 5\)'):
+    with pytest.raises(ConfigError, match=r'one vocabulary.*\(2, 4, 6\).*\(2, 4, 5\).*cut its logits to the first 5'):
         TokenKLDivergence()(S, T[..., :5])
     with pytest.raises(ConfigError, match='tokens, vocabulary'):
         TokenKLDivergence()(S[0, 0], T[0, 0])
