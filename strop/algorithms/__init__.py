@@ -10,32 +10,46 @@ from strop.algorithms.algorithm import (
 )
 from strop.algorithms.autoslim import AutoSlim
 from strop.algorithms.darts import Darts, DartsTrainer, architecture_gradient, hypergradient
+from strop.algorithms.data_free import DAFLDataFreeDistillation, DataFreeDistillation
+from strop.algorithms.fpn_teacher import FpnTeacherDistill
 from strop.algorithms.ite_prune import ItePruneAlgorithm
+from strop.algorithms.overhaul import OverhaulFeatureDistillation
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
+from strop.algorithms.proxyless import ProxylessTrainer, expected_cost
 from strop.algorithms.self_distill import SelfDistill
+from strop.algorithms.single_path import SinglePathTrainer, SPOSSupernetTrainer, SPOSSupernetTrainingMutator
 from strop.algorithms.single_teacher import DistillAlgorithm, SingleTeacherDistill, build_teachers
 from strop.algorithms.slimmable import SlimmableNetwork
 from strop.algorithms.spos import SPOS
 
 __all__ = [
+    'SPOS',
     'AutoSlim',
     'BaseAlgorithm',
+    'DAFLDataFreeDistillation',
     'Darts',
     'DartsTrainer',
+    'DataFreeDistillation',
     'DistillAlgorithm',
     'ForwardResults',
+    'FpnTeacherDistill',
     'FunctionMetric',
     'ItePruneAlgorithm',
     'LossResults',
+    'OverhaulFeatureDistillation',
     'PlainArchitecture',
     'PredictResults',
-    'SPOS',
+    'ProxylessTrainer',
+    'SPOSSupernetTrainer',
+    'SPOSSupernetTrainingMutator',
     'SelfDistill',
+    'SinglePathTrainer',
     'SingleTeacherDistill',
     'SlimmableNetwork',
     'TensorResults',
     'architecture_gradient',
     'build_architecture',
     'build_teachers',
+    'expected_cost',
     'hypergradient',
 ]

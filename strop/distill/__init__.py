@@ -41,6 +41,7 @@ from strop.distill.feature_losses import (
 )
 from strop.distill.generator_losses import ActivationLoss, InformationEntropyLoss, OnehotLikeLoss
 from strop.distill.logit_losses import WSLD, DKDLoss, KDSoftCELoss, KLDivergence, LSKDLoss, NKDLoss
+from strop.distill.ofd import OFDDistiller
 from strop.distill.recorders import (
     BaseRecorder,
     FunctionInputsRecorder,
@@ -101,6 +102,7 @@ __all__ = [
     'NKDLoss',
     'NonLocal2d',
     'NormConnector',
+    'OFDDistiller',
     'OFDLoss',
     'OFDTeacherConnector',
     'OnehotLikeLoss',
