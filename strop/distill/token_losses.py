@@ -94,8 +94,8 @@ class TokenKLDivergence(nn.Module):
         sizes = [given.shape[-1] for given in both]
         if both[0].shape[:-1] == both[1].shape[:-1] and sizes[0] != sizes[1]:
             raise ConfigError(
-                f'TokenKLDivergence compares distributions over one vocabulary, but the student gave {tuple(both[0].shape)} and '
-                f'the teacher {tuple(both[1].shape)}. If one vocabulary is only padded, cut its logits to the first '
+                f'TokenKLDivergence compares distributions over one vocabulary, but the student gave {tuple(both[0].shape)} '
+                f'and the teacher {tuple(both[1].shape)}. If one vocabulary is only padded, cut its logits to the first '
                 f'{min(sizes)}; two tokenizers cannot be compared token by token.'
             )
         student, teacher = paired(self, *both, detach=self.teacher_detach)
