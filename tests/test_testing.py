@@ -150,6 +150,9 @@ ALGORITHMS = {
             {'inputs': X, 'data_samples': torch.tensor([0, 1])},
         ),
     ],
+    # Their training sees no batch, so it cannot spoil one: tests/algorithms/test_data_free.py.
+    'DataFreeDistillation': [],
+    'DAFLDataFreeDistillation': [],
     'SlimmableNetwork': [
         (
             lambda: strop.algorithms.SlimmableNetwork(
