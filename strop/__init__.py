@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strop.algorithms import SPOS, BaseAlgorithm
+    from strop.distill import ConfigurableDistiller, distiller_for
     from strop.elastic import ElasticWidths
     from strop.errors import StropError
     from strop.estimators import SpaceEstimator, count, measure
@@ -39,6 +40,7 @@ __version__ = '0.1.0'
 
 _HOMES = {
     'algorithms': ('BaseAlgorithm', 'SPOS'),
+    'distill': ('ConfigurableDistiller', 'distiller_for'),
     'elastic': ('ElasticWidths',),
     'errors': ('StropError',),
     'estimators': ('SpaceEstimator', 'count', 'measure'),
@@ -72,6 +74,7 @@ __all__ = [
     'BaseMutator',
     'ChannelGraph',
     'ChannelMutator',
+    'ConfigurableDistiller',
     'ElasticWidths',
     'InputChoice',
     'LayerChoice',
@@ -94,6 +97,7 @@ __all__ = [
     'concat',
     'count',
     'current_subnet',
+    'distiller_for',
     'dump_subnet',
     'extract',
     'load_subnet',

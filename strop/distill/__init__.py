@@ -39,6 +39,7 @@ from strop.distill.feature_losses import (
     OFDLoss,
     PKDLoss,
 )
+from strop.distill.fitting import distiller_for
 from strop.distill.generator_losses import ActivationLoss, InformationEntropyLoss, OnehotLikeLoss
 from strop.distill.logit_losses import WSLD, DKDLoss, KDSoftCELoss, KLDivergence, LSKDLoss, NKDLoss
 from strop.distill.ofd import OFDDistiller
@@ -117,5 +118,6 @@ __all__ = [
     'ViTKDLoss',
     'WSLD',
     'attention_masks',
+    'distiller_for',
     'negative_mean',
 ]
