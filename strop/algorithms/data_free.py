@@ -11,7 +11,7 @@ no gradient that its own step would add to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -30,6 +30,8 @@ from strop.registry import MODELS
 
 #: What `loss` is asked for within a step; the keys of the optimizers that follow it.
 GENERATOR, STUDENT = 'generator', 'architecture'
+#: Keys of optimizers for the connectors of either distiller.
+OF_CONNECTORS = {STUDENT: 'distiller', GENERATOR: 'generator_distiller'}
 
 
 @MODELS.register_module()
@@ -186,7 +188,8 @@ class DataFreeDistillation(BaseAlgorithm):
         Args:
             data: A batch, of which only the size is used; or that size.
             optim_wrapper: MMEngine's `OptimWrapperDict`, or a mapping, with the keys 'architecture' (the student's) and
-                'generator'; its values may be plain torch optimizers. One optimizer for both is taken as well.
+                'generator', and perhaps 'distiller' and 'generator_distiller' for connectors; its values may be plain torch
+                optimizers. One optimizer for all is taken as well.
 
         Returns:
             The losses of student step i as 'distill_iter<i>.<name>', those of the generator as 'generator.<name>', the last
@@ -212,20 +215,28 @@ class DataFreeDistillation(BaseAlgorithm):
         self.step += 1
         return log
 
-    def _train_generator(self, size: int, optim_wrapper: OptimWrapper) -> dict[str, torch.Tensor]:
+    def _train_generator(self, size: int, optimizers: Sequence[OptimWrapper]) -> dict[str, torch.Tensor]:
         with _fixed(self.student):
-            losses = self._train(self.draw_latents(size, GENERATOR), GENERATOR, optim_wrapper)
+            losses = self._train(self.draw_latents(size, GENERATOR), GENERATOR, optimizers)
         return prefixed(losses, 'generator')
 
-    def _train(self, inputs: torch.Tensor, part: str, optim_wrapper: OptimWrapper) -> dict[str, torch.Tensor]:
+    def _train(self, inputs: torch.Tensor, part: str, optimizers: Sequence[OptimWrapper]) -> dict[str, torch.Tensor]:
+        optim_wrapper, *more = optimizers
         with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
             losses = self._run_forward((inputs, part), mode='loss')
         total, log = self.parse_losses(losses)
         self._check_finite(total, log, optim_wrapper)
         optim_wrapper.update_params(total)
+        for other in more:
+            # That backward has filled the gradients of the connectors too.
+            other._inner_count += 1
+            if other.should_update():
+                other.step()
+                other.zero_grad()
         return {name: value.detach() for name, value in log.items()}
 
-    def _optimizers(self, given: Any) -> dict[str, OptimWrapper]:
+    def _optimizers(self, given: Any) -> dict[str, list[OptimWrapper]]:
+        """Return the optimizers that follow the loss of each part, its own first."""
         if isinstance(given, (OptimWrapper, torch.optim.Optimizer)) and not isinstance(given, OptimWrapperDict):
             found: dict[str, Any] = {STUDENT: given, GENERATOR: given}
         elif isinstance(given, (OptimWrapperDict, Mapping)):
@@ -234,23 +245,23 @@ class DataFreeDistillation(BaseAlgorithm):
             raise ComponentTypeError(
                 f'train_step needs an OptimWrapperDict or a mapping of optimizers, but got {type(given).__name__}.'
             )
-        if not {STUDENT, GENERATOR} <= set(found):
+        unknown = sorted(set(found) - {*OF_CONNECTORS, *OF_CONNECTORS.values()})
+        if not {STUDENT, GENERATOR} <= set(found) or unknown:
             raise ConfigError(
-                "The optimizers need the keys 'architecture' (the student) and 'generator', but have "
-                f"{listed(found) or 'none'}. In a config: optim_wrapper=dict(constructor='SeparateOptimWrapperConstructor', "
-                'architecture=dict(optimizer=...), generator=dict(optimizer=...)).'
+                "The optimizers need the keys 'architecture' (the student) and 'generator', and may have 'distiller' and "
+                f"'generator_distiller' (their connectors), but have {listed(found) or 'none'}. In a config: optim_wrapper="
+                "dict(constructor='SeparateOptimWrapperConstructor', architecture=dict(optimizer=...), "
+                'generator=dict(optimizer=...)).'
             )
         wrappers = {
             key: OptimWrapper(value) if isinstance(value, torch.optim.Optimizer) else value for key, value in found.items()
         }
+        chosen = {part: [wrappers[key] for key in (part, extra) if key in wrappers] for part, extra in OF_CONNECTORS.items()}
         if not self._checked:
-            for key, trained in (
-                (STUDENT, (self.student, self.distiller)),
-                (GENERATOR, (self.generator, self.generator_distiller)),
-            ):
-                _check_parameters(wrappers[key], key, trained)
+            _check_optimizers(chosen[STUDENT], STUDENT, self.student, self.distiller)
+            _check_optimizers(chosen[GENERATOR], GENERATOR, self.generator, self.generator_distiller)
             self._checked = True
-        return wrappers
+        return chosen
 
 
 @MODELS.register_module()
@@ -397,16 +408,22 @@ def _has_weights(teacher: Any) -> bool:
     return isinstance(teacher, Mapping) and 'build_cfg' in teacher
 
 
-def _check_parameters(optim_wrapper: OptimWrapper, key: str, trained: tuple[nn.Module, nn.Module]) -> None:
-    """Check that what a step should train is in its optimizer."""
-    held = {id(parameter) for group in optim_wrapper.optimizer.param_groups for parameter in group['params']}
-    model, distiller = trained
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not any(id(parameter) in held for parameter in wanted):
+def _check_optimizers(optimizers: Sequence[OptimWrapper], key: str, model: nn.Module, distiller: nn.Module) -> None:
+    """Check that what a step should train is in its optimizers, and that these update together."""
+    held = {id(parameter) for each in optimizers for group in each.optimizer.param_groups for parameter in group['params']}
+    if not any(id(parameter) in held for parameter in model.parameters() if parameter.requires_grad):
         raise ConfigError(f'The optimizer {key!r} holds no parameter of the {type(model).__name__} that it should train.')
     left = [name for name, parameter in distiller.named_parameters() if parameter.requires_grad and id(parameter) not in held]
     if left:
         raise ConfigError(
-            f'The optimizer {key!r} does not hold the parameters of the distiller ({listed(left, 3)}), so its connectors would '
-            'stay as they are. Give it both, as in SGD([*student.parameters(), *distiller.parameters()]).'
+            f'No optimizer holds the parameters of the connectors ({listed(left, 3)}), so they would stay as they are. Give '
+            f'them one with the key {OF_CONNECTORS[key]!r}, or put them into that of {key!r}.'
+        )
+    if len(optimizers) > 1 and (
+        any(getattr(each, 'loss_scaler', None) is not None for each in optimizers)
+        or len({each._accumulative_counts for each in optimizers}) > 1
+    ):
+        raise ConfigError(
+            f'The optimizers {key!r} and {OF_CONNECTORS[key]!r} share one backward, so they accumulate equally often and scale '
+            'no loss. Put all parameters into one, or use bfloat16.'
         )

@@ -248,7 +248,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_student(kind: str) -> Non
     for parameter in algorithm.student.parameters():
         parameter.register_hook(lambda gradient: seen.append(algorithm.distiller is not None))
     given = optimizers(algorithm)
-    algorithm._train_generator(4, given['generator'])
+    algorithm._train_generator(4, [given['generator']])
     assert not seen
     assert all(parameter.grad is None for parameter in algorithm.student.parameters())
     assert all(parameter.requires_grad for parameter in algorithm.student.parameters())
@@ -535,7 +535,7 @@ def test_a_student_is_needed_and_dafl_has_one_order() -> None:
 
 def test_optimizers_must_hold_what_is_trained() -> None:
     algorithm = build('DataFreeDistillation')
-    with pytest.raises(ConfigError, match=r"'generator', but have 'architecture'.*SeparateOptimWrapperConstructor"):
+    with pytest.raises(ConfigError, match=r"but have 'architecture'\..*SeparateOptimWrapperConstructor"):
         algorithm.train_step(4, {'architecture': torch.optim.SGD(algorithm.student.parameters(), 0.1)})
     with pytest.raises(ComponentTypeError, match='got float'):
         algorithm.train_step(4, 0.1)
@@ -547,11 +547,10 @@ def test_optimizers_must_hold_what_is_trained() -> None:
         algorithm.train_step(4, swapped)
 
 
-def test_connectors_must_be_in_an_optimizer_and_are_trained_then() -> None:
-    recorders = dict(feature=dict(type='ModuleOutputs', source='5'))
+def with_connector() -> DataFreeDistillation:
     distiller = dict(
         type='ConfigurableDistiller',
-        student_recorders=recorders,
+        student_recorders=dict(feature=dict(type='ModuleOutputs', source='5')),
         teacher_recorders=dict(feature=dict(type='ModuleOutputs', source='big.5')),
         connectors=dict(wide=dict(type='ConvModuleConnector', in_channel=8, out_channel=16)),
         distill_losses=dict(loss_l2=dict(type='L2Loss')),
@@ -562,14 +561,38 @@ def test_connectors_must_be_in_an_optimizer_and_are_trained_then() -> None:
             )
         ),
     )
-    algorithm = build('DataFreeDistillation', distiller=distiller)
-    with pytest.raises(ConfigError, match=r'connectors\.wide\.conv_module'):
-        algorithm.train_step(4, optimizers(algorithm))
-    before = copied(algorithm.distiller)
-    given = optimizers(algorithm)
-    given['architecture'].optimizer.add_param_group({'params': list(algorithm.distiller.parameters())})
-    algorithm.train_step(4, given)
-    assert not same(before, algorithm.distiller.state_dict())
+    return build('DataFreeDistillation', distiller=distiller, student_iter=2)
+
+
+def test_connectors_are_trained_by_an_optimizer_of_their_own_or_the_students() -> None:
+    results = []
+    for apart in (True, False):
+        algorithm = with_connector()
+        with pytest.raises(ConfigError, match=r"connectors\.wide\.conv_module.*the key 'distiller'"):
+            algorithm.train_step(4, optimizers(algorithm))
+        before = copied(algorithm.distiller)
+        given = dict(optimizers(algorithm).items())
+        if apart:
+            given['distiller'] = OptimWrapper(torch.optim.SGD(algorithm.distiller.parameters(), 0.05, momentum=0.9))
+        else:
+            given['architecture'].optimizer.add_param_group({'params': list(algorithm.distiller.parameters())})
+        for _ in range(2):
+            algorithm.train_step(4, OptimWrapperDict(**given))
+        assert not same(before, algorithm.distiller.state_dict())
+        results.append(copied(algorithm))
+    assert same(*results)
+
+
+def test_optimizers_of_one_backward_must_update_together() -> None:
+    algorithm = with_connector()
+    given = dict(optimizers(algorithm).items())
+    connectors = torch.optim.SGD(algorithm.distiller.parameters(), 0.05)
+    with pytest.raises(ConfigError, match='share one backward'):
+        algorithm.train_step(4, {**given, 'distiller': OptimWrapper(connectors, accumulative_counts=2)})
+    with pytest.raises(ConfigError, match='share one backward'):
+        algorithm.train_step(4, {**given, 'distiller': AmpOptimWrapper(optimizer=connectors, dtype='float16')})
+    with pytest.raises(ConfigError, match="'connectors'"):
+        algorithm.train_step(4, {**given, 'connectors': OptimWrapper(connectors)})
 
 
 @pytest.mark.parametrize(
