@@ -7,12 +7,24 @@ from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
 from strop.search.greedy import GreedySlimming
 from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
+from strop.search.policy import PolicyGradient
 from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
+from strop.search.spos_evolution import SPOSTuner
 from strop.search.store import Store
 from strop.search.strategy import STRATEGIES, Strategy, build_strategy, register_strategy
 from strop.search.surrogate import SurrogateSearch
 from strop.search.trial import Trial, pareto_front
+from strop.search.trial_command import TrialCommand
+from strop.search.trial_side import (
+    TrialReportError,
+    get_current_parameter,
+    get_next_parameter,
+    get_sequence_id,
+    report_final_result,
+    report_intermediate_result,
+)
+from strop.search.tuner import NoMoreTrialError, StrategyTuner, Tuner, TunerError, TunerStrategy, tuner_names
 
 __all__ = [
     'NSGA2',
@@ -24,20 +36,35 @@ __all__ = [
     'GridSearch',
     'InProcess',
     'LocalSearch',
+    'NoMoreTrialError',
     'OptunaStrategy',
     'Outcome',
+    'PolicyGradient',
     'RandomSearch',
     'RegularizedEvolution',
     'SPOSEvolution',
+    'SPOSTuner',
     'SearchResult',
     'Store',
     'Strategy',
+    'StrategyTuner',
     'SurrogateSearch',
     'Trial',
+    'TrialCommand',
+    'TrialReportError',
+    'Tuner',
+    'TunerError',
+    'TunerStrategy',
     'build_strategy',
     'evaluate_trial',
+    'get_current_parameter',
+    'get_next_parameter',
+    'get_sequence_id',
     'pareto_front',
     'register_strategy',
+    'report_final_result',
+    'report_intermediate_result',
     'run',
     'sampler_names',
+    'tuner_names',
 ]

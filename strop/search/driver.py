@@ -147,6 +147,8 @@ class _Search:
                 elif not self.queue and self.planned >= trials:
                     asking = False
                 elif not self.start():
+                    if self.running:
+                        break  # a strategy may know more when one of these has ended
                     asking, stopped = False, 'exhausted'
             if self.running:
                 for outcome in self.executor.wait():
@@ -162,7 +164,7 @@ class _Search:
         return len(self.store.trials)
 
     def start(self) -> bool:
-        """Start one trial; False if the space has no further one."""
+        """Start one trial; False if the strategy has no further one now."""
         if self.queue:
             trial = self.queue.pop(0)
         else:

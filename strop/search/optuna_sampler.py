@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Union
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FixedTrial, TrialState, create_trial
 
@@ -32,7 +32,7 @@ _STATELESS = frozenset({'RandomSampler', 'TPESampler', 'GPSampler'})
 _NUMERIC = frozenset({'CmaEsSampler', 'QMCSampler'})
 # These list every combination of values.
 _LISTING = frozenset({'GridSampler', 'BruteForceSampler'})
-_LISTED = 100_000
+_LISTED = 10_000
 _TRIES = 4
 
 
@@ -118,7 +118,7 @@ class OptunaStrategy(Strategy):
         for attempt in range(_TRIES):
             trial, start = self._ask(number, attempt)
             fits = self.is_new(start) and self.constraints.feasible(start)
-            if fits and trial.params == self._genes.of(start)[0]:
+            if fits and self._genes.agree(trial.params, start):
                 self._open[number] = trial
                 return start
             self.study.tell(trial, state=TrialState.FAIL)
@@ -224,10 +224,7 @@ class _Genes:
         for key, domain in space.items():
             ordered = numeric or isinstance(domain, (Ordered, Numeric))
             self._made[key] = [
-                (
-                    key if len(domain.genes) == 1 else f'{key}[{place}]',
-                    IntDistribution(0, size - 1) if ordered else CategoricalDistribution(tuple(range(size))),
-                )
+                (key if len(domain.genes) == 1 else f'{key}[{place}]', _distribution(size, ordered))
                 for place, size in enumerate(domain.genes)
             ]
 
@@ -245,14 +242,32 @@ class _Genes:
         for key, choice in subnet.choices.items():
             genes = self._space[key].encode(chosen(choice))
             for (name, distribution), gene in zip(self._made[key], genes, strict=True):
-                params[name], distributions[name] = int(gene), distribution
+                middle = 0.5 if isinstance(distribution, FloatDistribution) else 0
+                params[name], distributions[name] = int(gene) + middle, distribution
         return params, distributions
+
+    def agree(self, params: Mapping[str, Any], subnet: Subnet) -> bool:
+        """Tell whether these are the parameters that `of` gives; of many codes the next one is as good."""
+        given, distributions = self.of(subnet)
+        return set(params) == set(given) and all(
+            abs(params[name] - given[name]) < 2 if isinstance(distribution, FloatDistribution) else params[name] == given[name]
+            for name, distribution in distributions.items()
+        )
 
     def grid(self) -> dict[str, list[int]]:
         return {name: list(range(_size(distribution))) for made in self._made.values() for name, distribution in made}
 
 
+def _distribution(size: int, ordered: bool) -> BaseDistribution:
+    if size > _LISTED:
+        # Samplers such as GPSampler list the values of an integer.
+        return FloatDistribution(0.0, float(size))
+    return IntDistribution(0, size - 1) if ordered else CategoricalDistribution(tuple(range(size)))
+
+
 def _suggest(trial: optuna.Trial | FixedTrial, name: str, distribution: BaseDistribution) -> int:
+    if isinstance(distribution, FloatDistribution):
+        return int(min(trial.suggest_float(name, 0.0, distribution.high), distribution.high - 1))
     if isinstance(distribution, IntDistribution):
         return trial.suggest_int(name, distribution.low, distribution.high)
     assert isinstance(distribution, CategoricalDistribution), 'genes are integers or categories'

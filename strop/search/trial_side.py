@@ -267,7 +267,8 @@ def read_report(folder: str | os.PathLike[str]) -> TrialReport:
     """
     path = Path(folder) / METRICS
     lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []
-    finals, intermediate = [], []
+    finals: list[Any] = []
+    intermediate: list[Any] = []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)

@@ -128,7 +128,7 @@ class TestEveryStrategy:
         ]
 
 
-@pytest.mark.parametrize('name', ['default', 'regularized', 'spos', 'local', 'TPESampler', 'nsga2'])
+@pytest.mark.parametrize('name', ['default', 'regularized', 'spos', 'local', 'policy', 'TPESampler', 'nsga2'])
 def test_finds_the_optimum_of_a_small_space(name: str) -> None:
     space = Space({f'op{place}': OneOf((0, 1, 2)) for place in range(4)})
     for seed in range(3):
@@ -136,7 +136,7 @@ def test_finds_the_optimum_of_a_small_space(name: str) -> None:
         assert result.best.values == {'score': 8.0}
 
 
-@pytest.mark.parametrize('name', ['default', 'regularized', 'local'])
+@pytest.mark.parametrize('name', ['default', 'regularized', 'local', 'policy'])
 def test_better_than_random_on_a_larger_space(name: str) -> None:
     space = Space({f'op{place}': OneOf(tuple(range(5))) for place in range(12)})
 
@@ -226,7 +226,7 @@ def spaces(draw: st.DrawFn) -> Space:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     space=spaces(),
-    name=st.sampled_from(['default', 'random', 'spos', 'regularized', 'local', 'TPESampler', 'nsga2']),
+    name=st.sampled_from(['default', 'random', 'spos', 'regularized', 'local', 'policy', 'TPESampler', 'nsga2']),
     data=st.data(),
 )
 def test_random_spaces_are_searched_within_bounds(space: Space, name: str, data: st.DataObject) -> None:
