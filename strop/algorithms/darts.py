@@ -30,9 +30,8 @@ from torch import nn
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.engine.darts_loops import SearchBatches
 from strop.engine.trainer import Trainer
-from strop.errors import ComponentTypeError, ConfigError, DataError, NotDecidedError, listed, near
+from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, listed, near
 from strop.mutators import BaseMutator, DartsMutator, DifferentiableMutator
-from strop.randomness import counter_rng
 from strop.registry import MODELS
 
 Gradients = list[torch.Tensor]
@@ -231,7 +230,8 @@ def _averaged(gradients: list[Any]) -> list[Any]:
     return gradients
 
 
-def _scaled(loss: torch.Tensor, wrapper: OptimWrapper) -> torch.Tensor:
+def scaled(loss: torch.Tensor, wrapper: OptimWrapper) -> torch.Tensor:
+    """Return a loss as a wrapper for float16 wants it back-propagated, or as it is."""
     scaler = getattr(wrapper, 'loss_scaler', None)
     return loss if scaler is None else scaler.scale(loss)
 
@@ -303,7 +303,7 @@ class DartsTrainer(Trainer):
             model, DartsMutator(model) if mutator is None else mutator, loss, metrics, optimizer, num_epochs, dataset_train,
             dataset_valid, batch_size, workers, device, log_frequency, callbacks, **kwargs,
         )  # fmt: skip
-        _check_differentiable(self.mutator, type(self).__name__)
+        check_differentiable(self.mutator, type(self).__name__)
         if unrolled and self.precision == 'float16':
             raise ConfigError("The second order has no loss scale; use precision='bfloat16', or the first order.")
         self.unrolled = unrolled
@@ -312,12 +312,7 @@ class DartsTrainer(Trainer):
         self.ctrl_optim = torch.optim.Adam(
             self.mutator.parameters(), arc_learning_rate, betas=(0.5, 0.999), weight_decay=1.0e-3
         )
-        if len(dataset_train) < 2:
-            raise DataError(f'DARTS splits its training data in two halves, but they have {len(dataset_train)} samples.')
-        order = counter_rng(self.seed, 'halves').permutation(len(dataset_train)).tolist()
-        half = len(order) // 2
-        self.train_loader = self.loader(dataset_train, order[:half])
-        self.valid_loader = self.loader(dataset_train, order[half:])
+        self.train_loader, self.valid_loader = self.halves(dataset_train)
         self.test_loader = self.loader(dataset_valid, shuffle=False) if dataset_valid is not None else None
 
     def train_one_epoch(self, epoch: int) -> None:
@@ -334,7 +329,7 @@ class DartsTrainer(Trainer):
             else:
                 arch_loss = self._loss(valid_batch)
                 self.check_finite(arch_loss)
-                gradients = architecture_gradient(_scaled(arch_loss, self.wrapper_of(self.ctrl_optim)), arch)
+                gradients = architecture_gradient(scaled(arch_loss, self.wrapper_of(self.ctrl_optim)), arch)
             for parameter, gradient in zip(arch, gradients):
                 parameter.grad = gradient
             self.step(self.ctrl_optim)
@@ -365,7 +360,8 @@ class DartsTrainer(Trainer):
         return self.evaluate(self.test_loader)
 
 
-def _check_differentiable(mutator: Any, name: str) -> None:
+def check_differentiable(mutator: Any, name: str) -> None:
+    """Raise a `ComponentTypeError` if a mutator has no parameters to train."""
     if next(mutator.parameters(), None) is None:
         raise ComponentTypeError(
             f'{name} trains the architecture parameters of its mutator, but the {type(mutator).__name__} has none. '
@@ -422,7 +418,7 @@ class Darts(BaseAlgorithm):
             mutator = {**mutator, 'type': 'strop.DifferentiableMutator'}
         super().__init__(architecture, data_preprocessor, init_cfg, mutator=mutator, **kwargs)
         if self.mutator is not None:
-            _check_differentiable(self.mutator, type(self).__name__)
+            check_differentiable(self.mutator, type(self).__name__)
         if second_order not in SECOND_ORDER:
             raise ConfigError(f'`second_order` must be one of {listed(SECOND_ORDER)}.{near(second_order, SECOND_ORDER)}')
         self.unroll = unroll
@@ -520,7 +516,7 @@ class Darts(BaseAlgorithm):
         else:
             loss, log = total(valid_batch)
             self._check_finite(loss, log, logits)
-            gradients = architecture_gradient(_scaled(loss, logits), arch)
+            gradients = architecture_gradient(scaled(loss, logits), arch)
         for parameter, gradient in zip(arch, gradients, strict=True):
             parameter.grad = gradient
         logits.step()

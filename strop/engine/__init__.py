@@ -19,7 +19,8 @@ from strop.engine.search_loop import SearchLoop
 from strop.engine.sub_model import sub_model
 from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
-from strop.engine.trainer import BaseTrainer, SearchModel, Trainer, TrainerLoop, to_device
+from strop.engine.trainer import BaseTrainer, Trainer, to_device
+from strop.engine.trainer_loop import SearchModel, TrainerLoop
 from strop.engine.width_validation import ItePruneValLoop, SlimmableValLoop
 
 __all__ = [

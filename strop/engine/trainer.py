@@ -7,6 +7,7 @@ them. Logging, TensorBoard, checkpoints, resuming and distributed training come 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,8 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank, is_distributed, is_main_process
-from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop as _EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
@@ -27,40 +27,11 @@ from strop.engine.distributed import start_process_group
 from strop.engine.launch import build_runner
 from strop.engine.meters import AverageMeterGroup
 from strop.engine.precision import DTYPES, AmpOptimWrapper
+from strop.engine.trainer_loop import SearchModel, TrainerLoop, TrainerStateHook
 from strop.errors import ComponentTypeError, ConfigError, DataError, TrainingError, listed, near
 from strop.files import atomic_write
 from strop.mutators import BaseMutator
-from strop.randomness import derive_seed, seed_everything
-
-
-class SearchModel(nn.Module):
-    """A model and its mutator as one module, so that a distributed wrapper reduces the gradients of both.
-
-    Args:
-        model: The model with the choices.
-        mutator: Its mutator.
-
-    >>> from strop.mutables import LayerChoice
-    >>> from strop.mutators import RandomMutator
-    >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.Identity()]))
-    >>> both = SearchModel(model, RandomMutator(model))
-    >>> both.mutator.reset()
-    >>> both(torch.ones(1))
-    tensor([1.])
-    """
-
-    def __init__(self, model: nn.Module, mutator: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.mutator = mutator
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model with its current decisions."""
-        return self.model(*args, **kwargs)
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
-        """Refuse: steps are the trainer's."""
-        raise TrainingError('The steps of a search are those of its trainer: call trainer.train().')
+from strop.randomness import counter_rng, derive_seed, seed_everything
 
 
 class Trainer(ABC):
@@ -186,6 +157,7 @@ class Trainer(ABC):
         self._wrappers: dict[int, OptimWrapper] = {}
         self._outputs: dict[str, Any] = {}
         self._bad_losses = 0
+        self._told_constant = False
         for callback in self.callbacks:
             callback.build(model, mutator, self)
 
@@ -271,6 +243,26 @@ class Trainer(ABC):
         sampler = EpochSampler(dataset, shuffle=shuffle, seed=self.seed, round_up=shuffle)
         return DataLoader(dataset, self.batch_size, sampler=sampler, num_workers=self.workers)
 
+    def halves(self, dataset: Any) -> tuple[DataLoader, DataLoader]:
+        """Return loaders of two halves of a data set, drawn by the seed.
+
+        Raises:
+            ComponentTypeError: If `dataset` is a `DataLoader`, which cannot be split.
+            DataError: If there are fewer than two samples.
+        """
+        if isinstance(dataset, DataLoader):
+            raise ComponentTypeError(
+                f'{type(self).__name__} splits its training data in two halves; give the data set, not a DataLoader of it.'
+            )
+        if len(dataset) < 2:
+            raise DataError(
+                f'{type(self).__name__} splits its training data in two halves, but they have {len(dataset)} samples; give '
+                'a data set of at least two.'
+            )
+        order = counter_rng(self.seed, 'halves').permutation(len(dataset)).tolist()
+        middle = len(order) // 2
+        return self.loader(dataset, order[:middle]), self.loader(dataset, order[middle:])
+
     def steps(self, *loaders: Any) -> Iterator[tuple[int, Any]]:
         """Yield `(step, batch)` over a loader, or `(step, (batch, batch, ...))` over several, for one epoch.
 
@@ -323,6 +315,16 @@ class Trainer(ABC):
             TrainingError: If the loss is not finite; no parameter has changed then.
         """
         self.check_finite(loss)
+        if not loss.requires_grad:
+            if not self._told_constant:
+                print_log(
+                    'A loss depends on no parameter, so its step is left out. That is right for an architecture without '
+                    'weights; otherwise the loss is detached somewhere.',
+                    logger='current',
+                    level=logging.WARNING,
+                )
+            self._told_constant = True
+            return
         wrapper = self.wrapper_of(optimizer)
         for other in self.optimizers().values():
             other.zero_grad()
@@ -454,7 +456,7 @@ class Trainer(ABC):
         self._runner = build_runner(config, work_dir=self.work_dir, resume=resume, launcher=self.launcher)
         # Given as objects, since what stands in a config is copied.
         self._runner._train_loop = TrainerLoop(self._runner, loader, self, self.num_epochs, validate)
-        self._runner.register_hook(_StateHook(self))
+        self._runner.register_hook(TrainerStateHook(self))
         # MMEngine puts models on the accelerator; the trainer's own device decides.
         whole.to(self.device)
         self.network = self._runner.model
@@ -482,95 +484,6 @@ class Trainer(ABC):
                 'The processes of this run have different parameters. Call self.network(x), not self.model(x), in the steps '
                 'of a trainer: gradients are averaged through the former.'
             )
-
-
-class TrainerLoop(_EpochBasedTrainLoop):
-    """MMEngine's loop over epochs, each of which is the trainer's own.
-
-    Args:
-        runner: MMEngine's runner.
-        dataloader: The loader whose length is that of an epoch.
-        trainer: The trainer.
-        max_epochs: Number of epochs.
-        validate: Call the trainer's validation after each epoch.
-    """
-
-    def __init__(self, runner: Any, dataloader: Any, trainer: Trainer, max_epochs: int, validate: bool = True) -> None:
-        super().__init__(runner, dataloader, max_epochs)
-        self.trainer = trainer
-        self.validate = validate
-        self._ended = False
-        self._done: int | None = None
-
-    @property
-    def finished(self) -> int:
-        """Number of epochs that are trained and validated."""
-        return self._epoch + int(self._ended)
-
-    def take_done(self) -> int:
-        """Return how many steps of this epoch a checkpoint has behind it; asked once in an epoch.
-
-        Raises:
-            ConfigError: If an epoch has a second pass, inside of which no checkpoint can be resumed.
-        """
-        if self._done is None and self.trainer.checkpoint_by == 'step':
-            raise ConfigError(
-                "With checkpoint_by='step' a trainer goes over `steps` once in an epoch, or the position in it would not be "
-                "known. Use checkpoint_by='epoch'."
-            )
-        done, self._done = self._done or 0, None
-        return done
-
-    def run(self) -> nn.Module:
-        """Train until the last epoch."""
-        self.runner.call_hook('before_train')
-        while self._epoch < self._max_epochs:
-            self.run_epoch()
-        self.runner.call_hook('after_train')
-        return self.runner.model
-
-    def run_epoch(self) -> None:
-        """Run one epoch of the trainer, its validation and its callbacks."""
-        trainer, epoch = self.trainer, self._epoch
-        self.runner.call_hook('before_train_epoch')
-        for loader in [value for value in vars(trainer).values() if isinstance(value, DataLoader)]:
-            samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
-            for sampler in samplers:
-                if hasattr(sampler, 'set_epoch'):
-                    sampler.set_epoch(epoch)
-        self._done = self.iter - epoch * len(self.dataloader)
-        seed_everything(derive_seed(trainer.seed, 'epoch', epoch))
-        trainer._call_back('on_epoch_begin', epoch)
-        trainer.train_one_epoch(epoch)
-        trainer._check_agreement()
-        if self.validate:
-            seed_everything(derive_seed(trainer.seed, 'validate', epoch))
-            metrics = trainer.validate_one_epoch(epoch)
-            if metrics:
-                trainer._note(metrics, epoch)
-        self._ended = True
-        trainer._call_back('on_epoch_end', epoch)
-        # A loop that counts its steps otherwise than once by `steps` moves on alike.
-        self._iter = (epoch + 1) * len(self.dataloader)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
-        self._ended = False
-
-
-class _StateHook(Hook):
-    """Keeps the trainer's own state in the runner's checkpoints."""
-
-    priority = 'VERY_LOW'
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint['trainer'] = self.trainer.state_dict()
-
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        if 'trainer' in checkpoint:
-            self.trainer.load_state_dict(checkpoint['trainer'])
 
 
 def to_device(batch: Any, device: torch.device | str) -> Any:

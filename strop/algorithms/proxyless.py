@@ -1,0 +1,177 @@
+r"""ProxylessNAS and its relatives: paths that are drawn, so that a step costs a path or two, whatever the number of candidates.
+
+Cai, Zhu, Han: ProxylessNAS: Direct Neural Architecture Search on Target Task and Hardware, ICLR 2019,
+https://arxiv.org/abs/1812.00332. Official code: https://github.com/mit-han-lab/proxylessnas.
+
+Implemented here: warm-up of the weights, weights and architecture in turns, binary gates over two paths with the shift that
+keeps the probabilities of the others, and the expected cost in the loss (section 3.3). With a `GumbelMutator` the same trainer
+is the search of GDAS or SNAS. Differs from the official code: the cost of an architecture is a table of costs for each
+candidate, measured or estimated by whoever asks, not a predictor of one phone's latency; half of the training data trains the
+architecture, where the official code sets a part of ImageNet aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.algorithms.darts import architecture_gradient, check_differentiable, scaled
+from strop.engine.trainer import Trainer
+from strop.errors import ConfigError, UnknownKeyError, near
+from strop.mutators import DifferentiableMutator, ProxylessMutator
+
+Costs = Mapping[str, Sequence[float]]
+
+
+def expected_cost(mutator: DifferentiableMutator, costs: Costs) -> torch.Tensor:
+    r"""Return the expected cost of the architecture: :math:`\sum_k \sum_i \mathrm{softmax}(\alpha_k)_i\, c_{k,i}`.
+
+    Args:
+        mutator: A mutator with architecture parameters.
+        costs: Key -> one cost for each alternative, in any unit.
+
+    Raises:
+        UnknownKeyError: If a key has no architecture parameters.
+        ConfigError: If the number of costs is not that of the alternatives.
+
+    >>> from strop.mutables import LayerChoice
+    >>> model = nn.Sequential(LayerChoice([nn.ReLU(), nn.Identity()], key='act'))
+    >>> round(float(expected_cost(ProxylessMutator(model, init_std=0.0), {'act': [4.0, 2.0]}).detach()), 4)
+    3.0
+    """
+    total: Any = 0.0
+    for key, values in costs.items():
+        if key not in mutator.choices:
+            raise UnknownKeyError(f'`costs` has {key!r}, which has no architecture parameters.{near(key, mutator.choices)}')
+        logits = mutator.logits(key)
+        if len(values) != len(mutator.space[key]):
+            raise ConfigError(
+                f'{key!r} has {len(mutator.space[key])} alternatives, but `costs` gives {len(values)} numbers for it.'
+            )
+        weights = torch.softmax(logits, 0)[: len(values)]
+        total = total + (weights * torch.as_tensor(values, dtype=weights.dtype, device=weights.device)).sum()
+    return torch.as_tensor(total)
+
+
+class ProxylessTrainer(Trainer):
+    """Train weights on drawn paths, and after a warm-up the architecture in turns with them.
+
+    Args:
+        model: The model with the choices.
+        loss: `loss(outputs, labels) -> Tensor`.
+        metrics: `metrics(outputs, labels) -> dict` of numbers.
+        optimizer: Optimizer of the model's weights.
+        num_epochs: Number of epochs, the warm-up included.
+        dataset_train: Data, which are split in two halves.
+        dataset_valid: Data to validate on; may be None.
+        mutator: A differentiable mutator that draws paths; `ProxylessMutator(model)` by default, `GumbelMutator` for GDAS.
+        batch_size: Batch size of each half and each process.
+        workers: Worker processes of each data loader.
+        device: Device; a GPU if there is one by default.
+        log_frequency: Log every so many steps.
+        callbacks: See `strop.engine.callbacks`.
+        warmup_epochs: Epochs in which the weights alone are trained.
+        arc_learning_rate: Learning rate of Adam for the architecture parameters.
+        costs: Key -> one cost for each candidate, for the expected cost in the architecture's loss.
+        cost_weight: Weight of the expected cost.
+        clip_grad: Greatest norm of the weights' gradient; None for any.
+        kwargs: `work_dir`, `seed`, `precision`, `launcher`, ...: see `Trainer`.
+
+    Raises:
+        ComponentTypeError: If the mutator is not differentiable.
+        DataError: If a half of the data is empty.
+        ConfigError: If `warmup_epochs` is not within 0..num_epochs, or the costs do not fit the choices.
+
+    >>> from strop.mutables import LayerChoice
+    >>> model = nn.Sequential(LayerChoice([nn.Linear(4, 2), nn.Linear(4, 2, bias=False)], key='op'))
+    >>> data = [(torch.randn(4), index % 2) for index in range(8)]
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = ProxylessTrainer(model, nn.CrossEntropyLoss(), None, sgd, 1, data, data, workers=0)
+    >>> trainer.train_one_epoch(0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], torch.Tensor],
+        metrics: Callable[[Any, Any], Mapping[str, Any]] | None,
+        optimizer: torch.optim.Optimizer,
+        num_epochs: int,
+        dataset_train: Any,
+        dataset_valid: Any,
+        mutator: DifferentiableMutator | None = None,
+        batch_size: int = 64,
+        workers: int = 4,
+        device: str | torch.device | None = None,
+        log_frequency: int | None = None,
+        callbacks: Sequence[Any] | None = None,
+        *,
+        warmup_epochs: int = 0,
+        arc_learning_rate: float = 1.0e-3,
+        costs: Costs | None = None,
+        cost_weight: float = 0.1,
+        clip_grad: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            model, ProxylessMutator(model) if mutator is None else mutator, loss, metrics, optimizer, num_epochs, dataset_train,
+            dataset_valid, batch_size, workers, device, log_frequency, callbacks, **kwargs,
+        )  # fmt: skip
+        check_differentiable(self.mutator, type(self).__name__)
+        if not 0 <= warmup_epochs <= num_epochs:
+            raise ConfigError(f'`warmup_epochs` must be within 0..{num_epochs}, but got {warmup_epochs!r}.')
+        self.warmup_epochs = warmup_epochs
+        self.costs = dict(costs or {})
+        self.cost_weight = cost_weight
+        self.clip_grad = clip_grad
+        expected_cost(self.mutator, self.costs)
+        self.ctrl_optim = torch.optim.Adam(self.mutator.parameters(), arc_learning_rate, betas=(0.0, 0.999))
+        self.train_loader, self.valid_loader = self.halves(dataset_train)
+        self.test_loader = self.loader(dataset_valid, shuffle=False) if dataset_valid is not None else None
+
+    def train_one_epoch(self, epoch: int) -> None:
+        """Train weights on one drawn path and, after the warm-up, the architecture on two, in turns."""
+        self.model.train()
+        self.mutator.train()
+        for _, (train_batch, valid_batch) in self.steps(self.train_loader, self.valid_loader):
+            x, y = train_batch
+            with torch.no_grad():
+                self.mutator.reset()
+            with self.autocast():
+                outputs = self.network(x)
+                loss = self.loss(outputs, y)
+            self.update(self.optimizer, loss, self.clip_grad)
+            self.log(loss=loss, **self.metrics(outputs.detach(), y))
+            if epoch >= self.warmup_epochs:
+                self.log(arch_loss=self._learn_architecture(valid_batch))
+
+    def _learn_architecture(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        gates = self.mutator.binary_gates() if isinstance(self.mutator, ProxylessMutator) else nullcontext()
+        with gates:
+            self.mutator.reset()
+        with self.autocast():
+            # Not through the distributed wrapper: the gradients of the logits are averaged below.
+            loss = self.loss(self.model(x), y)
+        if self.costs:
+            loss = loss + self.cost_weight * expected_cost(self.mutator, self.costs)
+        self.check_finite(loss)
+        arch = list(self.mutator.parameters())
+        gradients = architecture_gradient(scaled(loss, self.wrapper_of(self.ctrl_optim)), arch)
+        for parameter, gradient in zip(arch, gradients):
+            parameter.grad = gradient
+        self.step(self.ctrl_optim)
+        if isinstance(self.mutator, ProxylessMutator) and not self.costs:
+            self.mutator.rescale()
+        return loss
+
+    def validate_one_epoch(self, epoch: int) -> Mapping[str, float] | None:
+        """Validate the architecture that would be exported now."""
+        if self.test_loader is None:
+            return None
+        self.mutator.apply_on_model(self.mutator.sample_final())
+        return self.evaluate(self.test_loader)

@@ -1,0 +1,539 @@
+"""The trainer's own work, by trainers that are a few lines each; those of papers have tests of their own."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from strop.algorithms import DartsTrainer, SinglePathTrainer
+from strop.engine import Callback, LRSchedulerCallback, Trainer, load_checkpoint_file
+from strop.errors import ComponentTypeError, ConfigError, DataError, TrainingError
+from strop.mutables import LayerChoice
+from strop.mutators import DartsMutator, RandomMutator
+
+from .forked import die, forked
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Net(nn.Module):
+    """A small network with dropout and a batch norm, so that both must be resumed."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = LayerChoice([nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Identity()], key='first')
+        self.second = LayerChoice([nn.Linear(4, 4), nn.Tanh()], key='second.op')
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(self.second(self.first(x)))))
+
+
+def data(number=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(number, 4, generator=generator)
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def accuracy(outputs, labels):
+    return {'acc': (outputs.argmax(1) == labels).float().mean()}
+
+
+def parts(seed=0):
+    torch.manual_seed(seed)
+    net = Net()
+    return net, torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.9)
+
+
+def options(tmp_path, **changes):
+    return dict(batch_size=4, workers=0, device='cpu', work_dir=tmp_path, log_level='WARNING', **changes)
+
+
+def single(tmp_path, epochs=3, **changes):
+    net, sgd = parts()
+    return SinglePathTrainer(
+        net, nn.CrossEntropyLoss(), accuracy, sgd, epochs, data(), data(8, 1), **options(tmp_path, **changes)
+    )
+
+
+def darts(tmp_path, epochs=3, unrolled=True, **changes):
+    net, sgd = parts()
+    schedule = LRSchedulerCallback(torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 9), mode='batch')
+    made = dict(arc_learning_rate=0.1, unrolled=unrolled, callbacks=[schedule], **changes)
+    return DartsTrainer(net, nn.CrossEntropyLoss(), accuracy, sgd, epochs, data(), data(8, 1), **options(tmp_path, **made))
+
+
+def flat(value, name=''):
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    if not isinstance(value, (dict, list, tuple)):
+        return {name: torch.tensor(float(value))} if isinstance(value, (int, float)) else {}
+    result = {}
+    for key, item in items:
+        result.update(flat(item, f'{name}.{key}'))
+    return result
+
+
+def assert_equal(first, second):
+    first, second = (load_checkpoint_file(path) for path in (first, second))
+    for part in ('state_dict', 'optimizer', 'trainer'):
+        one, other = flat(first[part]), flat(second[part])
+        assert one.keys() == other.keys()
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# -- inherit and override, copy and modify ------------------------------------------------------------------------
+
+
+class Plain(Trainer):
+    """A trainer written without any of the helpers: a plain PyTorch loop."""
+
+    def __init__(self, model, loss, optimizer, num_epochs, dataset, **more):
+        super().__init__(model, RandomMutator(model), loss, None, optimizer, num_epochs, dataset, None, **more)
+        self.train_loader = DataLoader(dataset, batch_size=4, shuffle=True)
+        self.seen = []
+
+    def train_one_epoch(self, epoch):
+        self.model.train()
+        for x, y in self.train_loader:
+            self.mutator.reset()
+            loss = self.loss(self.model(x), y)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.seen.append(float(loss.detach()))
+
+    def validate_one_epoch(self, epoch):
+        self.mutator.reset()
+        return self.evaluate(self.train_loader)
+
+
+def plain(tmp_path, epochs=3, **changes):
+    net, sgd = parts()
+    return Plain(net, nn.CrossEntropyLoss(), sgd, epochs, data(), **options(tmp_path, **changes))
+
+
+def test_a_plain_loop_is_a_trainer(tmp_path):
+    search = plain(tmp_path, epochs=8)
+    search.train()
+    assert len(search.seen) == 8 * 6
+    assert sum(search.seen[-18:]) < sum(search.seen[:18])
+    assert set(search.validate()) == {'loss'}
+    assert sorted(path.name for path in tmp_path.glob('epoch_*.pth')) == ['epoch_7.pth', 'epoch_8.pth']
+
+
+def test_a_plain_loop_resumes_to_the_same_weights(tmp_path):
+    plain(tmp_path / 'whole').train()
+    plain(tmp_path / 'part', epochs=1).train()
+    again = plain(tmp_path / 'part')
+    torch.rand(5)
+    again.train(resume=True)
+    assert len(again.seen) == 2 * 6
+    assert_equal(tmp_path / 'whole' / 'epoch_3.pth', tmp_path / 'part' / 'epoch_3.pth')
+
+
+def test_a_trainer_is_inherited_and_overridden(tmp_path):
+    class Halved(SinglePathTrainer):
+        def validate_one_epoch(self, epoch):
+            found = super().validate_one_epoch(epoch)
+            return {**found, 'half': found['loss'] / 2}
+
+    net, sgd = parts()
+    search = Halved(net, nn.CrossEntropyLoss(), accuracy, sgd, 1, data(), data(8, 1), **options(tmp_path))
+    search.train()
+    assert set(search.validate()) == {'loss', 'acc', 'half'}
+
+
+# -- what is written ----------------------------------------------------------------------------------------------
+
+
+def test_making_a_trainer_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, sgd = parts()
+    search = SinglePathTrainer(net, nn.CrossEntropyLoss(), accuracy, sgd, 1, data(), None, workers=0, batch_size=8)
+    search.train_one_epoch(0)
+    assert list(tmp_path.iterdir()) == []
+    assert search.work_dir == Path('work_dirs/SinglePathTrainer')
+
+
+def test_scalars_are_logged_every_so_many_steps_and_for_tensorboard(tmp_path):
+    pytest.importorskip('tensorboard')
+    single(tmp_path, epochs=2, log_frequency=2, tensorboard=True).train()
+    (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in scalars.read_text().splitlines()]
+    steps = [row for row in rows if 'acc' in row]
+    assert [row['step'] for row in steps] == [2, 4, 6, 8, 10, 12]
+    assert all({'loss', 'acc', 'optimizer.lr'} <= set(row) or 'lr' in row for row in steps)
+    assert [row['step'] for row in rows if 'val/loss' in row] == [1, 2]
+    assert list(tmp_path.glob('*/vis_data/events.out.tfevents*'))
+
+
+def test_the_checkpoint_holds_all_that_has_a_state(tmp_path):
+    search = darts(tmp_path, epochs=1)
+    search.controller = nn.Linear(2, 2)
+    search.train()
+    checkpoint = load_checkpoint_file(tmp_path / 'epoch_1.pth')
+    assert {name.split('.')[0] for name in checkpoint['state_dict']} == {'model', 'mutator'}
+    assert set(checkpoint['optimizer']) == {'optimizer', 'ctrl_optim'}
+    assert set(checkpoint['trainer']['parts']) == {'controller', 'loss'}
+    assert checkpoint['trainer']['callbacks'][0]['last_epoch'] == 3
+    assert checkpoint['meta']['epoch'] == 1
+
+
+def test_a_checkpoint_on_demand_is_one_to_resume_from(tmp_path):
+    class Save(Callback):
+        def on_epoch_end(self, epoch):
+            if epoch == 1:
+                self.trainer.checkpoint(tmp_path / 'mine' / 'epoch_2.pth')
+
+    single(tmp_path / 'whole', callbacks=[Save()]).train()
+    single(tmp_path / 'mine', callbacks=[Callback()]).train(resume=True)
+    assert_equal(tmp_path / 'whole' / 'epoch_3.pth', tmp_path / 'mine' / 'epoch_3.pth')
+    search = single(tmp_path / 'fresh')
+    path = search.checkpoint()
+    assert path.name == 'epoch_0.pth'
+    assert load_checkpoint_file(path)['meta']['epoch'] == 0
+
+
+# -- callbacks ----------------------------------------------------------------------------------------------------
+
+
+def test_all_four_events_reach_a_callback(tmp_path):
+    class Note(Callback):
+        def __init__(self):
+            super().__init__()
+            self.events = []
+
+        def on_epoch_begin(self, epoch):
+            self.events.append(f'<{epoch}')
+
+        def on_epoch_end(self, epoch):
+            self.events.append(f'{epoch}>')
+
+        def on_batch_begin(self, epoch):
+            self.events.append(f'({epoch}')
+
+        def on_batch_end(self, epoch):
+            self.events.append(f'{epoch})')
+
+    note = Note()
+    search = single(tmp_path, epochs=2, callbacks=[note])
+    search.train()
+    assert note.events == [event for epoch in (0, 1) for event in (f'<{epoch}', *[f'({epoch}', f'{epoch})'] * 6, f'{epoch}>')]
+    assert (note.model, note.mutator, note.trainer) == (search.model, search.mutator, search)
+
+
+# -- repeating and resuming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('make', [single, darts])
+def test_training_repeats_itself(tmp_path, make):
+    make(tmp_path / 'a').train()
+    torch.rand(3)
+    make(tmp_path / 'b').train()
+    assert_equal(tmp_path / 'a' / 'epoch_3.pth', tmp_path / 'b' / 'epoch_3.pth')
+    make(tmp_path / 'c', seed=1).train()
+    one, other = (load_checkpoint_file(tmp_path / name / 'epoch_3.pth')['state_dict'] for name in 'ac')
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(('make', 'by'), [(single, 'step'), (darts, 'step'), (darts, 'epoch')])
+def test_a_resumed_run_is_bit_equal_from_anywhere(tmp_path, make, by):
+    make(tmp_path / 'whole', checkpoint_by=by, max_keep_checkpoints=-1).train()
+    files = sorted((tmp_path / 'whole').glob('*.pth'), key=lambda path: int(path.stem.split('_')[1]))
+    last = files[-1]
+    for number, path in enumerate(files[:-1]):
+        (tmp_path / str(number)).mkdir()
+        shutil.copy(path, tmp_path / str(number))
+        make(tmp_path / str(number), checkpoint_by=by).train(resume=True)
+        assert_equal(last, tmp_path / str(number) / last.name)
+
+
+def test_resuming_without_a_checkpoint_starts(tmp_path):
+    single(tmp_path / 'a').train(resume=True)
+    single(tmp_path / 'b').train()
+    assert_equal(tmp_path / 'a' / 'epoch_3.pth', tmp_path / 'b' / 'epoch_3.pth')
+
+
+class Dying(Callback):
+    """Dies in a batch."""
+
+    def __init__(self, batch=None):
+        super().__init__()
+        self.left = batch
+
+    def on_batch_end(self, epoch):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                die()
+
+
+def run(work_dir, resume=False, by='step', die_in_write=None, **death):
+    search = darts(work_dir, checkpoint_by=by)
+    search.callbacks.append(Dying(**death))
+    if die_in_write is not None:
+        sync, count = os.fsync, iter(range(1, 1000))
+
+        def fsync(descriptor):
+            if next(count) == die_in_write:
+                die()
+            sync(descriptor)
+
+        os.fsync = fsync
+    search.train(resume=resume)
+    search.export(work_dir / 'final.json')
+
+
+def run_dying(work_dir, resume, by, die_in_write, death):
+    run(work_dir, resume, by, die_in_write, **death)
+
+
+@pytest.mark.parametrize(
+    ('by', 'deaths'),
+    [
+        ('step', [(False, None, dict(batch=4)), (True, 2, {}), (True, None, dict(batch=1))]),
+        ('epoch', [(False, None, dict(batch=4))]),
+    ],
+)
+def test_a_killed_trainer_resumes_to_the_same_architecture_and_weights(tmp_path, by, deaths):
+    errors = tmp_path / 'error.txt'
+    assert forked(run_dying, tmp_path / 'unbroken', False, by, None, {}, errors=errors) == 0, errors.read_text()
+    work_dir = tmp_path / 'killed'
+    for resume, in_write, death in deaths:
+        code = forked(run_dying, work_dir, resume, by, in_write, death, errors=errors)
+        assert code == -signal.SIGKILL, errors.read_text() if errors.exists() else code
+    assert forked(run_dying, work_dir, True, by, None, {}, errors=errors) == 0, errors.read_text()
+    name = 'iter_9.pth' if by == 'step' else 'epoch_3.pth'
+    assert_equal(tmp_path / 'unbroken' / name, work_dir / name)
+    assert (tmp_path / 'unbroken' / 'final.json').read_bytes() == (work_dir / 'final.json').read_bytes()
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_at_any_time_resumes_to_the_same_weights(tmp_path):
+    errors = tmp_path / 'error.txt'
+    assert forked(run_dying, tmp_path / 'unbroken', False, 'step', None, {}, errors=errors) == 0
+    for attempt in range(30):
+        work_dir = tmp_path / f'killed{attempt}'
+        forked(run_for, 0.1 + 0.02 * attempt, work_dir, errors=errors)
+        assert forked(run_dying, work_dir, True, 'step', None, {}, errors=errors) == 0, errors.read_text()
+        assert_equal(tmp_path / 'unbroken' / 'iter_9.pth', work_dir / 'iter_9.pth')
+        shutil.rmtree(work_dir)
+
+
+def run_for(seconds, work_dir):
+    signal.signal(signal.SIGALRM, lambda *_: die())
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    run(work_dir)
+
+
+def test_a_second_pass_in_an_epoch_cannot_be_resumed_inside(tmp_path):
+    class Twice(SinglePathTrainer):
+        def train_one_epoch(self, epoch):
+            super().train_one_epoch(epoch)
+            super().train_one_epoch(epoch)
+
+    net, sgd = parts()
+    arguments = (net, nn.CrossEntropyLoss(), accuracy, sgd, 2, data(), None)
+    with pytest.raises(ConfigError, match="checkpoint_by='epoch'"):
+        Twice(*arguments, **options(tmp_path, checkpoint_by='step'), mutator=(mutator := RandomMutator(net))).train()
+    search = Twice(*arguments, **options(tmp_path / 'b'), mutator=mutator)
+    search.train()
+    assert load_checkpoint_file(tmp_path / 'b' / 'epoch_2.pth')['meta']['epoch'] == 2
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'words'),
+    [
+        (dict(model='net'), ComponentTypeError, '`model` must be an nn.Module'),
+        (dict(mutator=nn.Linear(1, 1)), ComponentTypeError, '`mutator` must be a mutator'),
+        (dict(loss='mse'), ComponentTypeError, '`loss` must be a function'),
+        (dict(metrics=3), ComponentTypeError, '`metrics` must be a function'),
+        (dict(optimizer='SGD'), ComponentTypeError, '`optimizer` must be an optimizer'),
+        (dict(num_epochs=0), ConfigError, '`num_epochs` must be a positive'),
+        (dict(precision='bfloat'), ConfigError, "Did you mean 'bfloat16'"),
+        (dict(launcher='slurm'), ConfigError, '`launcher` must be one of'),
+        (dict(checkpoint_by='iter'), ConfigError, '`checkpoint_by` must be one of'),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path, change, error, words):
+    net, sgd = parts()
+
+    class Nothing(Trainer):
+        def train_one_epoch(self, epoch):
+            """Do nothing."""
+
+        def validate_one_epoch(self, epoch):
+            """Do nothing."""
+
+    arguments = dict(model=net, mutator=RandomMutator(net), loss=nn.MSELoss(), metrics=None, optimizer=sgd, num_epochs=1)
+    with pytest.raises(error, match=words):
+        Nothing(**{**arguments, 'dataset_train': data(), 'dataset_valid': None, **change})
+
+
+def test_a_trainer_without_a_loader_is_told(tmp_path):
+    class Loaderless(SinglePathTrainer):
+        def loader(self, *args, **kwargs):
+            """Make none."""
+
+    net, sgd = parts()
+    search = Loaderless(net, nn.CrossEntropyLoss(), None, sgd, 1, data(), None, **options(tmp_path))
+    with pytest.raises(ConfigError, match='no `train_loader`'):
+        search.train()
+
+
+@pytest.mark.parametrize('empty', [TensorDataset(torch.zeros(0, 4)), DataLoader(TensorDataset(torch.zeros(0, 4)))])
+def test_empty_data_are_refused(tmp_path, empty):
+    net, sgd = parts()
+    with pytest.raises(DataError, match='at least one sample'):
+        SinglePathTrainer(net, nn.CrossEntropyLoss(), None, sgd, 1, empty, None, **options(tmp_path))
+
+
+def test_a_loss_of_nan_is_told_with_step_and_architecture(tmp_path):
+    net, sgd = parts()
+    steps = iter(range(100))
+
+    def loss(outputs, labels):
+        return nn.functional.cross_entropy(outputs, labels) * (float('nan') if next(steps) == 8 else 1.0)
+
+    search = SinglePathTrainer(net, loss, None, sgd, 3, data(), None, **options(tmp_path))
+    with pytest.raises(TrainingError, match=r'not finite \(nan\) in epoch 1, step 8.*second\.op'):
+        search.train()
+    assert all(parameter.isfinite().all() for parameter in net.parameters())
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+
+
+def test_a_data_loader_cannot_be_split(tmp_path):
+    net, sgd = parts()
+    with pytest.raises(ComponentTypeError, match='give the data set'):
+        DartsTrainer(net, nn.CrossEntropyLoss(), None, sgd, 1, DataLoader(data()), None, **options(tmp_path))
+
+
+# -- two processes ------------------------------------------------------------------------------------------------
+
+
+class Smooth(nn.Module):
+    """Without batch norm and dropout, so that two halves of a batch have the gradient of the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = LayerChoice([nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Identity()], key='first')
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.first(x))
+
+
+class Ordered(DartsTrainer):
+    """`DartsTrainer` on batches that are the same however many processes share them."""
+
+    def __init__(self, *args, rank=0, world=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        parts = [data(16, seed) for seed in (1, 2)]
+        loaders = [[tuple(t[i : i + 8][rank::world] for t in part.tensors) for i in (0, 8)] for part in parts]
+        self.train_batches, self.valid_batches = loaders
+        self.train_loader = DataLoader(data(8), batch_size=4)
+
+    def steps(self, *loaders):
+        for step, _ in super().steps(self.train_loader):
+            yield step, (self.train_batches[step], self.valid_batches[step])
+
+
+def smooth(work_dir, unrolled, rank=0, world=1, **changes):
+    torch.manual_seed(0)
+    net = Smooth()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
+    mutator = DartsMutator(net)
+    made = dict(mutator=mutator, arc_learning_rate=0.1, unrolled=unrolled, rank=rank, world=world, **changes)
+    return Ordered(net, nn.CrossEntropyLoss(), accuracy, sgd, 3, data(), data(10, 1), **options(work_dir, **made))
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from engine.test_trainer import darts, plain, single, smooth
+from strop.errors import TrainingError
+
+rank, out = int(os.environ['RANK']), sys.argv[1]
+for unrolled in (False, True):
+    search = smooth(f'{{out}}/smooth{{unrolled}}', unrolled, rank, 2, launcher='pytorch')
+    search.train()
+    torch.save(search.network.module.state_dict(), f'{{out}}/smooth{{unrolled}}_{{rank}}.pt')
+for name, make in (('single', single), ('darts', darts)):
+    search = make(f'{{out}}/{{name}}', launcher='pytorch')
+    search.train()
+    torch.save(search.network.module.state_dict(), f'{{out}}/{{name}}_{{rank}}.pt')
+    torch.save(search.validate(), f'{{out}}/{{name}}_{{rank}}_metrics.pt')
+search = plain(f'{{out}}/plain', launcher='pytorch')
+search.train_loader = torch.utils.data.DataLoader(torch.utils.data.Subset(search.dataset_train, range(rank, 24, 2)), 4)
+try:
+    search.train()
+except TrainingError as error:
+    open(f'{{out}}/plain_{{rank}}.txt', 'w').write(str(error))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope='module')
+def two_processes(tmp_path_factory):
+    out = tmp_path_factory.mktemp('distributed')
+    (out / 'script.py').write_text(SCRIPT.format(tests=str(ROOT / 'tests')))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(port)]
+    done = subprocess.run(
+        [*command, str(out / 'script.py'), str(out)],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize('unrolled', [False, True])
+def test_two_processes_make_the_steps_of_one_on_the_whole_batch(two_processes, tmp_path, unrolled):
+    states = [torch.load(two_processes / f'smooth{unrolled}_{rank}.pt') for rank in (0, 1)]
+    search = smooth(tmp_path, unrolled)
+    search.train()
+    expected = search.network.state_dict()
+    assert 'mutator.arch_params.first' in expected
+    for name, value in expected.items():
+        assert torch.equal(states[0][name], states[1][name])
+        assert torch.allclose(states[0][name], value, atol=2e-5), name
+
+
+@pytest.mark.parametrize('name', ['single', 'darts'])
+def test_processes_agree_on_weights_architecture_and_metrics(two_processes, name):
+    first, second = (torch.load(two_processes / f'{name}_{rank}.pt') for rank in (0, 1))
+    learned = [key for key in first if 'running' not in key and 'num_batches' not in key]
+    assert all(torch.equal(first[key], second[key]) for key in learned)
+    metrics = [torch.load(two_processes / f'{name}_{rank}_metrics.pt') for rank in (0, 1)]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_loop_whose_gradients_are_not_reduced_is_noticed(two_processes):
+    for rank in (0, 1):
+        assert 'Call self.network(x), not self.model(x)' in (two_processes / f'plain_{rank}.txt').read_text()
