@@ -8,6 +8,7 @@ from strop.engine.distill_hooks import StopDistillHook
 from strop.engine.distill_validation import SelfDistillValLoop, SingleTeacherDistillValLoop
 from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
+from strop.engine.feature_maps import RazorVisualizationHook
 from strop.engine.greedy_search import AutoSlimGreedySearchLoop
 from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisualizationHook, SubnetVisualizationHook
 from strop.engine.launch import build_runner, prepare_config
@@ -43,6 +44,7 @@ __all__ = [
     'LRSchedulerCallback',
     'ModelCheckpoint',
     'NaiveVisualizationHook',
+    'RazorVisualizationHook',
     'ResourceMeter',
     'Scorer',
     'SearchBatches',

@@ -1,4 +1,4 @@
-"""Hooks of distillation: when it ends, and pictures of the features that it compares."""
+"""The hook that ends distillation."""
 
 from __future__ import annotations
 

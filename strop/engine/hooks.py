@@ -202,7 +202,7 @@ class NaiveVisualizationHook(_NaiveVisualizationHook):
         images = data_batch['inputs'] if isinstance(data_batch, Mapping) else data_batch[0]
         for index, (image, output) in enumerate(zip(images, outputs)):
             name = Path(str(_field(output, 'img_path') or f'{phase}_{batch_idx}_{index}')).name
-            picture = _as_picture(image, self.side)
+            picture = as_picture(image, self.side)
             if type(runner.visualizer).add_datasample is not Visualizer.add_datasample:
                 runner.visualizer.add_datasample(name, picture, output, draw_gt=self.draw_gt, draw_pred=self.draw_pred)
                 continue
@@ -223,7 +223,7 @@ def _label(sample: Any, kind: str) -> Any:
     return 'unknown' if label is None else int(label)
 
 
-def _as_picture(image: torch.Tensor, side: int) -> np.ndarray:
+def as_picture(image: torch.Tensor, side: int) -> np.ndarray:
     """Return an image of shape (channels, height, width) as bytes of shape (height, width, 3), perhaps enlarged."""
     values = image.detach().cpu().float()
     if image.is_floating_point():
