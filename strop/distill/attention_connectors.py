@@ -136,14 +136,15 @@ def attention_masks(feature: torch.Tensor, spatial_T: float, channel_T: float) -
         channel_T: Temperature over the channels.
 
     Returns:
-        Shapes `(batch, 1, H, W)` and `(batch, C, 1, 1)`.
+        Shapes `(batch, 1, H, W)` and `(batch, C, 1, 1)`, in float32 or better.
 
     >>> spatial, channel = attention_masks(torch.ones(1, 2, 3, 3), 0.5, 0.5)
     >>> spatial.flatten().tolist() == [1.0] * 9, channel.flatten().tolist()
     (True, [1.0, 1.0])
     """
     batch, channels, height, width = feature.shape
-    size = feature.abs()
+    # In half precision, shares of many pixels would be rounded to nothing.
+    size = feature.abs().to(torch.promote_types(feature.dtype, torch.float32))
     pixels = (size.mean(dim=1).flatten(1) / spatial_T).softmax(dim=1) * (height * width)
     maps = (size.mean(dim=(2, 3)) / channel_T).softmax(dim=1) * channels
     return pixels.reshape(batch, 1, height, width), maps.reshape(batch, channels, 1, 1)

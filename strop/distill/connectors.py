@@ -24,7 +24,7 @@ Cfg = dict[str, Any]
 RELU: Cfg = {'type': 'ReLU'}
 
 
-def check_channels(feature: Any, channels: int, owner: nn.Module, argument: str) -> torch.Tensor:
+def check_channels(feature: Any, channels: int, owner: nn.Module, argument: str, axes: int = 4) -> torch.Tensor:
     """Return `feature` if it is a batch of feature maps with so many channels.
 
     Args:
@@ -32,24 +32,36 @@ def check_channels(feature: Any, channels: int, owner: nn.Module, argument: str)
         channels: Channels that the connector was made for.
         owner: The connector, named in the message.
         argument: Its argument that says the channels.
+        axes: How many axes the feature has: 4 for `(batch, channels, height, width)`.
 
     Raises:
         ComponentTypeError: If it is no tensor.
-        ConfigError: If its shape is not `(batch, channels, height, width)`.
+        ConfigError: If its shape is another.
 
     >>> check_channels(torch.zeros(2, 3, 4, 4), 3, nn.Identity(), 'in_channels').shape
     torch.Size([2, 3, 4, 4])
     """
-    name = type(owner).__name__
+    check_tensor(feature, owner)
+    if feature.ndim != axes or feature.shape[1] != channels:
+        fits = f' {argument}={feature.shape[1]} would fit.' if feature.ndim == axes else ''
+        sizes = {3: ', length', 4: ', height, width', 5: ', depth, height, width'}.get(axes, '')
+        raise ConfigError(
+            f'{type(owner).__name__} with {argument}={channels} takes features of shape (batch, {channels}{sizes}), but got '
+            f'{tuple(feature.shape)}.{fits}'
+        )
+    return feature
+
+
+def check_tensor(feature: Any, owner: nn.Module) -> torch.Tensor:
+    """Return `feature` if it is one tensor.
+
+    Raises:
+        ComponentTypeError: If it is not; the message says how to choose one of several.
+    """
     if not isinstance(feature, torch.Tensor):
         raise ComponentTypeError(
-            f'{name} takes one tensor, but the record is a {type(feature).__name__}. Choose an item of it with `data_idx`.'
-        )
-    if feature.ndim != 4 or feature.shape[1] != channels:
-        fits = f' {argument}={feature.shape[1]} would fit.' if feature.ndim == 4 else ''
-        raise ConfigError(
-            f'{name} with {argument}={channels} takes features of shape (batch, {channels}, height, width), but got '
-            f'{tuple(feature.shape)}.{fits}'
+            f'{type(owner).__name__} takes one tensor, but the record is a {type(feature).__name__}. Choose an item of it with '
+            '`data_idx`.'
         )
     return feature
 
@@ -163,7 +175,8 @@ class ConvModuleConnector(BaseConnector):
 
     def forward_train(self, feature: torch.Tensor) -> torch.Tensor:
         """Return the projected feature, of shape `(batch, out_channel, height, width)`."""
-        return self.conv_module(check_channels(feature, self.in_channel, self, 'in_channel'))
+        axes: Any = self.conv_module.get_submodule('conv').weight.ndim
+        return self.conv_module(check_channels(feature, self.in_channel, self, 'in_channel', axes))
 
 
 def conv_module(in_channels: int, out_channels: int, kind: str = 'ConvModule', **options: Any) -> nn.Module:
@@ -204,7 +217,12 @@ class NormConnector(BaseConnector):
 
     def forward_train(self, feature: torch.Tensor) -> torch.Tensor:
         """Return the normalised feature, of the same shape."""
-        return self.norm(check_channels(feature, self.in_channels, self, 'in_channels'))
+        shape = check_tensor(feature, self).shape
+        axes = next((axes for ending, axes in (('2d', 4), ('3d', 5)) if type(self.norm).__name__.endswith(ending)), None)
+        # Norms without a dimension in their name take the channels second, but layer norms last.
+        if axes is not None or self.in_channels not in shape[1:]:
+            check_channels(feature, self.in_channels, self, 'in_channels', axes or 4)
+        return self.norm(feature)
 
 
 @cache

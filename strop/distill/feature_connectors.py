@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from strop.distill.connectors import BaseConnector, Cfg, check_channels, conv_module
+from strop.distill.connectors import BaseConnector, Cfg, check_channels, check_tensor, conv_module
 from strop.errors import ComponentTypeError, ConfigError, ModeError, near
 from strop.registry import MODELS
 
@@ -317,12 +317,7 @@ class CRDConnector(BaseConnector):
 
     def forward_train(self, feature: torch.Tensor) -> torch.Tensor:
         """Return embeddings of shape `(batch, dim_out)` and length 1."""
-        if not isinstance(feature, torch.Tensor):
-            raise ComponentTypeError(
-                f'CRDConnector takes one tensor, but the record is a {type(feature).__name__}. Choose an item of it with '
-                '`data_idx`.'
-            )
-        flat = feature.flatten(1)
+        flat = check_tensor(feature, self).flatten(1)
         if flat.shape[1] != self.linear.in_features:
             raise ConfigError(
                 f'CRDConnector with dim_in={self.linear.in_features} takes so many numbers a sample, but got a feature of '

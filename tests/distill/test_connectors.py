@@ -116,6 +116,20 @@ def test_other_norms_are_built_by_their_configs() -> None:
     )
 
 
+def test_tokens_are_normalised_over_their_last_axis() -> None:
+    connector = NormConnector(6, dict(type='LN'))
+    tokens = torch.randn(2, 9, 6) + 3
+    assert torch.allclose(connector(tokens).mean(-1), torch.zeros(2, 9), atol=1e-5)
+
+
+@pytest.mark.parametrize(('kind', 'sizes'), [('Conv1d', (7,)), ('Conv3d', (3, 4, 5))])
+def test_convolutions_of_other_dimensions_take_features_of_their_own(kind: str, sizes: tuple) -> None:
+    connector = ConvModuleConnector(3, 4, conv_cfg=dict(type=kind))
+    assert connector(torch.rand(2, 3, *sizes)).shape == (2, 4, *sizes)
+    with pytest.raises(ConfigError, match=r'but got \(2, 3, 4, 4\)'):
+        connector(torch.rand(2, 3, 4, 4))
+
+
 def test_bad_norms_are_refused() -> None:
     with pytest.raises(UnknownTypeError, match="Did you mean 'BN"):
         NormConnector(4, dict(type='BNN'))

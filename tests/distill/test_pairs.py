@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from strop.data import CRDDataset, ImageDataset, collate
-from strop.distill import ConfigurableDistiller
+from strop.distill import BaseConnector, ConfigurableDistiller
 from strop.errors import ConfigError
 from strop.randomness import seed_everything
+from strop.registry import MODELS
 
 
 class Net(nn.Module):
@@ -149,6 +150,18 @@ def forwards(name: str, distiller: ConfigurableDistiller, teacher: nn.Module, st
             # The student's third level has as many channels as the teacher's second, but half of its pixels.
             teacher(x[:, :, ::2, ::2] if name == 'FBKD' else x)
         student(x)
+
+
+def test_every_connector_is_in_a_pair() -> None:
+    paired = {config['type'] for _, made in PAIRS.values() for config in made['connectors'].values()}
+    MODELS.import_from_location()
+    registered = {
+        cls.__name__
+        for cls in MODELS.module_dict.values()
+        if isinstance(cls, type) and issubclass(cls, BaseConnector) and cls.__module__.startswith('strop.')
+    }
+    # The last two are paired below, with what they need beside a feature.
+    assert registered == paired | {'BaseConnector', 'CRDConnector', 'BYOTConnector'}
 
 
 @pytest.mark.parametrize('name', PAIRS)
