@@ -5,10 +5,20 @@ from __future__ import annotations
 from strop.compat.finder import Table
 
 _NAMES = {
+    'nni': {
+        'strop.search.trial_side': 'get_next_parameter get_current_parameter get_sequence_id get_trial_id get_experiment_id '
+        'report_intermediate_result report_final_result',
+        'strop.search.tuner': 'NoMoreTrialError',
+    },
+    'nni.tuner': {'strop.search.tuner': 'Tuner'},
+    'nni.utils': {'strop.search.tuner': 'OptimizeMode extract_scalar_reward'},
     'nni.nas.pytorch.mutables': {'strop.mutables': 'Mutable MutableScope LayerChoice InputChoice'},
     'nni.nas.pytorch.base_mutator': {'strop.mutators': 'BaseMutator'},
     'nni.nas.pytorch.mutator': {'strop.mutators': 'Mutator'},
     'nni.nas.pytorch.random': {'strop.mutators': 'RandomMutator'},
+    'nni.nas.pytorch.fixed': {'strop.mutators': 'FixedArchitecture apply_fixed_architecture'},
+    'nni.nas.pytorch.classic_nas': {'strop.mutators': 'get_and_apply_next_architecture'},
+    'nni.nas.pytorch.spos': {'strop.search.spos_evolution': 'SPOSEvolution=SPOSTuner'},
 }
 
 _MODULES = {
@@ -25,11 +35,10 @@ _MODULES = {
 }
 
 _LATER = """
-apply_fixed_architecture FixedArchitecture Trainer BaseTrainer Callback LRSchedulerCallback ArchitectureCheckpoint
+Trainer BaseTrainer Callback LRSchedulerCallback ArchitectureCheckpoint
 ModelCheckpoint DartsTrainer DartsMutator EnasTrainer EnasMutator PdartsTrainer CdartsTrainer ProxylessNasTrainer
-ProxylessNasMutator SPOSSupernetTrainer SPOSSupernetTrainingMutator SPOSEvolution get_and_apply_next_architecture
+ProxylessNasMutator SPOSSupernetTrainer SPOSSupernetTrainingMutator
 NASBench201Mutator DartsCell ENASMicroLayer ENASMacroLayer AverageMeter AverageMeterGroup to_device StructuredMutableTreeNode
-Tuner NoMoreTrialError get_next_parameter report_intermediate_result report_final_result get_sequence_id
 """
 
 NNI = Table('nni', _NAMES, _MODULES, _LATER)
