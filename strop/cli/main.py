@@ -29,9 +29,13 @@ COMMANDS = {
     'prune': 'strop.cli.pruning:prune',
     'estimate': 'strop.cli.estimate:estimate',
     'show': 'strop.cli.show:show',
+    'ss-gen': 'strop.cli.space_files:ss_gen',
     'doctor': 'strop.cli.doctor:doctor',
     'demo': 'strop.cli.demo:demo',
 }
+
+# As NNI's command line wrote them.
+ALIASES = {'ss_gen': 'ss-gen'}
 
 EPILOG = """\b
 The usual way through:
@@ -64,6 +68,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a command."""
+        name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[name].partition(':')
@@ -74,7 +79,7 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command of an argument list; the error for an unknown one names the near match."""
-        if args and args[0] not in COMMANDS and not args[0].startswith('-'):
+        if args and args[0] not in {*COMMANDS, *ALIASES} and not args[0].startswith('-'):
             raise click.UsageError(
                 f'There is no command {args[0]!r}.{near(args[0], COMMANDS)} There are {listed(COMMANDS)}.', ctx
             )
