@@ -50,6 +50,9 @@ _NAMES = {
         'FBKDTeacherConnector MGDConnector NormConnector OFDTeacherConnector Paraphraser TorchFunctionalConnector '
         'TorchNNConnector Translator',
     },
+    'mmrazor.models.distillers': {
+        'strop.distill': 'BaseDistiller BYOTDistiller ConfigurableDistiller OFDDistiller',
+    },
     'mmrazor.models.architectures.ops': {
         'strop.architectures.blocks': 'BaseOP ShortcutLayer ShuffleBlock ShuffleXception MBBlock Identity ConvBnAct '
         'DepthwiseSeparableConv',
@@ -63,10 +66,13 @@ _NAMES = {
     },
     'mmrazor.models.task_modules': {
         'strop.estimators': 'ResourceEstimator *',
+        'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
+        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager DistillDeliveryManager '
+        'DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
     },
     'mmrazor.engine': {
-        'strop.engine': 'EvolutionSearchLoop AutoSlimGreedySearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop DumpSubnetHook '
-        'EstimateResourcesHook *',
+        'strop.engine': 'EvolutionSearchLoop AutoSlimGreedySearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop '
+        'DumpSubnetHook EstimateResourcesHook *',
     },
     'mmrazor.datasets': {
         'strop.data': 'CRDDataset',
@@ -74,8 +80,13 @@ _NAMES = {
     'mmrazor.structures': {
         'strop.engine': 'sub_model',
         'strop.estimators': 'ResourceEstimator',
+        'strop.distill': 'DistillDeliveryManager RecorderManager',
     },
-    'mmrazor.core': {},
+    'mmrazor.core': {
+        'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
+        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager DistillDeliveryManager '
+        'DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
+    },
     'mmrazor.apis': {
         'mmengine.runner': 'set_random_seed',
     },
@@ -152,28 +163,24 @@ _MODULES = {
 
 # The registered names of 1.x and the public ones of 0.x, so that an error can tell "not yet" from "never was".
 _LATER = """
-AcademicQuantizer AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BYOTDistiller BackwardTracer
-BaseDemoInput BaseDistiller BaseEstimator BaseQuantizer BaseRecorder BigNAS BigNASDDP BigNasConv2d CalibrateBNMixin
-Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConfigurableDistiller ConvBNReLU CustomTracer DCFF
-DCFFChannelMutator DCFFChannelUnit DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS
-DSNASDDP Darts DartsBackbone DartsDDP DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop DartsMutator DartsPoolBN
-DartsSepConv DartsSkipConnect DartsSubnetClsHead DartsZero DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput
-DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput
-DeiTClsHead DerivedMutable DetNAS DiffChoiceRoute DiffModuleMutator DiffMutableModule DiffMutableOP DifferentiableMutator
-DistillDeliveryManager DropPathProbHook DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher
-FastStopTrainingHook FpnTeacherDistill FunctionInputsRecorder FunctionOutputsDelivery FunctionOutputsRecorder FuseConv2d
+AcademicQuantizer AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BackwardTracer BaseDemoInput
+BaseEstimator BaseQuantizer BigNAS BigNASDDP BigNasConv2d CalibrateBNMixin Candidates CartsHandler
+CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConvBNReLU CustomTracer DCFF DCFFChannelMutator DCFFChannelUnit DMCP
+DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP
+DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect
+DartsSubnetClsHead DartsZero DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput
+DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable
+DetNAS DiffChoiceRoute DiffModuleMutator DiffMutableModule DiffMutableOP DifferentiableMutator DropPathProbHook
+DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d
 GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
 GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute
 ImageClassifierPseudoLoss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver LearnableFakeQuantize MLPHandler
-MMArchitectureQuant MMArchitectureQuantDDP MethodInputsRecorder MethodOutputsDelivery MethodOutputsRecorder MetricPredictor
-ModuleInputsRecorder ModuleMutator ModuleOutputsRecorder MutableChannelContainer OFAConv2d OFDDistiller OneHotMutableOP
-OpenVINOQuantizer OverhaulFeatureDistillation PTQLoop ParameterRecorder PruningStructureHook QATEpochBasedLoop QATValLoop
-RBFHandler RatioPruner RazorVisualizationHook RecorderManager ResourceInfoHook SEARCHERS SearchSubnetHook SelfDistill
-SelfDistillValLoop SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel SingleStageDetectorPseudoLoss
-SingleTeacherDistill SingleTeacherDistillValLoop SingleTeacherDistiller SlimmableNetworkDDP SqueezeMeanPoolingWithDropout
-StopDistillHook StructurePruner SumPseudoLoss TensorRTQuantizer TopdownPoseEstimatorPseudoLoss TorchNativeQuantizer
-TwoStageDetectorPseudoLoss ValueMutator build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet
-train_mmcls_model train_mmdet_model train_mmseg_model
+MMArchitectureQuant MMArchitectureQuantDDP MetricPredictor ModuleMutator MutableChannelContainer OFAConv2d OneHotMutableOP
+OpenVINOQuantizer PTQLoop PruningStructureHook QATEpochBasedLoop QATValLoop RBFHandler RatioPruner ResourceInfoHook SEARCHERS
+SearchSubnetHook SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel SingleStageDetectorPseudoLoss
+SingleTeacherDistiller SlimmableNetworkDDP SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TensorRTQuantizer
+TopdownPoseEstimatorPseudoLoss TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator build_searcher convert_fix_subnet
+export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model train_mmdet_model train_mmseg_model
 """
 
 MMRAZOR = Table('mmrazor', _NAMES, _MODULES, _LATER)
