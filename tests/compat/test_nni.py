@@ -127,3 +127,115 @@ def test_a_mutator_that_runs_the_choices_itself() -> None:
 def test_what_is_missing_is_told(line: str, words: str) -> None:
     with pytest.raises(OldImportError, match=words):
         exec(line)
+
+
+# A tuner and a trial in files of their own, with NNI's import lines.
+TUNER = """
+    import random
+    import nni
+    from nni.tuner import Tuner
+    from nni.utils import OptimizeMode, extract_scalar_reward
+
+    class CustomizedTuner(Tuner):
+        def __init__(self, optimize_mode='maximize'):
+            self.optimize_mode = OptimizeMode(optimize_mode)
+            self.best = None
+
+        def update_search_space(self, search_space):
+            self.search_space = search_space
+
+        def generate_parameters(self, parameter_id, **kwargs):
+            if parameter_id >= 12:
+                raise nni.NoMoreTrialError('no more parameters now.')
+            chosen = {}
+            for key, value in self.search_space.items():
+                if value['_type'] == 'layer_choice':
+                    index = random.randint(0, len(value['_value']) - 1)
+                    chosen[key] = {'_value': value['_value'][index], '_idx': index}
+                elif value['_type'] == 'input_choice':
+                    candidates, n_chosen = value['_value']['candidates'], value['_value']['n_chosen']
+                    index = sorted(random.sample(range(len(candidates)), n_chosen))
+                    chosen[key] = {'_value': [candidates[i] for i in index], '_idx': index}
+                else:
+                    chosen[key] = random.uniform(*value['_value'])
+            return chosen
+
+        def receive_trial_result(self, parameter_id, parameters, value, **kwargs):
+            reward = extract_scalar_reward(value)
+            if self.best is None or reward > self.best[0]:
+                self.best = (reward, parameters)
+"""
+
+TRIAL = """
+    import strop.compat
+    import nni
+    import torch
+    from nni.nas.pytorch.classic_nas import get_and_apply_next_architecture
+    from nni.nas.pytorch.mutables import InputChoice, LayerChoice
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = LayerChoice([torch.nn.Linear(4, 8), torch.nn.Linear(4, 8, bias=False)], key='conv')
+            self.skip = InputChoice(n_candidates=2, n_chosen=1, key='skip')
+            self.head = torch.nn.Linear(8, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.head(self.skip([y, -y]))
+
+    params = nni.get_next_parameter()
+    model = Net()
+    get_and_apply_next_architecture(model)
+    assert type(model.conv) is torch.nn.Linear
+    model(torch.zeros(1, 4))
+    nni.report_intermediate_result(0.1)
+    size = sum(parameter.numel() for parameter in model.conv.parameters())
+    nni.report_final_result({'default': size + params['lr'], 'id': nni.get_sequence_id()})
+"""
+
+
+def test_a_tuner_and_a_trial_written_for_nni_run_unchanged(workspace: Workspace) -> None:
+    workspace.put('my_tuner.py', TUNER)
+    workspace.put('trial.py', TRIAL)
+    out = workspace.run("""
+        import json, sys
+        import strop.compat
+        from my_tuner import CustomizedTuner
+        from strop.mutables import SearchSpaceFile
+        from strop.search import TrialCommand, TunerStrategy, run
+
+        space = SearchSpaceFile({
+            'conv': {'_type': 'layer_choice', '_value': ['0', '1']},
+            'skip': {'_type': 'input_choice', '_value': {'candidates': ['', ''], 'n_chosen': 1}},
+            'lr': {'_type': 'uniform', '_value': [0.0, 0.5]},
+        })
+        strategy = TunerStrategy(CustomizedTuner(), space)
+        def evaluate(subnet):
+            return {'score': {0: 40, 1: 32}[subnet['conv']] + subnet['lr'], 'skip': subnet['skip']}
+        found = run(space.space, evaluate, strategy=strategy, trials=100)
+        print(len(found.trials), found.stopped)
+        print(strategy.tuner.best[0] == found.best.values['score'])
+        trial = TrialCommand(f'{sys.executable} trial.py', space, 'trials')
+        print(trial(space.subnet({'conv': 1, 'skip': 0, 'lr': 0.25})))
+    """)
+    assert out.splitlines() == ['12 exhausted', 'True', "{'score': 32.25, 'id': 0}"]
+
+
+def test_the_trial_side_and_fixed_architectures_are_strops_own() -> None:
+    import nni
+    from nni.nas.pytorch.fixed import FixedArchitecture, apply_fixed_architecture
+    from nni.nas.pytorch.spos import SPOSEvolution
+    from nni.tuner import Tuner
+
+    import strop.mutators
+    import strop.search
+    from strop.search import trial_side
+
+    assert nni.get_next_parameter is trial_side.get_next_parameter
+    assert nni.report_final_result is trial_side.report_final_result
+    assert nni.NoMoreTrialError is strop.search.NoMoreTrialError
+    assert Tuner is nni.tuner.Tuner is strop.search.Tuner
+    assert SPOSEvolution is strop.search.SPOSTuner
+    assert apply_fixed_architecture is strop.mutators.apply_fixed_architecture
+    assert FixedArchitecture is strop.mutators.FixedArchitecture
