@@ -139,7 +139,73 @@ def bound(model, config):
     return mutator
 
 
+def distiller(kind='ConfigurableDistiller', path='0', **target):
+    """Return the config of a distiller of one layer."""
+    layer = dict(layer=dict(type='ModuleOutputs', source=path))
+    loss = dict(type='OFDLoss' if target else 'torch.nn.MSELoss')
+    names = ('s_feature', 't_feature') if target else ('input', 'target')
+    sides = (dict(recorder='layer', from_student=True), dict(recorder='layer', from_student=False, **target))
+    return dict(
+        type=kind,
+        student_recorders=layer,
+        teacher_recorders=layer,
+        connectors=dict(margin=dict(type='OFDTeacherConnector')) if target else None,
+        distill_losses=dict(loss_layer=loss),
+        loss_forward_mappings=dict(loss_layer=dict(zip(names, sides))),
+    )
+
+
+def normed():
+    """Return a small network with a batch norm."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 10))
+
+
+SHUFFLE = dict.fromkeys(('backbone.layers.0.0', 'backbone.layers.0.1', 'backbone.layers.1.0'), 'shuffle_3x3')
+DISTILLING = {
+    'DistillAlgorithm': [
+        (lambda: strop.algorithms.DistillAlgorithm(distiller(), architecture=channels()), IMAGES),
+    ],
+    'SingleTeacherDistill': [
+        (lambda: strop.algorithms.SingleTeacherDistill(distiller(), channels(), architecture=channels()), IMAGES),
+        (
+            dict(
+                type='mmrazor.SingleTeacherDistill',
+                architecture=dict(type='sub_model', cfg=supernet, fix_subnet=SHUFFLE),
+                teacher=dict(type='sub_model', cfg=supernet, fix_subnet=SHUFFLE),
+                teacher_trainable=True,
+                distiller=distiller(path='head.fc'),
+                data_preprocessor=preprocessor,
+            ),
+            IMAGES,
+        ),
+    ],
+    'SelfDistill': [
+        (lambda: strop.algorithms.SelfDistill(distiller('BYOTDistiller', path='0'), architecture=channels()), IMAGES),
+    ],
+    'FpnTeacherDistill': [
+        (
+            dict(
+                type='mmrazor.FpnTeacherDistill',
+                architecture=dict(type='sub_model', cfg=supernet, fix_subnet=SHUFFLE),
+                teacher=dict(type='sub_model', cfg=supernet, fix_subnet=SHUFFLE),
+                distiller=distiller(path='backbone.layers.1'),
+                data_preprocessor=preprocessor,
+            ),
+            IMAGES,
+        ),
+    ],
+    'OverhaulFeatureDistillation': [
+        (
+            lambda: strop.algorithms.OverhaulFeatureDistillation(
+                distiller('OFDDistiller', path='1', connector='margin'), normed(), architecture=normed()
+            ),
+            IMAGES,
+        ),
+    ],
+}
+
 ALGORITHMS = {
+    **DISTILLING,
     'BaseAlgorithm': [
         (lambda: BaseAlgorithm(nn.Linear(3, 2)), (X, torch.tensor([0, 1]))),
         (

@@ -67,8 +67,8 @@ _NAMES = {
     'mmrazor.models.task_modules': {
         'strop.estimators': 'ResourceEstimator *',
         'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
-        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager DistillDeliveryManager '
-        'DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
+        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '
+        'DistillDeliveryManager DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
     },
     'mmrazor.engine': {
         'strop.engine': 'EvolutionSearchLoop AutoSlimGreedySearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop '
@@ -84,8 +84,8 @@ _NAMES = {
     },
     'mmrazor.core': {
         'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
-        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager DistillDeliveryManager '
-        'DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
+        'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '
+        'DistillDeliveryManager DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
     },
     'mmrazor.apis': {
         'mmengine.runner': 'set_random_seed',
