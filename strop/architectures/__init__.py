@@ -18,6 +18,16 @@ from strop.architectures.conv_module import (
     build_conv_layer,
     build_norm_layer,
 )
+from strop.architectures.darts_cells import (
+    DartsBackbone,
+    DartsCell,
+    DartsDilConv,
+    DartsPoolBN,
+    DartsSepConv,
+    DartsSkipConnect,
+    DartsSubnetClsHead,
+    DartsZero,
+)
 from strop.architectures.generators import DAFLGenerator, ImageGenerator, ZSKTGenerator
 from strop.architectures.heads import ClsHead, GlobalAveragePooling, LinearClsHead
 from strop.architectures.layers import DropPath, SELayer, channel_shuffle, drop_path, make_divisible, recomputed
@@ -35,6 +45,14 @@ __all__ = [
     'ConvModule',
     'CrossEntropyLoss',
     'DAFLGenerator',
+    'DartsBackbone',
+    'DartsCell',
+    'DartsDilConv',
+    'DartsPoolBN',
+    'DartsSepConv',
+    'DartsSkipConnect',
+    'DartsSubnetClsHead',
+    'DartsZero',
     'DepthwiseSeparableConv',
     'DepthwiseSeparableConvModule',
     'DropPath',

@@ -17,6 +17,7 @@ from strop.engine.precision import AmpOptimWrapper
 from strop.engine.pretrained import load_pretrained
 from strop.engine.scoring import ResourceMeter, Scorer
 from strop.engine.search_loop import SearchLoop
+from strop.engine.separate_optim import SeparateOptimWrapperConstructor
 from strop.engine.sub_model import sub_model
 from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -52,6 +53,7 @@ __all__ = [
     'SearchModel',
     'SelfDistillValLoop',
     'SingleTeacherDistillValLoop',
+    'SeparateOptimWrapperConstructor',
     'SlimmableValLoop',
     'StopDistillHook',
     'SubnetTestLoop',

@@ -22,7 +22,12 @@ from strop.registry import HOOKS
 
 
 def current_or_sampled(mutator: Any) -> Subnet:
-    """Return the current subnet of a mutator, or a fresh draw where nothing was decided yet."""
+    """Return the current subnet of a mutator, or a fresh draw where nothing was decided yet.
+
+    A differentiable mutator mixes all subnets in search; what counts of it is the best one.
+    """
+    if callable(best := getattr(mutator, 'best_subnet', None)):
+        return best()
     try:
         return mutator.current_subnet()
     except NotDecidedError:
