@@ -60,6 +60,14 @@ def small(path, images, tmp_path, **more):
     for name in ('val_cfg', 'test_cfg'):
         if 'SubnetValLoop' in (config.get(name) or {}).get('type', ''):
             options[f'{name}.calibrate_sample_num'] = 6
+    if 'GreedySearchLoop' in (config.get('test_cfg') or {}).get('type', ''):
+        options |= {'test_cfg.calibrate_sample_num': 6, 'test_cfg.target_flops': [0.85]}
+    if 'mutable_cfg' in config.model:
+        supernet = MODELS.build(config.model.architecture)
+        mutator = MODELS.build(config.model.mutator)
+        mutator.prepare_from_supernet(supernet)
+        dump_subnet(mutator.space.extreme(largest=False), tmp_path / 'best_fix_subnet.yaml')
+        options['model.mutable_cfg'] = str(tmp_path / 'best_fix_subnet.yaml')
     if 'fix_subnet' in config.model:
         space = space_of(MODELS.build(config.model.cfg))
         dump_subnet(space.first(), tmp_path / 'best_fix_subnet.yaml')
