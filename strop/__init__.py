@@ -33,7 +33,16 @@ if TYPE_CHECKING:
         minimum,
         space_of,
     )
-    from strop.mutators import BaseMutator, ChannelMutator, Mutator, OneShotChannelMutator, OneShotMutator, RandomMutator
+    from strop.mutators import (
+        BaseMutator,
+        ChannelMutator,
+        Mutator,
+        OneShotChannelMutator,
+        OneShotMutator,
+        RandomMutator,
+        apply_fixed_architecture,
+        get_and_apply_next_architecture,
+    )
     from strop.pruning import Pruner, prune
 
 __version__ = '0.1.0'
@@ -64,7 +73,16 @@ _HOMES = {
         'minimum',
         'space_of',
     ),
-    'mutators': ('BaseMutator', 'ChannelMutator', 'Mutator', 'OneShotChannelMutator', 'OneShotMutator', 'RandomMutator'),
+    'mutators': (
+        'BaseMutator',
+        'ChannelMutator',
+        'Mutator',
+        'OneShotChannelMutator',
+        'OneShotMutator',
+        'RandomMutator',
+        'apply_fixed_architecture',
+        'get_and_apply_next_architecture',
+    ),
     'pruning': ('Pruner', 'prune'),
 }
 _ROOMS = {name: room for room, names in _HOMES.items() for name in names}
@@ -92,6 +110,7 @@ __all__ = [
     'StropError',
     'Subnet',
     'ValueChoice',
+    'apply_fixed_architecture',
     'apply_subnet',
     'channel_units',
     'concat',
@@ -100,6 +119,7 @@ __all__ = [
     'distiller_for',
     'dump_subnet',
     'extract',
+    'get_and_apply_next_architecture',
     'load_subnet',
     'maximum',
     'measure',
