@@ -61,6 +61,31 @@ def build(cfg: Mapping[str, Any], default_args: Mapping[str, Any] | None = None)
     return MODELS.build(merged)
 
 
+def add_prefix(inputs: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return a mapping with `prefix.` before each name, as the losses of several subnets are logged.
+
+    >>> add_prefix({'loss': 1.0}, 'max_subnet')
+    {'max_subnet.loss': 1.0}
+    """
+    return {f'{prefix}.{name}': value for name, value in inputs.items()}
+
+
+def reinitialize_optim_wrapper_count_status(
+    model: nn.Module, optim_wrapper: Any, accumulative_counts: int, verbose: bool = True
+) -> None:
+    """Tell an optim wrapper that its loop's every iteration has `accumulative_counts` backwards.
+
+    Args:
+        model: The model.
+        optim_wrapper: MMEngine's `OptimWrapper`, whose counts a training loop has set.
+        accumulative_counts: Backwards in an iteration.
+        verbose: Accepted for old code; nothing is logged.
+    """
+    counts = optim_wrapper._inner_count * accumulative_counts, optim_wrapper._max_counts * accumulative_counts
+    if counts[1] >= 0:
+        optim_wrapper.initialize_count_status(model, *counts)
+
+
 def answer_to_scope(scope: str, registries: ModuleType) -> None:
     """Let the registries of a module answer to one more scope, so that `type='scope.Name'` and `default_scope` find them.
 

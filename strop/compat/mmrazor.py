@@ -21,13 +21,14 @@ _NAMES = {
         'strop.compat.fronts': 'build_algorithm=build build_architecture=build build_mutator=build build_mutable=build '
         'build_distiller=build build_pruner=build build_loss=build build_op=build',
     },
+    'mmrazor.models.utils': {'strop.compat.fronts': 'add_prefix reinitialize_optim_wrapper_count_status'},
     'mmrazor.models.algorithms': {
         'strop.algorithms': 'BaseAlgorithm SPOS SlimmableNetwork ItePruneAlgorithm LossResults TensorResults PredictResults '
         'ForwardResults *',
     },
     'mmrazor.models.mutators': {
         'strop.mutators': 'BaseMutator OneShotMutator OneShotModuleMutator NasMutator ChannelMutator OneShotChannelMutator '
-        'SlimmableChannelMutator *',
+        'SlimmableChannelMutator DiffModuleMutator=DifferentiableMutator *',
     },
     'mmrazor.models.mutables': {
         'strop.mutables': 'BaseMutable=Mutable MutableModule=LayerChoice OneShotMutableModule=LayerChoice OneShotMutableOP '
@@ -56,6 +57,7 @@ _NAMES = {
     'mmrazor.models.architectures.ops': {
         'strop.architectures.blocks': 'BaseOP ShortcutLayer ShuffleBlock ShuffleXception MBBlock Identity ConvBnAct '
         'DepthwiseSeparableConv',
+        'strop.architectures.darts_cells': 'DartsPoolBN DartsDilConv DartsSepConv DartsSkipConnect DartsZero',
     },
     'mmrazor.models.architectures.dynamic_ops': {
         'strop.elastic': 'DynamicConv2d DynamicLinear DynamicBatchNorm1d DynamicBatchNorm2d DynamicBatchNorm3d '
@@ -63,6 +65,7 @@ _NAMES = {
     },
     'mmrazor.models.ops': {
         'strop.architectures.blocks': 'BaseOP ShuffleBlock ShuffleXception MBBlock Identity',
+        'strop.architectures.darts_cells': 'DartsPoolBN DartsDilConv DartsSepConv DartsSkipConnect DartsZero',
     },
     'mmrazor.models.task_modules': {
         'strop.estimators': 'ResourceEstimator *',
@@ -166,18 +169,15 @@ _LATER = """
 AcademicQuantizer AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BackwardTracer BaseDemoInput
 BaseEstimator BaseQuantizer BigNAS BigNASDDP BigNasConv2d CalibrateBNMixin Candidates CartsHandler
 CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConvBNReLU CustomTracer DCFF DCFFChannelMutator DCFFChannelUnit DMCP
-DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS DSNASDDP Darts DartsBackbone DartsDDP
-DartsDilConv DartsEpochBasedTrainLoop DartsIterBasedTrainLoop DartsMutator DartsPoolBN DartsSepConv DartsSkipConnect
-DartsSubnetClsHead DartsZero DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput
-DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable
-DetNAS DiffChoiceRoute DiffModuleMutator DiffMutableModule DiffMutableOP DifferentiableMutator DropPathProbHook
-DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d
-GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
-GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel GumbelChoiceRoute
-ImageClassifierPseudoLoss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver LearnableFakeQuantize MLPHandler
-MMArchitectureQuant MMArchitectureQuantDDP MetricPredictor ModuleMutator MutableChannelContainer OFAConv2d OneHotMutableOP
-OpenVINOQuantizer PTQLoop PruningStructureHook QATEpochBasedLoop QATValLoop RBFHandler RatioPruner ResourceInfoHook SEARCHERS
-SearchSubnetHook SelfDistiller SeparateOptimWrapperConstructor SimpleMutableChannel SingleStageDetectorPseudoLoss
+DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS DSNASDDP DefaultDemoInput DefaultMMClsDemoInput
+DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput
+DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffMutableModule DynamicInputResizer
+DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d GaussProcessHandler GeneralDistill
+GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator GroupFisherChannelUnit GroupFisherDDP
+GroupFisherDeploySubModel GroupFisherSubModel ImageClassifierPseudoLoss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
+LearnableFakeQuantize MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MetricPredictor ModuleMutator
+MutableChannelContainer OFAConv2d OpenVINOQuantizer PTQLoop PruningStructureHook QATEpochBasedLoop QATValLoop RBFHandler
+RatioPruner ResourceInfoHook SEARCHERS SearchSubnetHook SelfDistiller SimpleMutableChannel SingleStageDetectorPseudoLoss
 SingleTeacherDistiller SlimmableNetworkDDP SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TensorRTQuantizer
 TopdownPoseEstimatorPseudoLoss TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator build_searcher convert_fix_subnet
 export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model train_mmdet_model train_mmseg_model

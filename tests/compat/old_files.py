@@ -75,6 +75,108 @@ ONE_SHOT_MUTATOR = """
             return {name: subnet_dict1[name] for name in subnet_dict2}
 """
 
+AUTOSLIM = """
+    from typing import Dict, List, Optional, Union
+    import torch
+    from mmengine.model import BaseModel
+    from mmengine.optim import OptimWrapper
+    from mmengine.structures import BaseDataElement
+    from torch import nn
+
+    from mmrazor.models.distillers import ConfigurableDistiller
+    from mmrazor.models.mutators import OneShotChannelMutator
+    from mmrazor.models.utils import add_prefix
+    from mmrazor.registry import MODELS
+    from ..base import BaseAlgorithm
+
+    VALID_MUTATOR_TYPE = Union[OneShotChannelMutator, Dict]
+    VALID_DISTILLER_TYPE = Union[ConfigurableDistiller, Dict]
+
+    @MODELS.register_module()
+    class AutoSlim(BaseAlgorithm):
+        def __init__(self,
+                     mutator: VALID_MUTATOR_TYPE,
+                     distiller: VALID_DISTILLER_TYPE,
+                     architecture: Union[BaseModel, Dict],
+                     data_preprocessor: Optional[Union[Dict, nn.Module]] = None,
+                     init_cfg: Optional[Dict] = None,
+                     num_samples: int = 2) -> None:
+            super().__init__(architecture, data_preprocessor, init_cfg)
+            self.mutator = self._build_mutator(mutator)
+            self.mutator.prepare_from_supernet(self.architecture)
+
+            self.distiller = self._build_distiller(distiller)
+            self.distiller.prepare_from_teacher(self.architecture)
+            self.distiller.prepare_from_student(self.architecture)
+            self.num_samples = num_samples
+
+        def _build_mutator(self, mutator: VALID_MUTATOR_TYPE) -> OneShotChannelMutator:
+            if isinstance(mutator, dict):
+                mutator = MODELS.build(mutator)
+            if not isinstance(mutator, OneShotChannelMutator):
+                raise TypeError(f'no OneShotChannelMutator: {type(mutator)}')
+            return mutator
+
+        def _build_distiller(self, distiller: VALID_DISTILLER_TYPE) -> ConfigurableDistiller:
+            if isinstance(distiller, dict):
+                distiller = MODELS.build(distiller)
+            if not isinstance(distiller, ConfigurableDistiller):
+                raise TypeError(f'no ConfigurableDistiller: {type(distiller)}')
+            return distiller
+
+        def sample_subnet(self):
+            return self.mutator.sample_choices()
+
+        def set_subnet(self, subnet):
+            self.mutator.set_choices(subnet)
+
+        def set_max_subnet(self):
+            self.mutator.set_max_subnet()
+
+        def set_min_subnet(self):
+            self.mutator.set_min_subnet()
+
+        def train_step(self, data: List[dict], optim_wrapper: OptimWrapper) -> Dict[str, torch.Tensor]:
+
+            def distill_step(
+                    batch_inputs: torch.Tensor, data_samples: List[BaseDataElement]
+            ) -> Dict[str, torch.Tensor]:
+                with optim_wrapper.optim_context(self), self.distiller.student_recorders:
+                    _ = self(batch_inputs, data_samples, mode='loss')
+                    soft_loss = self.distiller.compute_distill_losses()
+                    subnet_losses = dict()
+                    subnet_losses.update(soft_loss)
+                    parsed_subnet_losses, _ = self.parse_losses(subnet_losses)
+                optim_wrapper.update_params(parsed_subnet_losses)
+                return subnet_losses
+
+            batch_inputs, data_samples = self.data_preprocessor(data, True)
+
+            total_losses = dict()
+            # update the max subnet loss.
+            self.set_max_subnet()
+            with optim_wrapper.optim_context(self), self.distiller.teacher_recorders:
+                max_subnet_losses = self(batch_inputs, data_samples, mode='loss')
+                parsed_max_subnet_losses, _ = self.parse_losses(max_subnet_losses)
+            optim_wrapper.update_params(parsed_max_subnet_losses)
+            total_losses.update(add_prefix(max_subnet_losses, 'max_subnet'))
+
+            # update the min subnet loss.
+            self.set_min_subnet()
+            min_subnet_losses = distill_step(batch_inputs, data_samples)
+            total_losses.update(add_prefix(min_subnet_losses, 'min_subnet'))
+
+            # update the random subnet loss.
+            for sample_idx in range(self.num_samples):
+                self.set_subnet(self.sample_subnet())
+                random_subnet_losses = distill_step(batch_inputs, data_samples)
+                total_losses.update(
+                    add_prefix(random_subnet_losses,
+                               f'random_subnet_{sample_idx}'))
+
+            return total_losses
+"""
+
 NET = """
     import torch
     from mmengine.model import BaseModel

@@ -10,7 +10,7 @@ import pytest
 from strop.compat import MMCLS, MMCV, MMRAZOR, NNI, OldImportError
 
 from .conftest import Workspace
-from .old_files import BASE_ALGORITHM, NET, ONE_SHOT_MUTATOR, SHUFFLENET, SPOS, XXX
+from .old_files import AUTOSLIM, BASE_ALGORITHM, NET, ONE_SHOT_MUTATOR, SHUFFLENET, SPOS, XXX
 
 
 def targets() -> list[tuple[str, str, str, str]]:
@@ -137,6 +137,64 @@ def test_an_algorithm_and_a_mutator_of_the_users_through_custom_imports(workspac
         + TRAIN
     )
     assert out.splitlines()[-6:] == TRAINED
+
+
+# -- customize mixed algorithms: a mutator and a distiller in one algorithm -----------------------
+
+
+def test_a_mixed_algorithm_of_the_users(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/nas/autoslim.py', AUTOSLIM)
+    workspace.put('mmrazor/models/algorithms/nas/__init__.py', "from .autoslim import AutoSlim\n\n__all__ = ['AutoSlim']\n")
+    workspace.put(
+        'config.py',
+        """
+    custom_imports = dict(imports=['mmrazor.models.algorithms.nas.autoslim'], allow_failed_imports=False)
+    recorders = dict(fc=dict(type='ModuleOutputs', source='module.2'))
+    model = dict(
+        type='mmrazor.AutoSlim',
+        num_samples=1,
+        mutator=dict(type='OneShotChannelMutator', parse_cfg=dict(demo_input=(1, 4), tracer_type='BackwardTracer')),
+        distiller=dict(
+            type='ConfigurableDistiller',
+            teacher_recorders=recorders,
+            student_recorders=recorders,
+            distill_losses=dict(loss_kl=dict(type='KLDivergence', tau=1, loss_weight=1)),
+            loss_forward_mappings=dict(
+                loss_kl=dict(
+                    preds_S=dict(recorder='fc', from_student=True),
+                    preds_T=dict(recorder='fc', from_student=False)))))
+""",
+    )
+    out = workspace.run(
+        """
+    import strop.compat
+    import torch
+    from mmengine.config import Config
+    from mmengine.optim import OptimWrapper
+    from strop.algorithms import PlainArchitecture
+    from strop.registry import MODELS
+
+    cfg = Config.fromfile('config.py')
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    algorithm = MODELS.build(dict(cfg.model, architecture=PlainArchitecture(net)))
+    print(type(algorithm).__module__)
+    wrapper = OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.5), accumulative_counts=3)
+    data = (torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))
+    before = net[0].weight.detach().clone()
+    losses = [algorithm.train_step(data, wrapper) for _ in range(5)]
+    print(sorted(losses[0]))
+    print(bool(losses[-1]['max_subnet.loss'] < losses[0]['max_subnet.loss']))
+    from mmrazor.models.algorithms.nas import AutoSlim
+    print(AutoSlim is type(algorithm))
+"""
+    )
+    assert out.splitlines()[-4:] == [
+        'mmrazor.models.algorithms.nas.autoslim',
+        "['max_subnet.loss', 'min_subnet.loss_kl', 'random_subnet_0.loss_kl']",
+        'True',
+        'True',
+    ]
 
 
 def test_an_algorithm_and_a_mutator_of_the_users_through_the_packages_init(workspace: Workspace) -> None:
