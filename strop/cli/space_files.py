@@ -72,6 +72,9 @@ def ss_gen(trial_command: str, trial_dir: str, path: str, others: tuple[str, ...
             found = SearchSpaceFile.of(written)
         except SpaceError as error:
             raise SpaceError(str(error).replace(str(written), f'What {trial_command!r} wrote')) from None
+    if code != 0:
+        ended = f'ended with exit code {code}' if code is not None else f'did not end within {timeout:g} s and was killed'
+        note(f'{trial_command!r} wrote its search space, but then {ended}: something in it catches SystemExit.')
     if not found.entries:
         raise SpaceError(f'{trial_command!r} wrote a search space without any decision.')
     for other in added:

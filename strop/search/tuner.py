@@ -117,6 +117,9 @@ class Tuner:
     def import_data(self, data: list[dict[str, Any]]) -> None:
         """Learn results that were not asked for here: a list of `{'parameter': {...}, 'value': ...}`."""
 
+    def _accept_customized_trials(self, accept: bool = True) -> None:
+        """Nothing to do: results of trials that somebody added are always told, by `receive_trial_result`."""
+
     def load_checkpoint(self) -> None:
         """Nothing to do: the state of a search is the replay of its trials."""
 

@@ -114,16 +114,13 @@ def test_a_script_that_does_not_reach_its_model(here: Path, lines: str, message:
     assert (here / 'space.json').read_text() == 'old'
 
 
-def test_a_model_without_choices_is_told(here: Path) -> None:
-    lines = (
-        'from torch import nn\nfrom strop.mutators import get_and_apply_next_architecture\n'
-        'get_and_apply_next_architecture(nn.Linear(2, 2))\n'
+def test_a_script_that_does_not_end_where_it_should(here: Path) -> None:
+    done = run(
+        'ss-gen', '-t', write(here, WRITING.format(content=SPACE) + '; raise SystemExit(3)'), '-d', 'trial', '-f', 'space.json'
     )
-    (here / 'trial' / 'plain.py').write_text(lines)
-    done = run('ss-gen', '-t', f'{sys.executable} plain.py', '-d', 'trial')
-    assert done.exit_code == 1
-    assert 'Linear has nothing to choose' in done.stderr
-    assert not (here / 'nni_auto_gen_search_space.json').exists()
+    assert done.exit_code == 0
+    assert 'then ended with exit code 3: something in it catches SystemExit' in done.stderr
+    assert json.loads((here / 'space.json').read_text()) == SPACE
 
 
 def test_wrong_usage(here: Path) -> None:

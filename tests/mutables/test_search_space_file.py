@@ -3,13 +3,17 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from strop.errors import SpaceError, SubnetError, UnknownKeyError
 from strop.mutables import (
+    LAWS,
     AnyOf,
     InputChoice,
     KOf,
@@ -161,6 +165,42 @@ def test_two_spaces_in_one() -> None:
     assert merged.space.conditions == file.space.conditions
     with pytest.raises(SpaceError, match="'op' are in both"):
         file.merged(SearchSpaceFile({'op': MIXED['lr']}))
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> dict:
+    names = st.lists(st.text('abc0123', min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
+    made = {}
+    for key in draw(st.lists(st.text('xyz./', min_size=1, max_size=5), min_size=1, max_size=5, unique=True)):
+        kind = draw(st.sampled_from(['layer_choice', 'input_choice', 'choice', *LAWS]))
+        if kind == 'layer_choice':
+            value: Any = draw(names)
+        elif kind == 'input_choice':
+            candidates = draw(st.one_of(names, st.lists(st.sampled_from(['', 'a']), min_size=1, max_size=4)))
+            value = {'candidates': candidates, 'n_chosen': draw(st.one_of(st.none(), st.integers(0, len(candidates))))}
+        elif kind == 'choice':
+            label = st.one_of(st.integers(-5, 5), st.floats(-5.25, 5.25, width=32), st.text('ab', max_size=3), st.booleans())
+            value = draw(st.lists(label, min_size=1, max_size=5, unique_by=repr))
+            value = [item for place, item in enumerate(value) if item not in value[:place]]
+        else:
+            low = draw(st.integers(1, 50))
+            value = [low, low + draw(st.integers(1, 50)), draw(st.floats(0.1, 4))][: len(LAWS[kind])]
+            value = [value[0] / 10, value[1] / 20, *value[2:]] if 'normal' in kind else value
+        made[key] = {'_type': kind, '_value': value}
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(entries(), st.integers(0, 2**32 - 1))
+def test_any_space_goes_through_its_file_and_its_answers_through_json(content: dict, seed: int) -> None:
+    file = SearchSpaceFile(json.loads(json.dumps(content)))
+    rng = np.random.default_rng(seed)
+    for subnet in [file.space.sample(rng) for _ in range(4)]:
+        parameters = json.loads(json.dumps(file.parameters(subnet)))
+        assert file.subnet(parameters) == subnet
+        assert SearchSpaceFile(file.to_dict()).subnet(parameters) == subnet
+    again = SearchSpaceFile.of(file.space)
+    assert [len(domain) for domain in again.space.values()] == [len(domain) for domain in file.space.values()]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,18 @@ import pytest
 
 from strop.errors import BudgetError, ComponentTypeError, ConfigError, SpaceError
 from strop.mutables import AnyOf, KOf, Numeric, OneOf, SearchSpaceFile, Space, Subnet
-from strop.search import Constraint, NoMoreTrialError, StrategyTuner, Trial, Tuner, TunerError, TunerStrategy, run, tuner_names
+from strop.search import (
+    Constraint,
+    NoMoreTrialError,
+    SPOSTuner,
+    StrategyTuner,
+    Trial,
+    Tuner,
+    TunerError,
+    TunerStrategy,
+    run,
+    tuner_names,
+)
 from strop.search.executor import Outcome, evaluate_trial
 from strop.search.tuner import NNI_TUNERS, OptimizeMode, extract_scalar_reward
 from strop.testing import check_strategy
@@ -207,6 +218,14 @@ class TestATunerAsAStrategy:
     def test_there_and_back_keeps_the_contract_of_strategies(self, name: str) -> None:
         check_strategy(lambda: TunerStrategy(StrategyTuner(name), unique=True))
 
+    def test_the_spos_tuner_keeps_it_too(self) -> None:
+        check_strategy(
+            lambda: TunerStrategy(
+                lambda: SPOSTuner(num_population=8, num_mutation=3, num_crossover=3, num_select=4, checkpoints=None),
+                unique=True,
+            )
+        )
+
 
 class TestResuming:
     @pytest.mark.parametrize(
@@ -228,6 +247,24 @@ class TestResuming:
             )
         assert outcome(parts) == outcome(whole)
         assert len(parts.complete) == 12
+
+    @pytest.mark.parametrize('make', [RandomNas, lambda: StrategyTuner('regularized')])
+    def test_a_trial_that_was_under_way_when_the_search_died_is_its_own_again(
+        self, make: Callable[[], Any], tmp_path: Any
+    ) -> None:
+        whole = run(FILE.space, score, strategy=TunerStrategy(make, FILE), trials=12)
+        store, calls = f'{tmp_path}/search.journal', iter(range(100))
+
+        def dies(subnet: Subnet) -> float:
+            if next(calls) in (3, 7):
+                raise KeyboardInterrupt
+            return score(subnet)
+
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run(FILE.space, dies, strategy=TunerStrategy(make, FILE), trials=12, store=store)
+        parts = run(FILE.space, dies, strategy=TunerStrategy(make, FILE), trials=12, store=store)
+        assert outcome(parts) == outcome(whole)
 
     def test_one_that_cannot_repeat_itself_is_told_by_import_data(self, tmp_path: Any) -> None:
         def make() -> RandomNas:
