@@ -116,6 +116,7 @@ MUTATORS = {
     'Mutator': [(Written,)],
     'RandomMutator': [(strop.mutators.RandomMutator,)],
     'OneShotMutator': [(strop.mutators.OneShotMutator,)],
+    'SPOSSupernetTrainingMutator': [(strop.algorithms.SPOSSupernetTrainingMutator,)],
     **{
         name: [(lambda model, name=name: MODELS.build(dict(type=name, model=model)), Mixed(), torch.randn(3, 4))]
         for name in ('DifferentiableMutator', 'DartsMutator', 'GumbelMutator', 'ProxylessMutator')
@@ -204,7 +205,21 @@ DISTILLING = {
     ],
 }
 
+
+def mixed():
+    """Return a small supernet of mixed operations."""
+    op = dict(type='DiffMutableOP', candidates=OPERATIONS)
+    return nn.Sequential(nn.Linear(3, 4), MODELS.build(op), LayerChoice([nn.Linear(4, 4), nn.Identity()]), nn.Linear(4, 2))
+
+
 ALGORITHMS = {
+    'Darts': [
+        (lambda: strop.algorithms.Darts(mixed()), (X, torch.tensor([0, 1]))),
+        (
+            lambda: strop.algorithms.Darts(mixed(), dict(type='mmrazor.DiffModuleMutator'), unroll=True),
+            {'inputs': X, 'data_samples': torch.tensor([0, 1])},
+        ),
+    ],
     **DISTILLING,
     'BaseAlgorithm': [
         (lambda: BaseAlgorithm(nn.Linear(3, 2)), (X, torch.tensor([0, 1]))),

@@ -15,7 +15,7 @@ from strop.algorithms.fpn_teacher import FpnTeacherDistill
 from strop.algorithms.ite_prune import ItePruneAlgorithm
 from strop.algorithms.overhaul import OverhaulFeatureDistillation
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
-from strop.algorithms.proxyless import ProxylessTrainer, expected_cost
+from strop.algorithms.proxyless import ProxylessNasTrainer, ProxylessTrainer, expected_cost
 from strop.algorithms.self_distill import SelfDistill
 from strop.algorithms.single_path import SinglePathTrainer, SPOSSupernetTrainer, SPOSSupernetTrainingMutator
 from strop.algorithms.single_teacher import DistillAlgorithm, SingleTeacherDistill, build_teachers
@@ -39,6 +39,7 @@ __all__ = [
     'OverhaulFeatureDistillation',
     'PlainArchitecture',
     'PredictResults',
+    'ProxylessNasTrainer',
     'ProxylessTrainer',
     'SPOSSupernetTrainer',
     'SPOSSupernetTrainingMutator',

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from strop.algorithms.darts import architecture_gradient, check_differentiable, scaled
+from strop.engine.callbacks import LRSchedulerCallback
 from strop.engine.trainer import Trainer
 from strop.errors import ConfigError, UnknownKeyError, near
 from strop.mutators import DifferentiableMutator, ProxylessMutator
@@ -66,7 +67,7 @@ class ProxylessTrainer(Trainer):
         metrics: `metrics(outputs, labels) -> dict` of numbers.
         optimizer: Optimizer of the model's weights.
         num_epochs: Number of epochs, the warm-up included.
-        dataset_train: Data, which are split in two halves.
+        dataset_train: Data, which are split in two halves unless `dataset_arch` is given.
         dataset_valid: Data to validate on; may be None.
         mutator: A differentiable mutator that draws paths; `ProxylessMutator(model)` by default, `GumbelMutator` for GDAS.
         batch_size: Batch size of each half and each process.
@@ -78,6 +79,8 @@ class ProxylessTrainer(Trainer):
         arc_learning_rate: Learning rate of Adam for the architecture parameters.
         costs: Key -> one cost for each candidate, for the expected cost in the architecture's loss.
         cost_weight: Weight of the expected cost.
+        arch_every: Train the architecture after every so many steps of the weights.
+        dataset_arch: Data that train the architecture; by default a half of `dataset_train`.
         clip_grad: Greatest norm of the weights' gradient; None for any.
         kwargs: `work_dir`, `seed`, `precision`, `launcher`, ...: see `Trainer`.
 
@@ -114,6 +117,8 @@ class ProxylessTrainer(Trainer):
         arc_learning_rate: float = 1.0e-3,
         costs: Costs | None = None,
         cost_weight: float = 0.1,
+        arch_every: int = 1,
+        dataset_arch: Any = None,
         clip_grad: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -130,14 +135,20 @@ class ProxylessTrainer(Trainer):
         self.clip_grad = clip_grad
         expected_cost(self.mutator, self.costs)
         self.ctrl_optim = torch.optim.Adam(self.mutator.parameters(), arc_learning_rate, betas=(0.0, 0.999))
-        self.train_loader, self.valid_loader = self.halves(dataset_train)
+        if arch_every < 1:
+            raise ConfigError(f'`arch_every` must be a positive number of steps, but got {arch_every!r}.')
+        self.arch_every = arch_every
+        if dataset_arch is None:
+            self.train_loader, self.valid_loader = self.halves(dataset_train)
+        else:
+            self.train_loader, self.valid_loader = self.loader(dataset_train), self.loader(dataset_arch)
         self.test_loader = self.loader(dataset_valid, shuffle=False) if dataset_valid is not None else None
 
     def train_one_epoch(self, epoch: int) -> None:
         """Train weights on one drawn path and, after the warm-up, the architecture on two, in turns."""
         self.model.train()
         self.mutator.train()
-        for _, (train_batch, valid_batch) in self.steps(self.train_loader, self.valid_loader):
+        for step, (train_batch, valid_batch) in self.steps(self.train_loader, self.valid_loader):
             x, y = train_batch
             with torch.no_grad():
                 self.mutator.reset()
@@ -146,7 +157,7 @@ class ProxylessTrainer(Trainer):
                 loss = self.loss(outputs, y)
             self.update(self.optimizer, loss, self.clip_grad)
             self.log(loss=loss, **self.metrics(outputs.detach(), y))
-            if epoch >= self.warmup_epochs:
+            if epoch >= self.warmup_epochs and (step + 1) % self.arch_every == 0:
                 self.log(arch_loss=self._learn_architecture(valid_batch))
 
     def _learn_architecture(self, batch: Any) -> torch.Tensor:
@@ -175,3 +186,71 @@ class ProxylessTrainer(Trainer):
             return None
         self.mutator.apply_on_model(self.mutator.sample_final())
         return self.evaluate(self.test_loader)
+
+
+class ProxylessNasTrainer(ProxylessTrainer):
+    """`ProxylessTrainer` under the name, and with the arguments, of NNI 1.9: loaders, cross-entropy, warm-up first.
+
+    Args:
+        model: The model with the choices.
+        model_optim: Optimizer of the model's weights.
+        device: Device.
+        train_loader: Loader of the data that train weights.
+        valid_loader: Loader of the data that train the architecture, and on which it is validated.
+        label_smoothing: Of the cross-entropy.
+        n_epochs: Number of epochs after the warm-up.
+        init_lr: Learning rate of the weights at the start; each epoch's is on a cosine down to 0, as in the official code.
+        arch_init_ratio: Standard deviation of the logits at the start.
+        arch_optim_lr: Learning rate of Adam for the architecture parameters.
+        arch_weight_decay: Its weight decay.
+        grad_update_arch_param_every: Train the architecture after every so many steps of the weights.
+        warmup: Whether there is a warm-up.
+        warmup_epochs: Epochs of the warm-up, in which the weights alone are trained.
+        kwargs: `work_dir`, `seed`, `costs`, ...: see `ProxylessTrainer`. `load_ckpt` is `train(resume=True)` here, and
+            `arch_path` is `export(file)`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        model_optim: torch.optim.Optimizer,
+        device: str | torch.device | None,
+        train_loader: Any,
+        valid_loader: Any,
+        label_smoothing: float = 0.1,
+        n_epochs: int = 120,
+        init_lr: float = 0.025,
+        *,
+        arch_init_ratio: float = 1.0e-3,
+        arch_optim_lr: float = 1.0e-3,
+        arch_weight_decay: float = 0.0,
+        grad_update_arch_param_every: int = 5,
+        warmup: bool = True,
+        warmup_epochs: int = 25,
+        callbacks: Sequence[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        before = warmup_epochs if warmup else 0
+        total = before + n_epochs
+        for group in model_optim.param_groups:
+            group['lr'] = init_lr
+        schedule = LRSchedulerCallback(torch.optim.lr_scheduler.CosineAnnealingLR(model_optim, total))
+        super().__init__(
+            model,
+            nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            lambda outputs, labels: {'acc1': (outputs.argmax(1) == labels).float().mean()},
+            model_optim,
+            total,
+            train_loader,
+            valid_loader,
+            ProxylessMutator(model, init_std=arch_init_ratio),
+            device=device,
+            callbacks=[schedule, *(callbacks or ())],
+            warmup_epochs=before,
+            arc_learning_rate=arch_optim_lr,
+            arch_every=grad_update_arch_param_every,
+            dataset_arch=valid_loader,
+            **kwargs,
+        )
+        for group in self.ctrl_optim.param_groups:
+            group['weight_decay'] = arch_weight_decay

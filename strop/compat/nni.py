@@ -18,7 +18,19 @@ _NAMES = {
     'nni.nas.pytorch.random': {'strop.mutators': 'RandomMutator'},
     'nni.nas.pytorch.fixed': {'strop.mutators': 'FixedArchitecture apply_fixed_architecture'},
     'nni.nas.pytorch.classic_nas': {'strop.mutators': 'get_and_apply_next_architecture'},
-    'nni.nas.pytorch.spos': {'strop.search.spos_evolution': 'SPOSEvolution=SPOSTuner'},
+    'nni.nas.pytorch.spos': {
+        'strop.search.spos_evolution': 'SPOSEvolution=SPOSTuner',
+        'strop.algorithms': 'SPOSSupernetTrainer SPOSSupernetTrainingMutator',
+    },
+    'nni.nas.pytorch.base_trainer': {'strop.engine': 'BaseTrainer'},
+    'nni.nas.pytorch.trainer': {'strop.engine': 'Trainer'},
+    'nni.nas.pytorch.callbacks': {'strop.engine': 'Callback LRSchedulerCallback ArchitectureCheckpoint ModelCheckpoint'},
+    'nni.nas.pytorch.utils': {'strop.engine': 'AverageMeter AverageMeterGroup to_device'},
+    'nni.nas.pytorch.darts': {'strop.mutators': 'DartsMutator', 'strop.algorithms': 'DartsTrainer'},
+    'nni.nas.pytorch.proxylessnas': {
+        'strop.mutators': 'ProxylessNasMutator=ProxylessMutator',
+        'strop.algorithms': 'ProxylessNasTrainer',
+    },
 }
 
 _MODULES = {
@@ -35,10 +47,8 @@ _MODULES = {
 }
 
 _LATER = """
-Trainer BaseTrainer Callback LRSchedulerCallback ArchitectureCheckpoint
-ModelCheckpoint DartsTrainer DartsMutator EnasTrainer EnasMutator PdartsTrainer CdartsTrainer ProxylessNasTrainer
-ProxylessNasMutator SPOSSupernetTrainer SPOSSupernetTrainingMutator
-NASBench201Mutator DartsCell ENASMicroLayer ENASMacroLayer AverageMeter AverageMeterGroup to_device StructuredMutableTreeNode
+EnasTrainer EnasMutator PdartsTrainer PdartsMutator CdartsTrainer NASBench201Mutator DartsCell ENASMicroLayer ENASMacroLayer
+StructuredMutableTreeNode
 """
 
 NNI = Table('nni', _NAMES, _MODULES, _LATER)

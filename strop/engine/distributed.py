@@ -15,7 +15,9 @@ from strop.errors import ConfigError
 from strop.registry import MODEL_WRAPPERS
 
 
-@MODEL_WRAPPERS.register_module(name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP', 'AutoSlimDDP'])
+@MODEL_WRAPPERS.register_module(
+    name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP', 'AutoSlimDDP', 'DartsDDP']
+)
 class DistributedAlgorithm(MMDistributedDataParallel):
     """DDP whose `train_step` is the algorithm's own, with its forward going through DDP.
 

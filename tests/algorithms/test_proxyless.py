@@ -1,9 +1,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from strop.algorithms import ProxylessTrainer, expected_cost
+from strop.algorithms import ProxylessNasTrainer, ProxylessTrainer, expected_cost
 from strop.errors import ComponentTypeError, ConfigError, DataError, UnknownKeyError
 from strop.mutables import LayerChoice
 from strop.mutators import GumbelMutator, ProxylessMutator, RandomMutator
@@ -109,6 +109,7 @@ def test_a_high_price_makes_the_cheap_candidate_win(tmp_path):
         (dict(costs={'op': [1, 2]}), ConfigError, '3 alternatives'),
         (dict(warmup_epochs=30), ConfigError, r'within 0\.\.20'),
         (dict(mutator=RandomMutator), ComponentTypeError, 'RandomMutator has none'),
+        (dict(arch_every=0), ConfigError, 'positive number of steps'),
         (dict(train=data(1)), DataError, 'have 1 samples'),
     ],
 )
@@ -128,3 +129,21 @@ def test_a_drawn_architecture_without_weights_is_left_out_and_told_once(tmp_path
     assert all(torch.equal(a, b) for a, b in zip(search.model.parameters(), weights))
     assert len(said) == 1
     assert 'architecture without weights' in said[0]
+
+
+def test_the_trainer_of_nni_takes_loaders_and_warms_up_first(tmp_path):
+    torch.manual_seed(0)
+    net = Net(zero=False)
+    sgd = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9)
+    loaders = DataLoader(data(), batch_size=16), DataLoader(data(32), batch_size=16)
+    search = ProxylessNasTrainer(
+        net, sgd, 'cpu', *loaders, n_epochs=2, init_lr=0.1, warmup_epochs=1, work_dir=tmp_path, log_level='WARNING'
+    )
+    learned = []
+    step = search._learn_architecture
+    search._learn_architecture = lambda batch: learned.append(search._runner.iter) or step(batch)
+    search.train()
+    # Six steps an epoch: none in the warm-up, then the fifth of each.
+    assert learned == [10, 16]
+    assert sgd.param_groups[0]['lr'] == pytest.approx(0.0, abs=1e-9)
+    assert set(search.validate()) == {'loss', 'acc1'}
