@@ -10,8 +10,11 @@ import copy
 import inspect
 import io
 import itertools
+import math
 import pickle
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from strop.algorithms import BaseAlgorithm
+from strop.engine import Trainer
 from strop.errors import BindingError, ModeError, NotDecidedError, SubnetError, TrainingError
 from strop.mutables import (
     AnyOf,
@@ -32,6 +36,7 @@ from strop.mutables import (
     Subnet,
     ValueChoice,
     extract,
+    load_subnet,
     mutables_of,
     space_of,
 )
@@ -216,6 +221,64 @@ def check_algorithm(algorithm: Mapping[str, Any] | Callable[[], BaseAlgorithm], 
     )
 
 
+def check_trainer(make: Callable[[Path], Trainer]) -> None:
+    """Check a trainer: it repeats itself, resumes bit by bit, exports an architecture, and stops at a loss of NaN.
+
+    Args:
+        make: Makes the trainer, of two epochs or more and each time alike, for the work directory that it is given.
+
+    Raises:
+        AssertionError: If a rule is broken.
+
+    >>> from strop.algorithms import SinglePathTrainer
+    >>> data = [(torch.randn(4), index % 2) for index in range(8)]
+    >>> def make(folder):
+    ...     torch.manual_seed(0)
+    ...     model = small_model()
+    ...     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    ...     loss, options = nn.CrossEntropyLoss(), dict(workers=0, work_dir=folder, log_level='ERROR')
+    ...     return SinglePathTrainer(model, loss, None, sgd, 2, data, data, **options)
+    >>> check_trainer(make)
+    Loads checkpoint by ...
+    """
+
+    def trained(folder: Path, epochs: int, resume: bool = False) -> Trainer:
+        trainer = make(folder)
+        trainer.num_epochs = epochs
+        trainer.train(resume=resume)
+        return trainer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        first = make(root / 'first')
+        name, epochs = type(first).__name__, first.num_epochs
+        _require(isinstance(first, Trainer), f'`make` must return a Trainer, not a {name}')
+        _require(not (root / 'first').exists(), f'making a {name} must write nothing')
+        before = {key: value.detach().clone() for key, value in first.network.state_dict().items()}
+        first.train()
+        whole = {key: value.detach().clone() for key, value in _state_of(first).items()}
+        _require(not _same_state(before, whole), f'{name}.train() must change something')
+        _require(_same_state(whole, _state_of(trained(root / 'second', epochs))), f'{name}.train() must repeat itself')
+        trained(root / 'third', 1)
+        resumed = trained(root / 'third', epochs, resume=True)
+        _require(_same_state(whole, _state_of(resumed)), f'{name} must go on from a checkpoint as if it had never stopped')
+        metrics = first.validate()
+        _require(
+            metrics is None or all(math.isfinite(float(value)) for value in metrics.values()),
+            f'{name}.validate() must return None or finite numbers by name',
+        )
+        first.export(root / 'final.json')
+        load_subnet(root / 'final.json', first.mutator.space)
+        spoiled = make(root / 'spoiled')
+        state = {key: value.detach().clone() for key, value in spoiled.network.named_parameters()}
+        spoiled.loss = lambda outputs, labels: outputs.sum() * float('nan')
+        _raises(TrainingError, f'{name} must stop at a loss that is not finite', spoiled.train)
+        _require(
+            _same_state(state, dict(spoiled.network.named_parameters())),
+            f'a loss that is not finite must not reach the weights of {name}',
+        )
+
+
 def check_strategy(strategy: str | Callable[[], Strategy]) -> None:
     """Check a search strategy: no repetition, constraints, determinism, resumption, an end in a small space.
 
@@ -332,6 +395,10 @@ def small_model() -> nn.Module:
     27
     """
     return _Small()
+
+
+def _state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {key: value.detach() for key, value in trainer.network.state_dict().items()}
 
 
 class _Small(nn.Module):

@@ -17,7 +17,7 @@ from strop.mutables.domain import Domain
 from strop.mutators import BaseMutator, Mutator
 from strop.registry import MODELS
 from strop.search import STRATEGIES, Strategy
-from strop.testing import check_algorithm, check_distill_loss, check_mutable, check_mutator, check_strategy
+from strop.testing import check_algorithm, check_distill_loss, check_mutable, check_mutator, check_strategy, check_trainer
 
 MODELS.import_from_location()
 
@@ -347,6 +347,29 @@ LOSSES = {
 }
 
 
+def searched(cls, folder, **more):
+    """Return a trainer of a small supernet."""
+    torch.manual_seed(0)
+    net = mixed()
+    data = [(torch.randn(3), index % 2) for index in range(16)]
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    options = dict(batch_size=4, workers=0, device='cpu', work_dir=folder, log_level='ERROR', **more)
+    if 'NasTrainer' in cls.__name__:
+        loader = torch.utils.data.DataLoader(data, 4)
+        del options['batch_size'], options['workers'], options['device']
+        return cls(net, sgd, 'cpu', loader, loader, n_epochs=2, warmup_epochs=0, grad_update_arch_param_every=1, **options)
+    return cls(net, nn.CrossEntropyLoss(), None, sgd, 2, data, data, **options)
+
+
+TRAINERS = {
+    'SinglePathTrainer': [dict()],
+    'SPOSSupernetTrainer': [dict()],
+    'DartsTrainer': [dict(), dict(unrolled=True), dict(unrolled=True, second_order='finite_difference')],
+    'ProxylessTrainer': [dict()],
+    'ProxylessNasTrainer': [dict()],
+}
+
+
 def rows(table):
     return [pytest.param(row, id=f'{name}-{index}') for name, entries in table.items() for index, row in enumerate(entries)]
 
@@ -397,7 +420,17 @@ def test_a_class_without_a_row_is_noticed():
     unlisted.__module__ = 'elsewhere'  # as long as it lives, it is no longer one of Strop's
 
 
+def test_every_trainer_is_in_the_table():
+    names = {cls.__name__ for cls in subclasses(strop.engine.Trainer) if cls.__module__.split('.')[0] == 'strop'}
+    assert names == set(TRAINERS), 'a trainer without a row in the table of this file, or a row without a trainer'
+
+
 # -- the contracts are kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('name', 'more'), [(name, more) for name, rows_ in TRAINERS.items() for more in rows_])
+def test_trainers(name, more):
+    check_trainer(lambda folder: searched(getattr(strop.algorithms, name), folder, **more))
 
 
 @pytest.mark.parametrize('row', rows(MUTABLES))

@@ -101,6 +101,62 @@ def test_the_classes_are_strops_own() -> None:
     assert RandomMutator is Same is strop.mutators.RandomMutator
 
 
+def test_a_search_with_the_old_import_lines(tmp_path) -> None:
+    import json
+
+    import torch
+    from nni.nas.pytorch.callbacks import ArchitectureCheckpoint, LRSchedulerCallback
+    from nni.nas.pytorch.darts import DartsMutator, DartsTrainer
+    from nni.nas.pytorch.mutables import InputChoice, LayerChoice
+    from nni.nas.pytorch.proxylessnas import ProxylessNasMutator, ProxylessNasTrainer
+    from nni.nas.pytorch.spos import SPOSSupernetTrainer, SPOSSupernetTrainingMutator
+    from nni.nas.pytorch.trainer import Trainer
+    from nni.nas.pytorch.utils import AverageMeterGroup
+
+    assert issubclass(DartsTrainer, Trainer)
+    assert issubclass(SPOSSupernetTrainer, Trainer)
+    assert issubclass(ProxylessNasTrainer, Trainer)
+    assert all(isinstance(cls, type) for cls in (ProxylessNasMutator, SPOSSupernetTrainingMutator, AverageMeterGroup))
+
+    class Node(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ops = torch.nn.ModuleList(
+                LayerChoice([torch.nn.Linear(4, 4), torch.nn.Identity()], key=f'edge{index}') for index in range(3)
+            )
+            self.switch = InputChoice(choose_from=[op.key for op in self.ops], n_chosen=2, key='node')
+
+        def forward(self, x):
+            return self.switch([op(x) for op in self.ops])
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Node(), torch.nn.Linear(4, 2))
+    dataset = torch.utils.data.TensorDataset(torch.randn(16, 4), torch.arange(16) % 2)
+    optim = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=3.0e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optim, 2, eta_min=0.001)
+    trainer = DartsTrainer(
+        model,
+        loss=torch.nn.CrossEntropyLoss(),
+        metrics=lambda output, target: {'acc1': (output.argmax(1) == target).float().mean().item()},
+        optimizer=optim,
+        num_epochs=2,
+        dataset_train=dataset,
+        dataset_valid=dataset,
+        mutator=DartsMutator(model),
+        batch_size=4,
+        workers=0,
+        log_frequency=10,
+        unrolled=True,
+        callbacks=[LRSchedulerCallback(scheduler), ArchitectureCheckpoint(str(tmp_path / 'checkpoints'))],
+        work_dir=tmp_path,
+    )
+    trainer.train()
+    trainer.validate()
+    found = json.loads((tmp_path / 'checkpoints' / 'epoch_1.json').read_text())
+    assert set(found) == {'edge0', 'edge1', 'edge2', 'node'}
+    assert len(found['node']) == 2
+
+
 def test_a_mutator_that_runs_the_choices_itself() -> None:
     import torch
     from nni.nas.pytorch.base_mutator import BaseMutator
