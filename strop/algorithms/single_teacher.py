@@ -59,6 +59,9 @@ class DistillAlgorithm(BaseAlgorithm):
             raise ComponentTypeError(
                 f'{type(self).__name__} needs a ConfigurableDistiller, not a {type(self.distiller).__name__}.'
             )
+        if isinstance(kwargs.get('architecture'), nn.Module) and isinstance(self.architecture, PlainArchitecture):
+            # It comes with its weights; the runner would have models of timm initialize them anew.
+            self.architecture._is_init = True
         self.student_trainable = student_trainable
         self.calculate_student_loss = calculate_student_loss
         #: Set by `StopDistillHook`: from then on the student learns by the labels alone.

@@ -158,6 +158,8 @@ class ConfigurableDistiller(BaseDistiller):
         taught_by = student if teacher is None else teacher
         if self.student_recorders.model is not student:
             self.prepare_from_student(student)
+            if not any(parameter.requires_grad for parameter in student.parameters()):
+                print_log('The student is frozen: at most the connectors can learn.', logger='current', level=30)
         if self.teacher_recorders.model is not taught_by:
             self.prepare_from_teacher(taught_by)
         with recorded(self.teacher_recorders, self.student_recorders, self.deliveries, teacher, student):

@@ -221,11 +221,9 @@ class ModuleOutputsRecorder(BaseRecorder):
                 f'{self.source!r} is a {type(self.module).__name__}, which is never called itself. Name one of its children: '
                 f'{listed([f"{self.source}.{name}" for name, _ in self.module.named_children()])}.'
             )
-        self._compiled = any(
-            isinstance(compiled := getattr(module, '_orig_mod', None), nn.Module)
-            and any(child is self.module for child in compiled.modules())
-            for module in model.modules()
-        )
+        compiled = [module for module in model.modules() if getattr(module, '_compiled_call_impl', None) is not None]
+        compiled += [inner for module in model.modules() if isinstance(inner := getattr(module, '_orig_mod', None), nn.Module)]
+        self._compiled = any(child is self.module for module in compiled for child in module.modules())
 
     def start(self) -> None:
         """Hook the module."""

@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import os
 import socket
@@ -206,12 +207,14 @@ def test_a_teacher_starts_from_its_checkpoint_and_keeps_it(tmp_path):
         assert torch.equal(algorithm.teacher.module.state_dict()[name], value)
 
 
-def test_a_teacher_with_an_init_weights_of_its_own_keeps_its_weights():
-    teacher = net(seed=1)
+def test_modules_with_an_init_weights_of_their_own_keep_the_weights_they_come_with():
+    teacher, student = net(seed=1), net(4)
     teacher.init_weights = lambda: teacher.fc.weight.data.zero_()
-    algorithm = make(teacher)
+    student.init_weights = lambda: student.fc.weight.data.zero_()
+    algorithm = make(teacher, student)
     algorithm.init_weights()
     assert algorithm.teacher.module.fc.weight.any()
+    assert algorithm.student.module.fc.weight.any()
 
 
 def test_a_checkpoint_of_another_model_says_which_keys(tmp_path):
@@ -340,6 +343,32 @@ def test_a_copy_teaches_itself():
     before = copy.deepcopy(algorithm.state_dict())
     other.train_step(DATA, sgd(other))
     assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
+
+
+def test_live_tensors_do_not_grow_over_steps():
+    algorithm = make(distiller=distiller(**PROJECTED))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.01)
+
+    def steps(count):
+        for _ in range(count):
+            algorithm.train_step(DATA, optimizer)
+        gc.collect()
+        return sum(type(item) in (torch.Tensor, nn.Parameter) for item in gc.get_objects())
+
+    assert steps(5) == steps(300)
+
+
+def test_compiled_models_learn_alike():
+    torch.compiler.reset()
+    plain, student, teacher = make(), net(4, seed=2), net(seed=1)
+    student.compile(backend='eager')
+    teacher.compile(backend='eager')
+    compiled = make(teacher, student)
+    for algorithm in (plain, compiled):
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+        for _ in range(3):
+            algorithm.train_step(DATA, optimizer)
+    torch.testing.assert_close(compiled.student.module.fc.weight, plain.student.module.fc.weight)
 
 
 def test_stopped_distillation_leaves_the_teacher_alone():

@@ -326,6 +326,20 @@ def test_a_frozen_student_is_refused(teacher, student):
         run(distiller, teacher, student)
 
 
+def test_a_frozen_student_with_connectors_that_learn_is_said_once(teacher, student, monkeypatch):
+    said = []
+    monkeypatch.setattr('strop.distill.distiller.print_log', lambda text, **_: said.append(text))
+    distiller = make()
+    student.requires_grad_(False)
+    for _ in range(2):
+        with distiller.record(teacher, student):
+            with torch.no_grad():
+                teacher(X)
+            student(X)
+        distiller.loss().backward()
+    assert said == ['The student is frozen: at most the connectors can learn.']
+
+
 def test_a_source_that_is_not_run_is_named(teacher, student):
     distiller = prepared(one(outputs(fc='idle')), teacher, student)
     with pytest.raises(TrainingError, match=r"'loss_mse', argument 'input', the student, 'idle'.*recorded nothing"):

@@ -545,9 +545,11 @@ def test_a_compiled_model_records_from_its_first_call(net):
         torch.testing.assert_close(recorder.get_record_data(), net.stem(X + step))
 
 
-def test_a_model_that_was_compiled_and_called_before_says_so(net):
+@pytest.mark.parametrize('in_place', [False, True])
+def test_a_model_that_was_compiled_and_called_before_says_so(net, in_place):
     torch.compiler.reset()
-    compiled = torch.compile(net, backend='eager')
+    net.compile(backend='eager')
+    compiled = net if in_place else torch.compile(Net(), backend='eager')
     compiled(X)
     recorder = recorded(ModuleOutputsRecorder('stem'), compiled)
     with pytest.raises(TrainingError, match=r'torch\.compile'):
