@@ -123,13 +123,10 @@ KINDS = pytest.mark.parametrize('kind', ['DataFreeDistillation', 'DAFLDataFreeDi
 
 
 @pytest.mark.parametrize(
-    ('kind', 'steps', 'options', 'score'),
-    [
-        ('DAFLDataFreeDistillation', 100, {}, 0.4),
-        ('DataFreeDistillation', 40, dict(student_iter=5, distiller=kl()), 0.4),
-    ],
+    ('kind', 'steps', 'options'),
+    [('DAFLDataFreeDistillation', 100, {}), ('DataFreeDistillation', 40, dict(student_iter=5, distiller=kl()))],
 )
-def test_a_student_learns_digits_without_seeing_one(teacher, kind, steps, options, score) -> None:
+def test_a_student_learns_digits_without_seeing_one(teacher, kind, steps, options) -> None:
     algorithm = build(kind, teachers=dict(big=teacher), architecture=net(6), **options)
     before = copied(algorithm.teachers)
     found = {
@@ -137,15 +134,21 @@ def test_a_student_learns_digits_without_seeing_one(teacher, kind, steps, option
         'generator': torch.optim.Adam(algorithm.generator.parameters(), 1e-3),
     }
     student, generator = copied(algorithm.student), copied(algorithm.generator)
+    losses = []
     for _ in range(steps):
         log = algorithm.train_step(96, found)
         assert all(torch.isfinite(value) and not value.requires_grad for value in log.values())
+        losses.append((log['generator.loss'].item(), log['loss'].item()))
     assert same(before, algorithm.teachers.state_dict())
     assert not same(student, algorithm.student.state_dict())
     assert not same(generator, algorithm.generator.state_dict())
     images, labels = digits('test')
     right = (algorithm.eval()(images, mode='tensor').argmax(1) == labels).float().mean().item()
-    assert right > score
+    assert right > 0.3  # three times what guessing gives
+    of_generator, of_student = (sum(part[-10:]) - sum(part[:10]) for part in zip(*losses))
+    assert of_student < 0
+    if kind.startswith('DAFL'):
+        assert of_generator < 0
 
 
 @KINDS
