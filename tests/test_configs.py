@@ -31,6 +31,8 @@ def images(tmp_path_factory):
             for index in range(4):
                 pixels = rng.integers(0, 128, (48, 56, 3)) + 40 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{index}.JPEG')
+    x, y = rng.integers(0, 256, (48, 32, 32, 3), dtype=np.uint8), np.arange(48) % 10
+    np.savez(root / 'cifar10.npz', x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
     return root
 
 
@@ -39,17 +41,20 @@ def small(path, images, tmp_path, **more):
     config = Config.fromfile(path)
     options = {'log_level': 'WARNING', **more}
     loaders = [name for name in ('train_dataloader', 'val_dataloader', 'test_dataloader') if name in config]
-    names = [*loaders, *(['train_cfg.dataloader'] if 'dataloader' in config.train_cfg else [])]
+    inner = [name for name in ('dataloader', 'mutator_dataloader') if name in config.train_cfg]
+    names = [*loaders, *(f'train_cfg.{name}' for name in inner)]
     for name in names:
         options |= {f'{name}.batch_size': 6, f'{name}.num_workers': 0}
-        if 'mnist' not in path.stem:
+        if 'cifar10' in path.stem:
+            options |= {f'{name}.dataset.source': str(images / 'cifar10.npz'), f'{name}.dataset.limit': 6}
+        elif 'mnist' not in path.stem:
             options[f'{name}.persistent_workers'] = False
             options[f'{name}.dataset.root'] = str(images / ('train' if name.startswith('train_d') else 'val'))
             options[f'{name}.dataset.transforms'] = [
                 dict(type='torchvision.transforms.v2.Resize', size=(32, 32), antialias=True)
             ]
         else:
-            options[f'{name}.dataset.limit'] = 60
+            options[f'{name}.dataset.limit'] = 18 if path.stem.startswith('darts') else 60
     if 'EvolutionSearchLoop' in config.train_cfg.get('type', ''):
         numbers = dict(max_epochs=1, num_candidates=2, num_mutation=1, num_crossover=1, top_k=1, calibrate_sample_num=6)
         options |= {f'train_cfg.{name}': value for name, value in numbers.items()}
@@ -68,6 +73,9 @@ def small(path, images, tmp_path, **more):
         mutator.prepare_from_supernet(supernet)
         dump_subnet(mutator.space.extreme(largest=False), tmp_path / 'best_fix_subnet.yaml')
         options['model.mutable_cfg'] = str(tmp_path / 'best_fix_subnet.yaml')
+    if path.stem.startswith('darts') and 'cifar10' in path.stem:
+        backbone = 'model.cfg.backbone' if 'fix_subnet' in config.model else 'model.architecture.backbone'
+        config.merge_from_dict({f'{backbone}.num_layers': 3, f'{backbone}.out_indices': (2,), f'{backbone}.num_nodes': 4})
     if 'fix_subnet' in config.model:
         space = space_of(MODELS.build(config.model.cfg))
         dump_subnet(space.first(), tmp_path / 'best_fix_subnet.yaml')

@@ -10,7 +10,13 @@ from strop.engine.distributed import DistributedAlgorithm, start_process_group
 from strop.engine.evolution_search import EvolutionSearchLoop
 from strop.engine.feature_maps import RazorVisualizationHook
 from strop.engine.greedy_search import AutoSlimGreedySearchLoop
-from strop.engine.hooks import DumpSubnetHook, EstimateResourcesHook, NaiveVisualizationHook, SubnetVisualizationHook
+from strop.engine.hooks import (
+    DropPathProbHook,
+    DumpSubnetHook,
+    EstimateResourcesHook,
+    NaiveVisualizationHook,
+    SubnetVisualizationHook,
+)
 from strop.engine.launch import build_runner, prepare_config
 from strop.engine.meters import AverageMeter, AverageMeterGroup
 from strop.engine.precision import AmpOptimWrapper
@@ -36,6 +42,7 @@ __all__ = [
     'DartsEpochBasedTrainLoop',
     'DartsIterBasedTrainLoop',
     'DistributedAlgorithm',
+    'DropPathProbHook',
     'DumpSubnetHook',
     'EpochBasedTrainLoop',
     'EstimateResourcesHook',

@@ -103,6 +103,52 @@ class DumpSubnetHook(_Periodic):
 
 
 @HOOKS.register_module()
+class DropPathProbHook(Hook):
+    """Raise the probability with which paths are dropped, evenly from 0 to `max_prob` over the training.
+
+    It goes to every part of the model that has a method `set_drop_path(prob)`, such as `DartsBackbone`.
+
+    Args:
+        max_prob: The probability at the end.
+        interval: Set it every so many iterations; -1 for once an epoch.
+        by_epoch: Accepted for MMRazor's configs.
+
+    Raises:
+        ConfigError: If `max_prob` is not within [0, 1).
+    """
+
+    def __init__(self, max_prob: float, interval: int = -1, by_epoch: bool = True) -> None:
+        if not 0 <= max_prob < 1:
+            raise ConfigError(f'`max_prob` is a probability in [0, 1), but got {max_prob!r}.')
+        self.max_prob = max_prob
+        self.interval = interval
+
+    def before_train(self, runner: Any) -> None:
+        """Say so where nothing can be dropped."""
+        if not self._targets(runner):
+            raise ConfigError(
+                'DropPathProbHook found no part of the model with set_drop_path(); it goes with a backbone such as '
+                'DartsBackbone.'
+            )
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Set the probability."""
+        self._set(runner)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Set the probability where it is due."""
+        if self.interval > 0 and runner.iter % self.interval == 0:
+            self._set(runner)
+
+    def _targets(self, runner: Any) -> list[Any]:
+        return [part for part in unwrapped(runner.model).modules() if callable(getattr(part, 'set_drop_path', None))]
+
+    def _set(self, runner: Any) -> None:
+        for part in self._targets(runner):
+            part.set_drop_path(self.max_prob * runner.iter / runner.max_iters)
+
+
+@HOOKS.register_module()
 class EstimateResourcesHook(_Periodic):
     """Log the MACs and parameters (millions) of the current subnet, or of the model where nothing is to decide.
 

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.visualization import Visualizer
+from torch import nn
 
 from strop.engine import SubnetVisualizationHook, build_runner
 from strop.errors import BindingError, ConfigError
@@ -181,3 +184,37 @@ def test_naive_visualization_hook_takes_pairs_of_tensors(tmp_path):
     outputs = [{'pred_score': torch.tensor([0.1, 0.9]), 'gt_label': torch.tensor(0)} for _ in range(2)]
     hook.after_test_iter(Runner, 0, (images, torch.zeros(2)), outputs)
     assert len(list(tmp_path.rglob('test_0_*.png'))) == 2
+
+
+# -- dropped paths ------------------------------------------------------------------------------------------
+
+
+class Droppable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.probs = []
+
+    def set_drop_path(self, prob):
+        self.probs.append(prob)
+
+
+@pytest.mark.parametrize(('interval', 'expected'), [(-1, [0.0, 0.1]), (3, [0.0, 0.0, 0.1, 0.1])])
+def test_the_probability_of_dropped_paths_rises_to_its_end(interval, expected):
+    part = Droppable()
+    runner = SimpleNamespace(model=nn.Sequential(nn.Linear(1, 1), part), iter=0, max_iters=6)
+    hook = HOOKS.build(dict(type='mmrazor.DropPathProbHook', max_prob=0.2, interval=interval))
+    hook.before_train(runner)
+    for _ in range(2):
+        hook.before_train_epoch(runner)
+        for index in range(3):
+            hook.before_train_iter(runner, index)
+            runner.iter += 1
+    assert part.probs == pytest.approx(expected)
+
+
+def test_dropping_paths_needs_a_model_that_can():
+    hook = HOOKS.build(dict(type='DropPathProbHook', max_prob=0.2))
+    with pytest.raises(ConfigError, match='DartsBackbone'):
+        hook.before_train(SimpleNamespace(model=nn.Linear(1, 1)))
+    with pytest.raises(ConfigError, match='max_prob'):
+        HOOKS.build(dict(type='DropPathProbHook', max_prob=1.0))
