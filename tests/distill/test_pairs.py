@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from strop.architectures import WideResNet
 from strop.data import CRDDataset, ImageDataset, collate
-from strop.distill import BaseConnector, ConfigurableDistiller
+from strop.distill import BaseConnector, ConfigurableDistiller, OFDDistiller, negative_mean
 from strop.errors import ConfigError
 from strop.randomness import seed_everything
 from strop.registry import MODELS
@@ -243,6 +244,50 @@ def test_a_paraphraser_is_pretrained_against_the_feature_itself() -> None:
     forwards('none', distiller, Net(T), Net(S), torch.randn(2, 1, 8, 8))
     distiller.loss().backward()
     assert all(parameter.grad is not None for parameter in distiller.parameters())
+
+
+def test_overhauled_features_of_wide_residual_networks_get_their_margins_from_the_norms() -> None:
+    seed_everything(0)
+    teacher, student = WideResNet(10, 2, in_channels=1).eval(), WideResNet(10, 1, in_channels=1)
+    norms = {'first': ('layer2.0.bn1', 16, 0.25), 'second': ('layer3.0.bn1', 32, 0.5), 'last': ('bn1', 64, 1.0)}
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias)
+    connectors = {
+        f'of_student_{name}': conv(width, 2 * width, norm_cfg=dict(type='BN'), act_cfg=None)
+        for name, (_, width, _) in norms.items()
+    }
+    connectors |= {f'of_teacher_{name}': dict(type='OFDTeacherConnector') for name in norms}
+    sources = outputs(**{name: source for name, (source, _, _) in norms.items()})
+    distiller = OFDDistiller(
+        sources,
+        sources,
+        connectors=connectors,
+        distill_losses={f'loss_{name}': dict(type='OFDLoss', loss_weight=weight) for name, (_, _, weight) in norms.items()},
+        loss_forward_mappings={
+            f'loss_{name}': dict(
+                s_feature=record(True, name, connector=f'of_student_{name}'),
+                t_feature=record(False, name, connector=f'of_teacher_{name}'),
+            )
+            for name in norms
+        },
+    )
+    x = torch.randn(4, 1, 12, 12)
+    with distiller.record(teacher, student):
+        with torch.no_grad():
+            teacher(x)
+        student(x)
+    for name, (source, _, _) in norms.items():
+        norm = teacher.get_submodule(source)
+        expected = negative_mean(norm.bias, norm.weight).float()
+        assert torch.equal(distiller.connectors[f'of_teacher_{name}'].margin.flatten(), expected)
+        # What was recorded is the norm's output before the ReLU: half of it is negative.
+        recorded = distiller.get_record(name, from_student=False)
+        assert (recorded < 0).float().mean() > 0.2
+    losses = distiller.compute_distill_losses()
+    assert set(losses) == {f'loss_{name}' for name in norms}
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in student.layer1.parameters())
 
 
 def test_contrast_takes_its_indices_from_the_samples_of_the_data_set() -> None:
