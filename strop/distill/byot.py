@@ -18,6 +18,9 @@ class BYOTDistiller(ConfigurableDistiller):
     Zhang, Song, Gao, Chen, Bao, Ma: Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
     Distillation, ICCV 2019, https://arxiv.org/abs/1905.08094.
 
+    What pooling leaves of the teacher's maps, (batch, channels, 1, 1), is given as the vectors that a `BYOTConnector` gives.
+    MMRazor's configs record it so, and its losses broadcast the two against each other, which compared every pair of images.
+
     Args, Raises: as `ConfigurableDistiller`.
 
     >>> from torch import nn
@@ -40,4 +43,9 @@ class BYOTDistiller(ConfigurableDistiller):
     ) -> Any:
         """Return what was recorded, detached if it is the teacher's; see `ConfigurableDistiller.get_record`."""
         data = super().get_record(recorder, from_student, record_idx, data_idx, connector, connector_idx)
-        return data if from_student else mapped(data, torch.Tensor.detach)
+        return data if from_student else mapped(data, _taught)
+
+
+def _taught(feature: torch.Tensor) -> torch.Tensor:
+    pooled = feature.ndim > 2 and set(feature.shape[2:]) == {1}
+    return (feature.flatten(1) if pooled else feature).detach()

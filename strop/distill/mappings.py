@@ -104,6 +104,8 @@ def _record(
     if not isinstance(record, Mapping):
         raise ConfigError(f"{where} must be a record such as dict(recorder='fc', from_student=True), but got {record!r}.")
     for key, value in record.items():
+        if key == '_scope_':
+            continue  # MMEngine's mark
         if key not in _KEYS:
             raise ConfigError(f'{where} has no key {key!r}.{near(key, _KEYS)} It may have {listed(_KEYS)}.')
         fits = isinstance(value, _KEYS[key]) and (isinstance(value, bool) == (_KEYS[key] == (bool,)))
@@ -133,4 +135,4 @@ def _record(
         )
     if connector is None and record.get('connector_idx') is not None:
         raise ConfigError(f'{where}: `connector_idx` chooses from what a connector gives, but there is no `connector`.')
-    return dict(record)
+    return {key: value for key, value in record.items() if key != '_scope_'}

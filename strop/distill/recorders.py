@@ -515,7 +515,7 @@ def build_listener(ending: str, name: str, config: Any, kind: type) -> Any:
         return config
     if not isinstance(config, Mapping) or 'type' not in config:
         raise ConfigError(f"{ending} {name!r} must be a config with the key 'type', but got {config!r}.")
-    config = dict(config)
+    config = {key: value for key, value in config.items() if key != '_scope_'}
     cls = config.pop('type')
     if isinstance(cls, str):
         full = cls if cls.endswith(ending) else cls + ending

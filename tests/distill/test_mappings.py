@@ -32,6 +32,7 @@ def test_a_good_mapping_is_given_back():
         gt_labels=dict(recorder='labels', from_student=True, data_idx=1),
     )
     assert check(loss_kl=mapping) == dict(loss_kl=mapping)
+    assert check(loss_kl=dict(mapping, preds_S=dict(S, _scope_='mmrazor'))) == dict(loss_kl=dict(mapping, preds_S=S))
     assert check(dict(loss_x=Anything()), loss_x=dict(whatever=S)) == dict(loss_x=dict(whatever=S))
 
 

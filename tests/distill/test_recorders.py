@@ -486,7 +486,7 @@ def test_wrong_configs():
 
 @pytest.mark.parametrize('name', ['ModuleOutputs', 'mmrazor.ModuleOutputs', 'strop.ModuleOutputsRecorder'])
 def test_types_are_written_with_or_without_ending_and_scope(name):
-    manager = RecorderManager(dict(a=dict(type=name, source='fc')))
+    manager = RecorderManager(dict(a=dict(_scope_='mmrazor', type=name, source='fc')))
     assert type(manager.get_recorder('a')) is ModuleOutputsRecorder
 
 
