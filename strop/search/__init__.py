@@ -8,6 +8,7 @@ from strop.search.greedy import GreedySlimming
 from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
 from strop.search.policy import PolicyGradient
+from strop.search.processes import LocalProcesses
 from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
 from strop.search.spos_evolution import SPOSTuner
@@ -35,6 +36,7 @@ __all__ = [
     'GreedySlimming',
     'GridSearch',
     'InProcess',
+    'LocalProcesses',
     'LocalSearch',
     'NoMoreTrialError',
     'OptunaStrategy',

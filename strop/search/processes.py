@@ -1,0 +1,382 @@
+"""An executor of local processes: each trial can be killed, is limited in time and memory, and has its own log."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+from strop.errors import ConfigError, try_import
+from strop.mutables import Space
+from strop.search.executor import Evaluate, Outcome, evaluate_trial
+from strop.search.trial import Trial
+
+_POLL = 0.2  # seconds between two looks at limits
+_STARTUP = 120.0  # seconds in which a worker must be ready
+
+
+class LocalProcesses:
+    """Evaluates several trials at a time, each in a process of this machine.
+
+    Workers live on from trial to trial; one that dies or breaks a limit is replaced, and its trial fails with the reason. They
+    are started from a server that has run nothing, so threads and locks of this process do no harm. Tensors that the evaluation
+    holds (a trained supernet, images) lie in memory that all workers share; they must not be written to.
+
+    Args:
+        workers: How many trials run at once.
+        seconds: Time limit of one trial; None for none.
+        memory: Limit in MiB of what a trial adds to the memory of its worker, children included; None for none.
+        logs: Folder in which each trial's output is kept as `trial_<number>.log`; by default it goes where this process's goes.
+        threads: PyTorch threads of each worker; by default the cores are divided among the workers.
+        devices: What `CUDA_VISIBLE_DEVICES` is set to in each worker, such as `['0', '1']`: a slot for each.
+
+    Raises:
+        ConfigError: If an argument is out of range.
+
+    The evaluation is a function that can be imported, an instance of such a class, or anything that cloudpickle (an optional
+    package) can send. A script that uses this needs `if __name__ == '__main__':`, since workers import it.
+
+    >>> LocalProcesses(workers=2, seconds=60).capacity
+    2
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        seconds: float | None = None,
+        memory: float | None = None,
+        logs: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        devices: Sequence[str] | None = None,
+    ) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        workers = (len(devices) if devices else cores) if workers is None else workers
+        for name, value in (('workers', workers), ('threads', 1 if threads is None else threads)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f'`{name}` must be a whole number, 1 or more, but got {value!r}.')
+        for name, limit in (('seconds', seconds), ('memory', memory)):
+            if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or limit <= 0):
+                raise ConfigError(f'`{name}` must be a positive number or None, but got {limit!r}.')
+        if devices is not None and len(devices) < workers:
+            raise ConfigError(f'`devices` has {len(devices)} slots for {workers} workers. Give one for each.')
+        self.capacity = workers
+        self.seconds, self.memory = seconds, memory
+        self.logs = None if logs is None else Path(logs)
+        self.threads = threads or max(cores // workers, 1)
+        self.devices = list(devices or [])
+        self._workers: list[_Worker] = []
+        self._payload = b''
+        self._psutil: Any = try_import('psutil', 'parallel') if memory is not None else None
+
+    def start(self, evaluate: Evaluate, seed: int) -> None:
+        """Start the workers and give them the evaluation.
+
+        Raises:
+            ConfigError: If the evaluation cannot be sent to another process, or the workers do not start.
+        """
+        self.close()
+        if self.logs is not None:
+            self.logs.mkdir(parents=True, exist_ok=True)
+        self._evaluate, self._seed = sendable(evaluate), seed
+        try:
+            self._workers = [self._begun(slot) for slot in range(self.capacity)]
+            for worker in self._workers:
+                self._await(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def submit(self, trial: Trial) -> None:
+        """Give a trial to a worker that has none."""
+        next(worker for worker in self._workers if worker.trial is None).send(trial)
+
+    def wait(self) -> list[Outcome]:
+        """Return the outcomes of the trials that have ended, killing those that break a limit; block until there is one."""
+        while True:
+            busy = [worker for worker in self._workers if worker.trial is not None]
+            ready = wait([worker.connection for worker in busy], timeout=_POLL)
+            outcomes = []
+            for worker in busy:
+                outcome = worker.receive() if worker.connection in ready else self._broken_limit(worker)
+                if outcome is None:
+                    continue
+                outcomes.append(outcome)
+                worker.trial = None
+                if not worker.alive:
+                    worker.end()
+                    self._workers[self._workers.index(worker)] = replacement = self._begun(worker.slot)
+                    self._await(replacement)
+            if outcomes:
+                return outcomes
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _begun(self, slot: int) -> _Worker:
+        settings = _Settings(
+            self._seed,
+            self.threads,
+            None if self.logs is None else str(self.logs.absolute()),
+            self.devices[slot] if self.devices else None,
+        )
+        return _Worker(slot, self._evaluate, settings)
+
+    def _await(self, worker: _Worker) -> None:
+        worker.await_ready()
+        if self.memory is not None:
+            worker.held = _held(self._psutil, worker.process.pid)
+
+    def _broken_limit(self, worker: _Worker) -> Outcome | None:
+        assert worker.trial is not None, 'only of busy workers'
+        taken = time.monotonic() - worker.since
+        reason = None
+        if self.seconds is not None and taken > self.seconds:
+            reason = f'the trial was killed after {taken:.3g} s: its limit is {self.seconds:g} s'
+        elif self.memory is not None:
+            held = _held(self._psutil, worker.process.pid) - worker.held
+            if held > self.memory:
+                reason = f'the trial was killed: it held {held:.0f} MiB of memory, and its limit is {self.memory:g} MiB'
+        if reason is None:
+            return None
+        worker.kill()
+        return Outcome(worker.trial.number, None, taken, f'{reason}{self._log_text(worker.trial)}')
+
+    def _log_text(self, trial: Trial) -> str:
+        return '' if self.logs is None else f' (its output is in {log_file(self.logs, trial.number)})'
+
+
+def log_file(folder: str | os.PathLike[str], number: int) -> Path:
+    """Return where the output of a trial is kept.
+
+    >>> str(log_file('logs', 7))
+    'logs/trial_7.log'
+    """
+    return Path(folder) / f'trial_{number}.log'
+
+
+def sendable(evaluate: Evaluate) -> Evaluate:
+    """Return an evaluation that can be pickled: itself, or one that travels by cloudpickle.
+
+    Raises:
+        ConfigError: If it can be sent in neither way.
+
+    >>> sendable(print) is print
+    True
+    """
+    try:
+        _Rehearsal(io.BytesIO()).dump(evaluate)
+        return evaluate
+    except Exception as error:
+        refusal = error
+    try:
+        import cloudpickle
+
+        return _ByValue(cloudpickle.dumps(evaluate))
+    except ImportError:
+        hint = 'Define it at the top level of a module, or install cloudpickle.'
+    except Exception as error:
+        refusal, hint = error, 'Build what cannot be sent (open files, locks, runners) inside the evaluation.'
+    raise ConfigError(f'The evaluation cannot be sent to other processes ({type(refusal).__name__}: {refusal}). {hint}')
+
+
+class _Rehearsal(pickle.Pickler):
+    """Pickles all but tensors, which travel as shared memory."""
+
+    def persistent_id(self, value: Any) -> Any:
+        return 'tensor' if isinstance(value, torch.Tensor) else None
+
+
+class _ByValue:
+    """A function that is sent as its code, since it has no name to import it by."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self._function: Callable[..., Any] | None = None
+
+    def __reduce__(self) -> Any:
+        return _ByValue, (self.content,)
+
+    def __call__(self, subnet: Any) -> Any:
+        if self._function is None:
+            self._function = pickle.loads(self.content)  # our own bytes, from the process that started this one
+        return self._function(subnet)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    seed: int
+    threads: int
+    logs: str | None
+    device: str | None
+
+
+class _Worker:
+    """A process, and the trial that it works on."""
+
+    def __init__(self, slot: int, evaluate: Evaluate, settings: _Settings) -> None:
+        self.slot = slot
+        context: Any = torch.multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
+        if sys.platform == 'linux':
+            context.set_forkserver_preload(['torch', 'strop.search.processes'])
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, evaluate, settings), daemon=False)
+        try:
+            self.process.start()
+        except RuntimeError as error:
+            raise ConfigError(
+                'Workers import the script that starts them: put what it runs under `if __name__ == "__main__":`. '
+                f'({" ".join(str(error).split())[:120]})'
+            ) from None
+        finally:
+            theirs.close()
+        self.trial: Trial | None = None
+        self.since = 0.0
+        self.held = 0.0
+        self.killed = False
+        self._space: Space | None = None
+
+    @property
+    def alive(self) -> bool:
+        return not self.killed and self.process.is_alive()
+
+    def await_ready(self) -> None:
+        """Wait for the worker's first word."""
+        ready = False
+        with contextlib.suppress(EOFError, OSError):
+            ready = self.connection.poll(_STARTUP) and self.connection.recv()
+        if not ready:
+            self.end()
+            raise ConfigError(
+                'A worker process did not start; what it printed says why. The usual cause is a script without '
+                '`if __name__ == "__main__":`, or an evaluation that cannot be imported there.'
+            )
+
+    def send(self, trial: Trial) -> None:
+        space = trial.subnet.space
+        new = space is not self._space
+        self._space = space
+        self.trial, self.since = trial, time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed by `receive`
+            self.connection.send((trial.number, trial.subnet.choices, space if new else None))
+
+    def receive(self) -> Outcome:
+        assert self.trial is not None, 'only of busy workers'
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            code = self.process.exitcode
+            self.kill()
+            why = f'signal {-code} ({signal.Signals(-code).name})' if code is not None and code < 0 else f'exit code {code}'
+            hint = '; the system may have run out of memory' if code == -signal.SIGKILL else ''
+            return Outcome(
+                self.trial.number, None, time.monotonic() - self.since, f'the process of the trial ended by {why}{hint}'
+            )
+
+    def kill(self) -> None:
+        """End the worker and everything that it started."""
+        self.killed = True
+        pid = self.process.pid
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # it leads a session of its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        self.kill()
+        self.process.join(10)
+        self.connection.close()
+
+
+def _held(psutil: Any, pid: int | None) -> float:
+    """Return the MiB that a process and its children hold, without what they share with files or other processes."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                used = each.memory_info()
+                total += (used.rss - getattr(used, 'shared', 0)) / 2**20
+    return total
+
+
+# -- in the worker -----------------------------------------------------------------------------
+
+
+def _work(connection: Connection, evaluate: Evaluate, settings: _Settings) -> None:
+    if hasattr(os, 'setsid'):
+        os.setsid()  # Ctrl-C reaches the parent, which decides; and what the trial starts dies with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    if settings.device is not None:
+        os.environ['CUDA_VISIBLE_DEVICES'] = settings.device
+    torch.set_num_threads(settings.threads)
+    connection.send(True)
+    space: Space | None = None
+    while True:
+        try:
+            number, choices, given = connection.recv()
+        except (EOFError, OSError):
+            return
+        space = given if given is not None else space
+        assert space is not None, 'the first trial brings its space'
+        with _output_to(settings.logs, number):
+            outcome = evaluate_trial(evaluate, Trial(number, space.from_picks(choices)), settings.seed)
+            if outcome.trace is not None:
+                print(outcome.trace, file=sys.stderr)
+        try:
+            connection.send(outcome)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        except Exception as error:
+            text = f'what the evaluation returned cannot be sent back ({type(error).__name__}: {error}); return numbers'
+            connection.send(replace(outcome, returned=None, error=text))
+
+
+def _die_with_parent(parent: int) -> None:
+    """A search that was killed leaves nobody behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _output_to(folder: str | None, number: int) -> Any:
+    """Write what is printed, also by libraries and children, to the log of a trial."""
+    if folder is None:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(log_file(folder, number), 'ab') as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, stream in zip(kept, (1, 2), strict=True):
+            os.dup2(descriptor, stream)
+            os.close(descriptor)
