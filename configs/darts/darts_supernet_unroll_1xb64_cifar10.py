@@ -1,5 +1,5 @@
 # Search the cells of DARTS with the second order; the schedule of the paper. https://arxiv.org/abs/1806.09055
-# The images are those of the "binary version" or the "python version" of CIFAR-10, unpacked into `data/`.
+# The images are those of the "binary version" of CIFAR-10, unpacked into `data/`.
 _base_ = ['../_base_/darts_space.py']
 
 _images = dict(type='strop.ImageDataset', source='data/cifar-10-batches-bin', form='samples')
