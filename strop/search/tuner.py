@@ -464,16 +464,24 @@ class StrategyTuner(Tuner):
         return self.file
 
 
-#: Name of a tuner that came with NNI -> the strategy that does its work here.
-NNI_TUNERS = {
-    'Random': 'random',
-    'GridSearch': 'grid',
-    'TPE': 'TPESampler',
-    'GPTuner': 'GPSampler',
-    'Evolution': 'regularized',
-    'RegularizedEvolutionTuner': 'regularized',
-    'SPOSEvolution': 'spos',
-    'PPOTuner': 'policy',
+#: Name of a tuner that came with NNI -> the strategy that does its work here, with NNI's own settings.
+NNI_TUNERS: dict[str, dict[str, Any]] = {
+    'Random': {'type': 'random'},
+    'GridSearch': {'type': 'grid'},
+    'TPE': {'type': 'TPESampler'},
+    'GPTuner': {'type': 'GPSampler'},
+    'Evolution': {'type': 'regularized', 'population': 32},
+    'RegularizedEvolutionTuner': {'type': 'regularized', 'population': 100, 'sample_size': 25},
+    'SPOSEvolution': {'type': 'spos', 'population': 50, 'top_k': 10, 'mutations': 25, 'crossovers': 25, 'mutate_prob': 0.1},
+    'PPOTuner': {'type': 'policy'},
+}
+_NNI_OPTIONS = {
+    'population_size': 'population',
+    'num_population': 'population',
+    'num_select': 'top_k',
+    'num_mutation': 'mutations',
+    'num_crossover': 'crossovers',
+    'm_prob': 'mutate_prob',
 }
 
 
@@ -487,13 +495,18 @@ def tuner_names() -> list[str]:
 
 
 def _named(strategy: StrategyLike) -> StrategyLike:
+    """Return what `build_strategy` understands, for the names and the options of NNI's tuners, too."""
     if isinstance(strategy, str):
-        if strategy not in {*STRATEGIES, *NNI_TUNERS} and not strategy.endswith('Sampler'):
-            names = [*tuner_names(), *NNI_TUNERS]
-            raise ConfigError(f'There is no tuner {strategy!r}.{near(strategy, names)} There are {listed(names, 30)}.')
-        return NNI_TUNERS.get(strategy, strategy)
-    if isinstance(strategy, Mapping) and isinstance(strategy.get('type'), str):
-        return {**strategy, 'type': _named(strategy['type'])}  # type: ignore[dict-item]
+        strategy = {'type': strategy}
+    if not isinstance(strategy, Mapping) or not isinstance(strategy.get('type'), str):
+        return strategy
+    name = strategy['type']
+    if name in NNI_TUNERS:
+        given = {_NNI_OPTIONS.get(option, option): value for option, value in strategy.items() if option != 'type'}
+        return {**NNI_TUNERS[name], **given}
+    if name not in STRATEGIES and not name.endswith('Sampler'):
+        names = [*tuner_names(), *NNI_TUNERS]
+        raise ConfigError(f'There is no tuner {name!r}.{near(name, names)} There are {listed(names, 30)}.')
     return strategy
 
 

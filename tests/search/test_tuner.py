@@ -502,8 +502,12 @@ class TestAStrategyAsATuner:
 
     def test_names_of_nni(self) -> None:
         for name in NNI_TUNERS:
-            if NNI_TUNERS[name] != 'GPSampler':
+            if name != 'GPTuner':
                 assert StrategyTuner(name).strategy is not None
+        evolution = StrategyTuner({'type': 'RegularizedEvolutionTuner', 'population_size': 30}).strategy
+        assert (evolution.name, evolution.population, evolution.sample_size) == ('regularized', 30, 25)  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match='trials_per_update'):
+            StrategyTuner({'type': 'PPOTuner', 'trials_per_update': 20})
         with pytest.raises(ConfigError, match=r"no tuner 'TPESampl'\. Did you mean 'TPESampler'"):
             StrategyTuner('TPESampl')
         with pytest.raises(ConfigError, match="'maximize' or 'minimize'"):
