@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from strop.algorithms import SPOS, BaseAlgorithm
+    from strop.algorithms import SPOS, BaseAlgorithm, Darts, DartsTrainer, ProxylessTrainer, SinglePathTrainer
     from strop.distill import ConfigurableDistiller, distiller_for
     from strop.elastic import ElasticWidths
+    from strop.engine import Trainer
     from strop.errors import StropError
     from strop.estimators import SpaceEstimator, count, measure
     from strop.graph import ChannelGraph, channel_units, prove
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
     from strop.mutators import (
         BaseMutator,
         ChannelMutator,
+        DartsMutator,
+        DifferentiableMutator,
+        GumbelMutator,
         Mutator,
         OneShotChannelMutator,
         OneShotMutator,
+        ProxylessMutator,
         RandomMutator,
         apply_fixed_architecture,
         get_and_apply_next_architecture,
@@ -48,9 +53,10 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 _HOMES = {
-    'algorithms': ('BaseAlgorithm', 'SPOS'),
+    'algorithms': ('BaseAlgorithm', 'Darts', 'DartsTrainer', 'ProxylessTrainer', 'SPOS', 'SinglePathTrainer'),
     'distill': ('ConfigurableDistiller', 'distiller_for'),
     'elastic': ('ElasticWidths',),
+    'engine': ('Trainer',),
     'errors': ('StropError',),
     'estimators': ('SpaceEstimator', 'count', 'measure'),
     'graph': ('ChannelGraph', 'channel_units', 'prove'),
@@ -76,9 +82,13 @@ _HOMES = {
     'mutators': (
         'BaseMutator',
         'ChannelMutator',
+        'DartsMutator',
+        'DifferentiableMutator',
+        'GumbelMutator',
         'Mutator',
         'OneShotChannelMutator',
         'OneShotMutator',
+        'ProxylessMutator',
         'RandomMutator',
         'apply_fixed_architecture',
         'get_and_apply_next_architecture',
@@ -93,7 +103,12 @@ __all__ = [
     'ChannelGraph',
     'ChannelMutator',
     'ConfigurableDistiller',
+    'Darts',
+    'DartsMutator',
+    'DartsTrainer',
+    'DifferentiableMutator',
     'ElasticWidths',
+    'GumbelMutator',
     'InputChoice',
     'LayerChoice',
     'MutableScope',
@@ -101,14 +116,18 @@ __all__ = [
     'OneShotChannelMutator',
     'OneShotMutableOP',
     'OneShotMutator',
+    'ProxylessMutator',
+    'ProxylessTrainer',
     'Pruner',
     'RandomMutator',
     'Repeat',
     'SPOS',
+    'SinglePathTrainer',
     'Space',
     'SpaceEstimator',
     'StropError',
     'Subnet',
+    'Trainer',
     'ValueChoice',
     'apply_fixed_architecture',
     'apply_subnet',

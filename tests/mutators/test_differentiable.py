@@ -308,6 +308,18 @@ def test_other_kinds_of_choices_are_those_of_every_mutator():
         mutator.sample_choices('minimum')
 
 
+def test_choices_inside_choices_learn_and_only_the_reached_ones_are_final():
+    inner = LayerChoice([nn.Tanh(), nn.ReLU()], key='inner')
+    model = nn.Sequential(LayerChoice([nn.Sequential(nn.Linear(4, 4), inner), nn.Identity()], key='outer'))
+    mutator = with_logits(DifferentiableMutator(model), outer=[0.0, 1.0], inner=[2.0, 0.0])
+    mutator.reset()
+    model(torch.randn(2, 4)).pow(2).sum().backward()
+    assert all(logits.grad.abs().sum() > 0 for logits in mutator.parameters())
+    assert dict(mutator.best_subnet()) == {'outer': 1}
+    with_logits(mutator, outer=[1.0, 0.0])
+    assert dict(mutator.best_subnet()) == {'outer': 0, 'inner': 0}
+
+
 # -- copies and state ---------------------------------------------------------------------------------------
 
 
