@@ -115,6 +115,7 @@ MUTATORS = {
     'BaseMutator': [(BaseMutator,)],
     'Mutator': [(Written,)],
     'RandomMutator': [(strop.mutators.RandomMutator,)],
+    'FixedArchitecture': [(lambda model: strop.mutators.FixedArchitecture(model, strop.space_of(model).first()),)],
     'OneShotMutator': [(strop.mutators.OneShotMutator,)],
     'SPOSSupernetTrainingMutator': [(strop.algorithms.SPOSSupernetTrainingMutator,)],
     **{
