@@ -262,7 +262,13 @@ def _build_teacher(teacher: Any, checkpoint: Any, loss: Any) -> BaseModel:
     built = build_architecture(teacher, None if isinstance(teacher, (Mapping, BaseModel)) else loss)
     if checkpoint is not None:
         # By the names that the user's own module has.
-        load_pretrained(built.module if isinstance(built, PlainArchitecture) else built, checkpoint)
+        try:
+            load_pretrained(built.module if isinstance(built, PlainArchitecture) else built, checkpoint)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'`teacher_ckpt`: {error} Where a checkpoint of the whole algorithm is loaded afterwards (to test, export or '
+                'resume it), teacher_ckpt=None does.'
+            ) from None
     elif isinstance(teacher, Mapping) and not _initialized_from_file(built):
         print_log(
             f'The teacher ({type(built).__name__}) has no `teacher_ckpt`: unless weights are loaded later, it teaches noise.',

@@ -224,7 +224,7 @@ def test_a_checkpoint_of_another_model_says_which_keys(tmp_path):
     torch.save(nn.Sequential(nn.Linear(4, 8)).state_dict(), tmp_path / 'other.pth')
     with pytest.raises(ConfigError, match=r"of another model than Net: it has no 'stem.weight'.*'0.bias', '0.weight' instead"):
         make(teacher_ckpt=tmp_path / 'other.pth')
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='teacher_ckpt=None does'):
         make(teacher_ckpt=tmp_path / 'none.pth')
     torch.save(net(), tmp_path / 'whole.pth')
     with pytest.raises(UnsafeFileError):
@@ -287,6 +287,13 @@ def test_models_of_openmmlab_run_their_heads_and_draws_are_handed_over():
     torch.testing.assert_close(losses['distill.loss_mse'], F.mse_loss(*logits))
     torch.testing.assert_close(losses['student.loss_cls'], F.cross_entropy(logits[0], DATA[1]))
     assert not algorithm.distiller.deliveries.deliveries['draw'].data_queue
+
+
+def test_a_distiller_may_hand_over_draws_and_compare_nothing():
+    path = f'{__name__}.Classifier.draw'
+    draws = dict(draw=dict(type='MethodOutputs', max_keep_data=10000, method_path=path))
+    algorithm = make(teacher=Classifier(8), student=Classifier(4), distiller=dict(distill_deliveries=draws))
+    assert set(algorithm(*DATA, mode='loss')) == {'student.loss_cls'}
 
 
 # -- training ------------------------------------------------------------------------------------
