@@ -119,6 +119,8 @@ class _Fitted:
     def add(self, name: str, mine_at: str, its_at: str, loss: Any, mine_idx: Any, its_idx: Any, connector: Any = None) -> None:
         name = name.replace('.', '_')
         configs = self.configs
+        while name in configs['student_recorders']:
+            name += '_'  # `a.b` beside `a_b`
         configs['student_recorders'][name] = dict(type='ModuleOutputs', source=mine_at)
         configs['teacher_recorders'][name] = dict(type='ModuleOutputs', source=its_at)
         mine, its = dict(recorder=name, from_student=True), dict(recorder=name, from_student=False)

@@ -90,6 +90,23 @@ def test_connectors_and_losses_of_ones_own():
     assert distiller_for(cnn(4), cnn(8), X, logits_loss=dict(type='DISTLoss')).distill_losses['loss_logits'].tau == 1
 
 
+def test_paths_that_would_share_a_name_are_kept_apart():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(nn.Conv2d(3, 2, 1))
+            self.a_0 = nn.Conv2d(2, 2, 1)
+            self.logits = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, x):
+            return self.logits(self.a_0(self.a(x)))
+
+    distiller = distiller_for(Named(), Named(), X, features=['a.0', 'a_0', 'logits'])
+    assert set(distiller.distill_losses) == {'loss_logits', 'loss_logits_', 'loss_a_0', 'loss_a_0_'}
+    sources = {recorder.source for recorder in distiller.student_recorders.recorders.values()}
+    assert sources == {'', 'a.0', 'a_0', 'logits'}
+
+
 def test_precision_is_the_students():
     distiller = distiller_for(cnn(4).double(), cnn(8).double(), X.double(), features=['1'])
     assert next(distiller.parameters()).dtype == torch.float64
