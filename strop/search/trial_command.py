@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
@@ -63,7 +62,7 @@ class TrialCommand:
         self.command, self.space, self.folder = command, SearchSpaceFile.of(space), Path(folder)
         self.cwd, self.timeout, self.objective = Path(cwd), timeout, objective
         self.environment = dict(environment or {})
-        self._count = itertools.count()
+        self._started = 0
 
     def __call__(self, subnet: Subnet) -> dict[str, Any]:
         """Run one trial and return its result: the objective, and what stood beside it in the report.
@@ -73,7 +72,8 @@ class TrialCommand:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f'{subnet.digest}-', dir=self.folder)).absolute()
-        write_parameters(folder, self.space.parameters(subnet), next(self._count))
+        write_parameters(folder, self.space.parameters(subnet), self._started)
+        self._started += 1
         code, output = run_command(
             self.command, self.cwd, {FOLDER_VARIABLE: str(folder), **self.environment}, folder / LOG, self.timeout
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
 import time
@@ -103,6 +104,11 @@ def test_a_script_that_uses_the_trial_side(tmp_path: Path) -> None:
     command = TrialCommand(f'{sys.executable} trial.py', SPACE, tmp_path / 'trials', cwd=tmp_path)
     subnet = SPACE.subnet({'op': {'_value': 'b', '_idx': 1}, 'lr': 0.25})
     assert command(subnet) == {'score': 1.25, 'name': 'b'}
+
+
+def test_it_may_be_sent_to_another_process(tmp_path: Path) -> None:
+    command = pickle.loads(pickle.dumps(trial(tmp_path)))
+    assert command(SPACE.space.subnet({'op': 'b', 'lr': 0.5})) == {'score': 1.5}
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
