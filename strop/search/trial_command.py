@@ -18,6 +18,10 @@ from strop.search.trial_side import FOLDER_VARIABLE, TrialReportError, read_repo
 
 LOG = 'trial.log'
 
+# The command leads a session of its own, so that all its processes can be killed at once; for that, nobody else's kill reaches
+# them. A watcher therefore reads from a pipe that this process holds open: it ends when this process does, however it ends.
+_GUARDED = 'exec 3<&0 </dev/null; { cat <&3; kill -s KILL -- -$$; } >/dev/null 2>&1 & exec 3<&-; exec /bin/sh -c "$1"'
+
 
 class TrialCommand:
     """An evaluation for `strop.search.run`: runs a command, gives it the parameters, and reads what it reports.
@@ -93,7 +97,7 @@ def run_command(
 ) -> tuple[int | None, str]:
     """Run a shell command to its end and return its exit code and its output; the code is None if it took too long.
 
-    However this call ends, no process of the command is left.
+    However this call or this process ends, no process of the command is left.
 
     Args:
         command: What the shell is given.
@@ -104,11 +108,10 @@ def run_command(
     """
     with open(log, 'wb') as stream:
         process = subprocess.Popen(
-            command,
-            shell=True,
+            ['/bin/sh', '-c', _GUARDED, 'sh', command],
             cwd=cwd,
             env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -126,6 +129,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdin is not None, 'it was opened as a pipe'
+    process.stdin.close()
 
 
 def tail(output: str, lines: int = 8, width: int = 600) -> str:

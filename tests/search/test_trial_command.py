@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,12 +15,11 @@ from strop.mutables import SearchSpaceFile
 from strop.search import run
 from strop.search.trial_command import TrialCommand, tail
 
-SPACE = SearchSpaceFile(
-    {
-        'op': {'_type': 'layer_choice', '_value': ['a', 'b', 'c']},
-        'lr': {'_type': 'quniform', '_value': [0, 1, 0.25]},
-    }
-)
+ENTRIES = {
+    'op': {'_type': 'layer_choice', '_value': ['a', 'b', 'c']},
+    'lr': {'_type': 'quniform', '_value': [0, 1, 0.25]},
+}
+SPACE = SearchSpaceFile(ENTRIES)
 
 # What a trial without Strop's Python does: read one file, write one line.
 TRIAL = """
@@ -82,16 +82,45 @@ def test_a_trial_that_hangs_is_killed_with_its_children(tmp_path: Path) -> None:
     result = run(SPACE.space, command, strategy='grid', trials=1)
     assert time.monotonic() - begin < 30
     assert 'was killed after 1 s' in str(result.failed[0].error)
-    log = next((tmp_path / 'trials').iterdir()) / 'trial.log'
-    pid = int(log.read_text().split('child ')[1].split()[0])
-    for _ in range(50):
-        state = Path(f'/proc/{pid}/stat')
-        if not state.exists() or state.read_text().split(')')[1].split()[0] == 'Z':
+    assert gone(child_of(next((tmp_path / 'trials').iterdir()) / 'trial.log'))
+
+
+def test_a_trial_dies_with_the_search(tmp_path: Path) -> None:
+    lines = [
+        'from strop.search import TrialCommand',
+        f'command = TrialCommand("sleep 60 & echo child $!; wait", {ENTRIES!r}, "trials")',
+        'command(command.space.space.first())',
+    ]
+    (tmp_path / 'search.py').write_text('\n'.join(lines))
+    search = subprocess.Popen([sys.executable, 'search.py'], cwd=tmp_path)
+    logs: list[Path] = []
+    for _ in range(600):
+        logs = list(tmp_path.glob('trials/*/trial.log'))
+        if logs and 'child' in logs[0].read_text():
             break
         time.sleep(0.1)
-    else:
-        os.kill(pid, 9)
-        pytest.fail('a child of the killed trial lives on')
+    pid = child_of(logs[0])
+    search.kill()
+    search.wait()
+    assert gone(pid)
+
+
+def child_of(log: Path) -> int:
+    return int(log.read_text().split('child ')[1].split()[0])
+
+
+def gone(pid: int) -> bool:
+    """Wait for the end of a process; if it does not come, end it."""
+    for _ in range(100):
+        state = Path(f'/proc/{pid}/stat')
+        try:
+            if state.read_text().split(')')[1].split()[0] == 'Z':
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    os.kill(pid, 9)
+    return False
 
 
 def test_a_script_that_uses_the_trial_side(tmp_path: Path) -> None:
