@@ -335,7 +335,7 @@ class DartsTrainer(Trainer):
             self.step(self.ctrl_optim)
 
             # The weights, on the first half. Nothing is to be learned of the logits here.
-            x, y = train_batch
+            x, y = self.pair(train_batch)
             with torch.no_grad():
                 self.mutator.reset()
             with self.autocast():
@@ -346,7 +346,7 @@ class DartsTrainer(Trainer):
 
     def _loss(self, batch: Any) -> torch.Tensor:
         # Not through the distributed wrapper, which reduces in backward(); the gradients of the logits are averaged above.
-        x, y = batch
+        x, y = self.pair(batch)
         self.mutator.reset()
         with self.autocast():
             return self.loss(self.model(x), y)

@@ -149,7 +149,7 @@ class ProxylessTrainer(Trainer):
         self.model.train()
         self.mutator.train()
         for step, (train_batch, valid_batch) in self.steps(self.train_loader, self.valid_loader):
-            x, y = train_batch
+            x, y = self.pair(train_batch)
             with torch.no_grad():
                 self.mutator.reset()
             with self.autocast():
@@ -161,7 +161,7 @@ class ProxylessTrainer(Trainer):
                 self.log(arch_loss=self._learn_architecture(valid_batch))
 
     def _learn_architecture(self, batch: Any) -> torch.Tensor:
-        x, y = batch
+        x, y = self.pair(batch)
         gates = self.mutator.binary_gates() if isinstance(self.mutator, ProxylessMutator) else nullcontext()
         with gates:
             self.mutator.reset()

@@ -85,7 +85,8 @@ class SinglePathTrainer(Trainer):
     def train_one_epoch(self, epoch: int) -> None:
         """Train one drawn architecture for each batch."""
         self.model.train()
-        for _, (x, y) in self.steps(self.train_loader):
+        for _, batch in self.steps(self.train_loader):
+            x, y = self.pair(batch)
             self.mutator.reset()
             with self.autocast():
                 outputs = self.network(x)

@@ -34,7 +34,27 @@ from strop.mutators import BaseMutator
 from strop.randomness import counter_rng, derive_seed, seed_everything
 
 
-class Trainer(ABC):
+class BaseTrainer(ABC):
+    """The four verbs of a trainer, for one that shares nothing else with `Trainer`."""
+
+    @abstractmethod
+    def train(self) -> None:
+        """Train."""
+
+    @abstractmethod
+    def validate(self) -> Any:
+        """Validate."""
+
+    @abstractmethod
+    def export(self, file: str | os.PathLike[str]) -> None:
+        """Write the final architecture to a file."""
+
+    @abstractmethod
+    def checkpoint(self) -> Any:
+        """Write what is needed to go on."""
+
+
+class Trainer(BaseTrainer):
     """Train a model with choices together with its mutator.
 
     Sub-classes write `train_one_epoch` and `validate_one_epoch`. What they may use: `self.steps(loader, ...)` for batches,
@@ -158,8 +178,8 @@ class Trainer(ABC):
         self._outputs: dict[str, Any] = {}
         self._bad_losses = 0
         self._told_constant = False
-        for callback in self.callbacks:
-            callback.build(model, mutator, self)
+        self._built: set[int] = set()
+        self._build_callbacks()
 
     # -- what a sub-class writes -----------------------------------------------------------
 
@@ -297,6 +317,21 @@ class Trainer(ABC):
         """Return a batch (a tensor, or nested lists and mappings of them) on the trainer's device."""
         return to_device(batch, self.device)
 
+    @staticmethod
+    def pair(batch: Any) -> tuple[Any, Any]:
+        """Return the inputs and the labels of a batch.
+
+        Raises:
+            ConfigError: If it is not a pair.
+        """
+        if isinstance(batch, (list, tuple)) and len(batch) == 2:
+            return batch[0], batch[1]
+        given = f'a mapping with {listed(batch)}' if isinstance(batch, Mapping) else f'a {type(batch).__name__}'
+        raise ConfigError(
+            f"This trainer takes batches of (inputs, labels), but got {given}. Let the data set give pairs (form='tuple' of "
+            'an ImageDataset), or override train_one_epoch and validate_one_epoch.'
+        )
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which forwards run in the trainer's precision."""
         if self.precision is None:
@@ -371,7 +406,7 @@ class Trainer(ABC):
         self.model.eval()
         meters = AverageMeterGroup()
         for batch in loader:
-            x, y = self.to_device(batch)
+            x, y = self.pair(self.to_device(batch))
             with self.autocast():
                 outputs = self.model(x)
                 loss = self.loss(outputs, y)
@@ -427,6 +462,7 @@ class Trainer(ABC):
     # -- the runner ------------------------------------------------------------------------
 
     def _prepare(self, validate: bool, resume: bool) -> None:
+        self._build_callbacks()
         by_epoch = self.checkpoint_by == 'epoch'
         backends: list[dict[str, Any]] = [{'type': 'LocalVisBackend'}]
         if self.tensorboard:
@@ -460,6 +496,12 @@ class Trainer(ABC):
         # MMEngine puts models on the accelerator; the trainer's own device decides.
         whole.to(self.device)
         self.network = self._runner.model
+
+    def _build_callbacks(self) -> None:
+        for callback in self.callbacks:
+            if id(callback) not in self._built:
+                self._built.add(id(callback))
+                callback.build(self.model, self.mutator, self)
 
     def _call_back(self, event: str, epoch: int) -> None:
         for callback in self.callbacks:
@@ -511,6 +553,3 @@ def _check_filled(size: int, rule: str) -> None:
 def _endless(loader: Any) -> Iterator[Any]:
     while True:
         yield from loader
-
-
-BaseTrainer = Trainer

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from strop.algorithms import DartsTrainer, SinglePathTrainer
-from strop.engine import Callback, LRSchedulerCallback, Trainer, load_checkpoint_file
+from strop.algorithms import Darts, DartsTrainer, SinglePathTrainer
+from strop.engine import BaseTrainer, Callback, LRSchedulerCallback, SearchBatches, Trainer, load_checkpoint_file
 from strop.errors import ComponentTypeError, ConfigError, DataError, TrainingError
 from strop.mutables import LayerChoice
 from strop.mutators import DartsMutator, RandomMutator
@@ -418,6 +419,27 @@ def test_a_loss_of_nan_is_told_with_step_and_architecture(tmp_path):
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 
 
+def test_batches_that_are_no_pairs_are_told(tmp_path):
+    net, sgd = parts()
+    rows = [{'inputs': x, 'data_samples': y} for x, y in data(8)]
+    search = SinglePathTrainer(net, nn.CrossEntropyLoss(), None, sgd, 1, rows, rows, **options(tmp_path))
+    for action in (search.train, search.validate):
+        with pytest.raises(ConfigError, match=r"mapping with 'inputs', 'data_samples'.*give pairs"):
+            action()
+
+
+def test_a_base_trainer_has_four_verbs_to_write():
+    class Own(BaseTrainer):
+        def train(self):
+            return 'trained'
+
+        validate = export = checkpoint = train
+
+    assert Own().train() == 'trained'
+    with pytest.raises(TypeError, match='abstract'):
+        BaseTrainer()
+
+
 def test_a_data_loader_cannot_be_split(tmp_path):
     net, sgd = parts()
     with pytest.raises(ComponentTypeError, match='give the data set'):
@@ -463,12 +485,30 @@ def smooth(work_dir, unrolled, rank=0, world=1, **changes):
     return Ordered(net, nn.CrossEntropyLoss(), accuracy, sgd, 3, data(), data(10, 1), **options(work_dir, **made))
 
 
+def algorithm():
+    """A Darts algorithm of the same model, and its two optimizers."""
+    torch.manual_seed(0)
+    made = Darts(Smooth(), unroll=True)
+    optimizers = OptimWrapperDict(
+        architecture=OptimWrapper(torch.optim.SGD(made.architecture.parameters(), lr=0.3, momentum=0.9)),
+        mutator=OptimWrapper(torch.optim.SGD(made.mutator.parameters(), lr=2.0)),
+    )
+    return made, optimizers
+
+
+def algorithm_steps(train_step, optimizers, rank=0, world=1):
+    for seed in range(4):
+        batches = [tuple(t[rank::world] for t in data(8, 10 * seed + part).tensors) for part in (1, 2)]
+        train_step(SearchBatches(*batches), optimizers)
+
+
 SCRIPT = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from engine.test_trainer import darts, plain, single, smooth
+from engine.test_trainer import algorithm, algorithm_steps, darts, plain, single, smooth
+from strop.registry import MODEL_WRAPPERS
 from strop.errors import TrainingError
 
 rank, out = int(os.environ['RANK']), sys.argv[1]
@@ -481,6 +521,9 @@ for name, make in (('single', single), ('darts', darts)):
     search.train()
     torch.save(search.network.module.state_dict(), f'{{out}}/{{name}}_{{rank}}.pt')
     torch.save(search.validate(), f'{{out}}/{{name}}_{{rank}}_metrics.pt')
+made, optimizers = algorithm()
+algorithm_steps(MODEL_WRAPPERS.build(dict(type='DartsDDP', module=made)).train_step, optimizers, rank, 2)
+torch.save(made.state_dict(), f'{{out}}/algorithm_{{rank}}.pt')
 search = plain(f'{{out}}/plain', launcher='pytorch')
 search.train_loader = torch.utils.data.DataLoader(torch.utils.data.Subset(search.dataset_train, range(rank, 24, 2)), 4)
 try:
@@ -523,6 +566,17 @@ def test_two_processes_make_the_steps_of_one_on_the_whole_batch(two_processes, t
     for name, value in expected.items():
         assert torch.equal(states[0][name], states[1][name])
         assert torch.allclose(states[0][name], value, atol=2e-5), name
+
+
+def test_two_processes_make_the_steps_of_the_algorithm_on_the_whole_batch(two_processes):
+    states = [torch.load(two_processes / f'algorithm_{rank}.pt') for rank in (0, 1)]
+    made, optimizers = algorithm()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    algorithm_steps(made.train_step, optimizers)
+    for name, value in made.state_dict().items():
+        assert torch.equal(states[0][name], states[1][name])
+        assert torch.allclose(states[0][name], value, atol=2e-5), name
+    assert (made.state_dict()['mutator.arch_params.first'] - before['mutator.arch_params.first']).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize('name', ['single', 'darts'])
