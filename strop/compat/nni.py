@@ -8,7 +8,7 @@ _NAMES = {
     'nni': {
         'strop.search.trial_side': 'get_next_parameter get_current_parameter get_sequence_id get_trial_id get_experiment_id '
         'report_intermediate_result report_final_result',
-        'strop.search.tuner': 'NoMoreTrialError',
+        'strop.search.tuner': 'NoMoreTrialError ClassArgsValidator',
     },
     'nni.tuner': {'strop.search.tuner': 'Tuner'},
     'nni.utils': {'strop.search.tuner': 'OptimizeMode extract_scalar_reward'},
@@ -17,7 +17,10 @@ _NAMES = {
     'nni.nas.pytorch.mutator': {'strop.mutators': 'Mutator'},
     'nni.nas.pytorch.random': {'strop.mutators': 'RandomMutator'},
     'nni.nas.pytorch.fixed': {'strop.mutators': 'FixedArchitecture apply_fixed_architecture'},
-    'nni.nas.pytorch.classic_nas': {'strop.mutators': 'get_and_apply_next_architecture'},
+    'nni.nas.pytorch.classic_nas': {
+        'strop.mutators': 'get_and_apply_next_architecture',
+        'strop.mutables.search_space_file': 'LAYER_CHOICE=LAYER INPUT_CHOICE=INPUT',
+    },
     'nni.nas.pytorch.spos': {
         'strop.search.spos_evolution': 'SPOSEvolution=SPOSTuner',
         'strop.algorithms': 'SPOSSupernetTrainer SPOSSupernetTrainingMutator',

@@ -7,7 +7,9 @@ them. `TunerStrategy` makes it a `Strategy`, so that one driver runs it; `Strate
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +60,29 @@ def extract_scalar_reward(value: Any, scalar_key: str = 'default') -> float:
     return float(number)
 
 
+class ClassArgsValidator:
+    """What NNI's tuners inherit to check their arguments before they are made; override `validate_class_args`.
+
+    >>> ClassArgsValidator().choices('optimize_mode', 'maximize', 'minimize')('maximize')
+    True
+    """
+
+    def validate_class_args(self, **kwargs: Any) -> None:
+        """Raise an error if the arguments of the tuner break a rule."""
+
+    def choices(self, key: str, *options: Any) -> Callable[[Any], bool]:
+        """Return a check that a value is one of `options`."""
+        return lambda value: value in options
+
+    def range(self, key: str, kind: type[Any], start: float, end: float, **_: Any) -> Callable[[Any], bool]:
+        """Return a check that a value is of a kind and within `start` and `end`."""
+        return lambda value: isinstance(value, kind) and bool(start <= value <= end)
+
+    def path(self, key: str) -> Callable[[Any], bool]:
+        """Return a check that a value is the path of an existing file or folder."""
+        return lambda value: os.path.exists(value)
+
+
 class Tuner:
     """What NNI's tuners inherit: override `update_search_space`, `generate_parameters` and `receive_trial_result`.
 
@@ -102,7 +127,7 @@ class Tuner:
         result = []
         for parameter_id in parameter_id_list:
             try:
-                result.append(self.generate_parameters(parameter_id, **kwargs))
+                result.append(self.generate_parameters(parameter_id, **_accepted(self.generate_parameters, kwargs)))
             except NoMoreTrialError:
                 break
         return result
@@ -307,7 +332,7 @@ class TunerStrategy(Strategy):
         if function is None and optional:
             return None
         try:
-            return function(*args, **kwargs)  # type: ignore[misc]
+            return function(*args, **_accepted(function, kwargs))  # type: ignore[misc]
         except NoMoreTrialError:
             if 'generate' in verb:
                 raise
@@ -483,6 +508,17 @@ _NNI_OPTIONS = {
     'num_crossover': 'crossovers',
     'm_prob': 'mutate_prob',
 }
+
+
+def _accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that a function takes: tuners written before NNI 1.0 take none."""
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return dict(options)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return dict(options)
+    return {name: value for name, value in options.items() if name in known}
 
 
 def tuner_names() -> list[str]:

@@ -209,6 +209,21 @@ class TestATunerAsAStrategy:
                 SMALL, lambda subnet: 1.0, strategy=strategy, constraints=[Constraint('a', lambda subnet: subnet['a'], high=-1)]
             )
 
+    def test_one_that_takes_no_options(self) -> None:
+        class Old(Tuner):
+            def update_search_space(self, search_space: dict) -> None:
+                self.space = search_space
+
+            def generate_parameters(self, parameter_id: int) -> dict:  # type: ignore[override]
+                return {'a': parameter_id % 3, 'b': 0}
+
+            def receive_trial_result(self, parameter_id: int, parameters: dict, value: float) -> None:  # type: ignore[override]
+                self.last = parameter_id, value
+
+        strategy = TunerStrategy(Old)
+        run(SMALL, lambda subnet: subnet['a'], strategy=strategy, trials=3)
+        assert strategy.tuner.last == (2, 2.0)
+
     def test_a_search_each_of_one_instance_starts_afresh(self) -> None:
         strategy = TunerStrategy(RandomNas())
         first, second = (run(SMALL, lambda subnet: 1.0, strategy=strategy, trials=10) for _ in range(2))
