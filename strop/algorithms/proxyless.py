@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from strop.algorithms.darts import architecture_gradient, check_differentiable, scaled
+from strop.algorithms.darts import check_differentiable
+from strop.algorithms.second_order import architecture_gradient, scaled
 from strop.engine.callbacks import LRSchedulerCallback
 from strop.engine.trainer import Trainer
 from strop.errors import ConfigError, UnknownKeyError, near
