@@ -2,9 +2,9 @@
 
 What is differentiated is the validation loss after a step that torch's own SGD makes on the training loss, with momentum from
 steps before and weight decay: no formula of ours. Each of the architecture parameters is moved by +-eps, which is small so that
-few activations cross a kink of ReLU or of the max-pooling. Reported: the relative error, in the Euclidean norm over all of them,
-of the exact gradient, of the finite-difference product (the paper's radius is 0.01), of the first order, and of what NNI 1.9
-computes (the product scaled by eps / 2 instead of 1 / (2 eps), at weights that its virtual step did not change).
+few activations cross a kink of ReLU or of the max-pooling. Reported: the relative error, in the Euclidean norm over all of
+them, of the exact gradient, of the finite-difference product (the paper's radius is 0.01), of the first order, and of what NNI
+1.9 computes (the product scaled by eps / 2 instead of 1 / (2 eps), at weights that its virtual step did not change).
 
     python benchmarks/darts_gradient.py --out benchmarks/results/darts_gradient.json
 """

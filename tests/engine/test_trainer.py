@@ -255,7 +255,7 @@ def test_a_resumed_run_is_bit_equal_from_anywhere(tmp_path, make, by):
     make(tmp_path / 'whole', checkpoint_by=by, max_keep_checkpoints=-1).train()
     files = sorted((tmp_path / 'whole').glob('*.pth'), key=lambda path: int(path.stem.split('_')[1]))
     last = files[-1]
-    for number, path in enumerate(files[:-1]):
+    for number, path in enumerate(files[:-1][:: 4 if len(files) > 9 else 2]):
         (tmp_path / str(number)).mkdir()
         shutil.copy(path, tmp_path / str(number))
         make(tmp_path / str(number), checkpoint_by=by).train(resume=True)
