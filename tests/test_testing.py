@@ -141,11 +141,11 @@ def bound(model, config):
     return mutator
 
 
-def distiller(kind='ConfigurableDistiller', path='0', **target):
+def distiller(kind='ConfigurableDistiller', path='0', loss='torch.nn.MSELoss', names=('input', 'target'), **target):
     """Return the config of a distiller of one layer."""
     layer = dict(layer=dict(type='ModuleOutputs', source=path))
-    loss = dict(type='OFDLoss' if target else 'torch.nn.MSELoss')
-    names = ('s_feature', 't_feature') if target else ('input', 'target')
+    loss = dict(type='OFDLoss' if target else loss)
+    names = ('s_feature', 't_feature') if target else names
     sides = (dict(recorder='layer', from_student=True), dict(recorder='layer', from_student=False, **target))
     return dict(
         type=kind,
@@ -235,6 +235,18 @@ ALGORITHMS = {
     # Their training sees no batch, so it cannot spoil one: tests/algorithms/test_data_free.py.
     'DataFreeDistillation': [],
     'DAFLDataFreeDistillation': [],
+    # The base of those that train several subnets; with none of its own it trains the architecture.
+    'SeveralSubnets': [(lambda: strop.algorithms.several_subnets.SeveralSubnets(channels()), IMAGES)],
+    'AutoSlim': [
+        (
+            lambda: strop.algorithms.AutoSlim(
+                channels(),
+                dict(type='OneShotChannelMutator', parse_cfg=PARSE),
+                distiller(path='4', loss='KLDivergence', names=('preds_S', 'preds_T')),
+            ),
+            IMAGES,
+        ),
+    ],
     'SlimmableNetwork': [
         (
             lambda: strop.algorithms.SlimmableNetwork(

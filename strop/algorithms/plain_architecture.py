@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseModule
 from torch import nn
 
 from strop.errors import ComponentTypeError, ConfigError, ModeError
@@ -51,6 +51,7 @@ class PlainArchitecture(BaseModel):
         if isinstance(data_preprocessor, Mapping):
             data_preprocessor = MODELS.build({'type': 'BaseDataPreprocessor', **data_preprocessor})
         super().__init__(data_preprocessor, init_cfg)
+        self._built = isinstance(module, Mapping)
         self.module = MODELS.build(dict(module)) if isinstance(module, Mapping) else module
         if not isinstance(self.module, nn.Module):
             raise ComponentTypeError(f'`module` must be an nn.Module or its config, but got {type(module).__name__}.')
@@ -60,6 +61,20 @@ class PlainArchitecture(BaseModel):
         if not callable(self.loss_function):
             raise ComponentTypeError(f'`loss` must be a function of (outputs, labels), but got {type(loss).__name__}.')
         self.metric = metric
+
+    def init_weights(self) -> None:
+        """Initialize by `init_cfg`; a module that was given keeps its weights, unless it is an MMEngine `BaseModule`.
+
+        Models of timm and transformers have an `init_weights` that would replace pretrained weights.
+        """
+        keeps = not self._built and not isinstance(self.module, BaseModule) and 'is_init' not in vars(self.module)
+        if keeps:
+            self.module.is_init = True  # type: ignore[assignment]
+        try:
+            super().init_weights()
+        finally:
+            if keeps:
+                del self.module.is_init
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Return losses, raw outputs, or one dict of `pred_score` and `gt_label` for each sample."""

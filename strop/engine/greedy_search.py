@@ -68,7 +68,7 @@ class AutoSlimGreedySearchLoop(SearchLoop):
             resume_from=str(resume_from) if isinstance(resume_from, os.PathLike) else resume_from,
             seed=seed,
         )
-        targets = list(target_flops) if isinstance(target_flops, (list, tuple)) else [target_flops]
+        targets: list[Any] = list(target_flops) if isinstance(target_flops, (list, tuple)) else [target_flops]
         if not targets or not all(isinstance(t, (int, float)) and not isinstance(t, bool) and t > 0 for t in targets):
             raise ConfigError(
                 f'`target_flops` must be millions of multiply-adds, such as [500.0, 300.0], but got {target_flops!r}.'

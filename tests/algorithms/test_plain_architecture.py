@@ -3,7 +3,7 @@ import torch
 from mmengine.evaluator import Evaluator
 from torch import nn
 
-from strop.algorithms import FunctionMetric, PlainArchitecture
+from strop.algorithms import BaseAlgorithm, FunctionMetric, PlainArchitecture
 from strop.errors import ComponentTypeError, ConfigError, ModeError
 from strop.registry import METRICS, MODELS
 
@@ -88,3 +88,36 @@ def test_lists_of_samples_are_stacked_as_mmengine_collates_them():
     inputs = torch.randn(3, 4)
     stacked = architecture(inputs, torch.tensor([0, 1, 0]), mode='loss')['loss']
     assert torch.equal(architecture(list(inputs), [0, 1, 0], mode='loss')['loss'], stacked)
+
+
+class Foreign(nn.Module):
+    """As timm's and transformers' models, it can initialize itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def init_weights(self):
+        nn.init.zeros_(self.layer.weight)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_pretrained_module_keeps_its_weights():
+    module = Foreign()
+    before = module.layer.weight.clone()
+    algorithm = BaseAlgorithm(module)
+    algorithm.init_weights()
+    assert torch.equal(module.layer.weight, before)
+    assert not hasattr(module, 'is_init')
+
+
+def test_a_module_that_is_built_here_is_initialized():
+    MODELS.register_module(module=Foreign, force=True)
+    try:
+        architecture = PlainArchitecture(dict(type='Foreign'))
+        architecture.init_weights()
+        assert not architecture.module.layer.weight.any()
+    finally:
+        MODELS.module_dict.pop('Foreign')
