@@ -23,6 +23,14 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert (tmp_path / 'my_search.journal').exists()
 
 
+def test_the_page_on_one_shot_search_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'one_shot.md').read_text(encoding='utf-8'), re.DOTALL):
+        exec(compile(block, 'one_shot.md', 'exec'), names)
+    assert [path.name for path in (tmp_path / 'two_paths').glob('*.pth')]
+
+
 @pytest.mark.parametrize('path', re.findall(r'\]\(([\w/.]+)\)', README) + re.findall(r'configs/[\w/.]+\.py', README))
 def test_named_files_exist(path):
     assert (ROOT / path).exists()
