@@ -1,4 +1,4 @@
-"""Contracts that mutables, mutators, algorithms, search strategies and distillation losses keep, as functions for your tests.
+"""Contracts that mutables, mutators, algorithms, strategies, tuners and distillation losses keep, as functions for your tests.
 
 A class of your own that passes the check of its kind works with everything else here. A broken rule raises an
 `AssertionError` that states it; other exceptions come from the checked class itself.
@@ -10,6 +10,7 @@ import copy
 import inspect
 import io
 import itertools
+import json
 import math
 import pickle
 import tempfile
@@ -32,6 +33,7 @@ from strop.mutables import (
     Mutable,
     OneOf,
     Ordered,
+    SearchSpaceFile,
     Space,
     Subnet,
     ValueChoice,
@@ -41,8 +43,9 @@ from strop.mutables import (
     space_of,
 )
 from strop.mutators import BaseMutator
+from strop.randomness import seeded
 from strop.registry import MODELS
-from strop.search import Constraint, Strategy, build_strategy, run
+from strop.search import Constraint, Strategy, TunerStrategy, build_strategy, run
 
 #: So many alternatives of a mutable are tried.
 TRIED = 16
@@ -321,6 +324,69 @@ def check_strategy(strategy: str | Callable[[], Strategy]) -> None:
     for trials in (3, 11, 20):
         resumed = found(trials, store=store)
     _require(resumed == every[:20], f'{name} must go on from a store as if it had never stopped')
+
+
+def check_tuner(make: Callable[[], Any], entries: Mapping[str, Any] | None = None, repeats: bool = True) -> None:
+    """Check a tuner by NNI's contract: proposals within the space and as JSON, failed trials, imported results, resumption.
+
+    Args:
+        make: Makes a new tuner, each time alike; its class will do.
+        entries: A search space in NNI's form that it understands; by default one with choices of layers, of one, two and
+            any number of inputs, and of a value.
+        repeats: Whether it draws only from generators that are seeded, its own or the global ones. With False it need not
+            end a search that was broken off with the same trials.
+
+    Raises:
+        AssertionError: If a rule is broken.
+        TunerError: If the tuner raises an error, or proposes what is not in the space.
+
+    >>> from strop.search import StrategyTuner
+    >>> check_tuner(StrategyTuner)
+    """
+    file = SearchSpaceFile(dict(_TUNED if entries is None else entries))
+    name = type(make()).__name__
+
+    def score(subnet: Subnet) -> float:
+        if int(subnet.digest, 16) % 5 == 0:
+            raise RuntimeError('a trial that fails')
+        return float(sum(sum(map(float, choice)) for choice in subnet.choices.values()))
+
+    def search(trials: int, **options: Any) -> list[tuple[Subnet, Any]]:
+        found = run(file.space, score, strategy=TunerStrategy(make, file), trials=trials, **options)
+        return [(trial.subnet, trial.values) for trial in found.trials]
+
+    whole = search(12)
+    _require(len(whole) == 12, f'{name} must have parameters for 12 trials, not only for {len(whole)}')
+    store = _memory_store()
+    resumed = [search(trials, store=store) for trials in (3, 8, 12)]
+    _require(resumed[2][:8] == resumed[1] and resumed[1][:3] == resumed[0], f'{name} must leave finished trials as they are')
+    _require(len(resumed[2]) == 12, f'{name} must go on from a store')
+    if repeats:
+        _require(resumed[2] == whole, f'{name} must go on from a store as if it had never stopped')
+
+    with seeded(0, 'tuner'):
+        tuner = make()
+        tuner.update_search_space(file.to_dict())
+        if hasattr(tuner, 'import_data'):
+            done = [(subnet, values) for subnet, values in whole if values is not None]
+            data = [{'parameter': file.parameters(subnet, complete=True), 'value': values['score']} for subnet, values in done]
+            tuner.import_data(data)
+        later: list[Any] = []
+        ask = getattr(tuner, 'generate_multiple_parameters', None)
+        if ask is not None:
+            later += ask([0, 1, 2], st_callback=lambda parameter_id, parameters: later.append(parameters))
+        for parameters in later:
+            written = json.loads(json.dumps(parameters))
+            _require(file.subnet(written) == file.subnet(parameters), f'{name} must propose what JSON can hold')
+
+
+_TUNED: dict[str, Any] = {
+    'layer': {'_type': 'layer_choice', '_value': ['conv', 'pool', 'skip']},
+    'one': {'_type': 'input_choice', '_value': {'candidates': ['layer', ''], 'n_chosen': 1}},
+    'two': {'_type': 'input_choice', '_value': {'candidates': ['', '', ''], 'n_chosen': 2}},
+    'any': {'_type': 'input_choice', '_value': {'candidates': ['layer', 'one'], 'n_chosen': None}},
+    'width': {'_type': 'choice', '_value': [8, 16, 32]},
+}
 
 
 def check_distill_loss(make: Callable[[], nn.Module], *inputs: Any) -> None:

@@ -26,7 +26,7 @@ from strop.search import (
 )
 from strop.search.executor import Outcome, evaluate_trial
 from strop.search.tuner import NNI_TUNERS, OptimizeMode, extract_scalar_reward
-from strop.testing import check_strategy
+from strop.testing import check_strategy, check_tuner
 
 ENTRIES = {
     'op': {'_type': 'layer_choice', '_value': ['conv', 'pool', 'skip']},
@@ -530,6 +530,33 @@ class TestAStrategyAsATuner:
         assert StrategyTuner('random', optimize_mode=OptimizeMode.Minimize).optimize_mode == 'minimize'
         with pytest.raises(ConfigError, match=r'needs update_search_space\(search_space\) first'):
             StrategyTuner('random').generate_parameters(0)
+
+
+class TestTheContractOfTuners:
+    @pytest.mark.parametrize('name', ['random', 'grid', 'regularized', 'policy', 'default', 'local', 'NSGAIISampler'])
+    def test_every_strategy_keeps_it(self, name: str) -> None:
+        check_tuner(lambda: StrategyTuner(name))
+
+    def test_tuners_in_files_of_their_own_keep_it(self) -> None:
+        check_tuner(RandomNas)
+        check_tuner(lambda: RandomNas(int.from_bytes(os.urandom(4), 'little')), repeats=False)
+        check_tuner(lambda: SPOSTuner(checkpoints=None))
+        choices = {key: {'_type': 'choice', '_value': [1, 2, 3]} for key in 'abc'}
+        check_tuner(Later, choices)
+
+    @pytest.mark.parametrize(
+        ('make', 'text'),
+        [
+            (lambda: RandomNas(int.from_bytes(os.urandom(4), 'little')), 'as if it had never stopped'),
+            (lambda: Later(generations=2), 'parameters for 12 trials, not only for 8'),
+            (lambda: faulty(import_data=fail), 'division by zero'),
+            (lambda: faulty(generate_parameters=lambda i, **k: {}), 'no choice for'),
+            (lambda: faulty(trial_end=fail), 'raised ZeroDivisionError in trial_end'),
+        ],
+    )
+    def test_a_broken_rule_is_told(self, make: Callable[[], Any], text: str) -> None:
+        with pytest.raises((AssertionError, TunerError, ZeroDivisionError), match=text):
+            check_tuner(make, {key: {'_type': 'choice', '_value': [1, 2, 3]} for key in 'abc'})
 
 
 def test_the_number_of_a_result() -> None:
