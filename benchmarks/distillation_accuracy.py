@@ -1,8 +1,8 @@
 """What a small network learns from a large one, by several losses, against learning alone.
 
 The teacher is a CIFAR ResNet-20 (published weights, fine-tuned on CIFAR-10-JPEG), the student a residual network of one block
-a stage and half its channels, trained from scratch. For each seed all students start from the same weights and see the same
-images in the same order; only the loss differs:
+a stage and half its channels, trained from scratch on few images (on all of them with `--full`), of which labels alone say
+little. For each seed all students start from the same weights and see the same images in the same order; only the loss differs:
 
 - `alone`: cross-entropy with the labels;
 - `kd`: and the divergence of the logits at temperature 4 (Hinton et al.);
@@ -165,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', default='../shared/data/cifar10_jpeg.npz')
     parser.add_argument('--weights', default='../shared/data/cifar10_resnet20_weights.npz')
-    parser.add_argument('--images', type=int, default=8000, help='training images')
-    parser.add_argument('--epochs', type=int, default=5)
+    parser.add_argument('--images', type=int, default=2500, help='training images')
+    parser.add_argument('--epochs', type=int, default=16)
     parser.add_argument('--lr', type=float, default=0.1)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--methods', nargs='+', default=METHODS, choices=METHODS)
