@@ -153,9 +153,6 @@ class _Search:
             if self.running:
                 for outcome in self.executor.wait():
                     self.end(outcome, callbacks)
-                if stopped == 'exhausted':
-                    # What has ended may be what the strategy waited for.
-                    asking, stopped = True, 'trials'
             else:
                 return stopped
 
