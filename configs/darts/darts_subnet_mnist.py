@@ -5,7 +5,7 @@ _images = dict(type='strop.ImageDataset', source='mnist', form='samples')
 
 model = dict(
     type='strop.sub_model',
-    fix_subnet='work_dirs/darts/subnet_epoch_8.yaml',
+    fix_subnet='work_dirs/darts/subnet_epoch_4.yaml',
     cfg=dict(
         type='strop.ImageClassifier',
         backbone=dict(
