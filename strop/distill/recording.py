@@ -33,10 +33,12 @@ def recorded(
         # Left last: a failed block forgets what was kept.
         stack.enter_context(of_teacher)
         stack.enter_context(of_student)
+        stack.push(lambda kind, *_: deliveries.clear() if kind is not None else None)
         if teacher is not None and teacher is not student:
             for model, recorders, override in ((teacher, of_teacher, False), (student, of_student, True)):
                 turn = _Turn(recorders, deliveries, override)
                 stack.callback(turn.mute, False)
+                stack.callback(turn.break_off)
                 turn.mute(True)
                 stack.callback(model.register_forward_pre_hook(turn.begin).remove)
                 stack.callback(model.register_forward_hook(turn.end, always_call=True).remove)
@@ -68,3 +70,9 @@ class _Turn:
         if self.depth == 0:
             self.deliveries.__exit__(None, None, None)
             self.mute(True)
+
+    def break_off(self) -> None:
+        """End a forward that did not: PyTorch calls no hooks after a KeyboardInterrupt."""
+        if self.depth:
+            self.depth = 1
+            self.end()

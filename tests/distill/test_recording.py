@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -84,3 +85,30 @@ def test_parts_of_a_model_may_be_called_for_what_belongs_to_it_alone():
     with recorded(mine, its, DistillDeliveryManager(), teacher, student):
         F.relu(student.fc(X))
     assert counts(its) == [0, 1, 1]
+
+
+class Noisy(nn.Module):
+    error = None
+
+    def forward(self, x):
+        x = x + torch.randn(2, 3)
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+def test_a_forward_that_is_broken_off_leaves_nothing_behind(error):
+    teacher, student = Noisy(), Noisy()
+    managers = RecorderManager(), RecorderManager()
+    deliveries = DistillDeliveryManager(dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1)))
+    before = torch.randn
+    student.error = error()
+    with pytest.raises(error), recorded(*managers, deliveries, teacher, student):
+        teacher(X)
+        student(X)
+    assert torch.randn is before
+    assert not deliveries.deliveries['noise'].data_queue
+    student.error = None
+    with recorded(*managers, deliveries, teacher, student):
+        torch.testing.assert_close(teacher(X), student(X))
