@@ -2,8 +2,10 @@
 
 A supernet in the style of MobileNetV2, 1.5 times as wide as the network that one would take, is trained by AutoSlim on
 Fashion-MNIST (Debian package dataset-fashion-mnist). The greedy search then narrows it to the multiply-adds of the plain
-width; widths are judged on held-out training images, batch norms recalibrated on training images. What was found and the
-uniform width (of no fewer multiply-adds) are both trained from scratch alike, and scored once on the test images.
+width. A step is judged by the loss on held-out training images that it adds for each multiply-add that it saves, with batch
+norms recalibrated on training images. (By accuracy, as in the paper, 2,000 images tell too little: seed 0 scored 86.29 % so.)
+What was found and the uniform width (of no fewer multiply-adds) are both trained from scratch alike, and scored once on the
+test images.
 
 Cells (supernet, search, and each training, for each seed) are kept in the work folder, so that the benchmark resumes.
 
@@ -154,9 +156,13 @@ class Study:
             with kept_batch_norms(algorithm), torch.no_grad():
                 recalibrate_batch_norms(algorithm, calibration, forward, 512)
                 algorithm.eval()
-                return accuracy(module, self.data['held'])
+                losses = [
+                    float(nn.functional.cross_entropy(module(normalised(pixels)), labels, reduction='sum'))
+                    for pixels, labels in zip(self.data['held'][0].split(500), self.data['held'][1].split(500))
+                ]
+                return -sum(losses) / len(self.data['held'][1])
 
-        strategy = GreedySlimming(cost=cost, targets=float(self.target))
+        strategy = GreedySlimming(cost=cost, targets=float(self.target), per_cost=True)
         begin = time.perf_counter()
         store = str(self.cells.folder / f'search-{seed}.journal')
         result = run(algorithm.mutator.space, score, strategy=strategy, trials=100_000, store=store, seed=seed)

@@ -37,6 +37,7 @@ class AutoSlimGreedySearchLoop(SearchLoop):
         resume_from: True to go on with the trials in the work directory; a path for another store.
         calibrate_sample_num: Training images for batch-norm recalibration of each subnet; none if not positive.
         seed: Seed of the search; the runner's by default.
+        per_cost: Judge a step by what it loses for what it saves; see `GreedySlimming`.
 
     Raises:
         ConfigError: If a target is no positive number, or the whole network is within it.
@@ -57,6 +58,7 @@ class AutoSlimGreedySearchLoop(SearchLoop):
         *,
         calibrate_sample_num: int = -1,
         seed: int | None = None,
+        per_cost: bool = False,
     ) -> None:
         super().__init__(
             runner,
@@ -74,6 +76,7 @@ class AutoSlimGreedySearchLoop(SearchLoop):
                 f'`target_flops` must be millions of multiply-adds, such as [500.0, 300.0], but got {target_flops!r}.'
             )
         self.targets = sorted((float(target) for target in targets), reverse=True)
+        self.per_cost = per_cost
         self._bound = 1
         self._strategy: GreedySlimming | None = None
         #: Target -> the metrics of the subnet that was found for it.
@@ -107,7 +110,7 @@ class AutoSlimGreedySearchLoop(SearchLoop):
             )
         ordered = [len(space[key]) - 1 for key in space if isinstance(space[key], Ordered)]
         self._bound = 1 + sum(ordered) * len(ordered)
-        self._strategy = GreedySlimming(cost=cost, targets=self.targets)
+        self._strategy = GreedySlimming(cost=cost, targets=self.targets, per_cost=self.per_cost)
         return self._strategy
 
     def write(self, result: SearchResult) -> None:

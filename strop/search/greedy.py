@@ -24,14 +24,16 @@ class GreedySlimming(Strategy):
     Args:
         cost: Subnet -> what it costs, such as its MACs.
         targets: One cost to come down to, or several.
+        per_cost: Judge a step by what it loses for each unit of cost that it saves, not by what is left. A step that saves
+            next to nothing then has to lose next to nothing.
         **options: `unique`, see `Strategy`.
 
     Reference:
         Yu, Huang, "AutoSlim: Towards one-shot architecture search for channel numbers", 2019,
         https://arxiv.org/abs/1903.11728, section 3.
 
-    Differs from the paper: a step that saves nothing (widths that are bound to each other) is skipped to the next one that
-    does.
+    Differs from the paper: `per_cost` is ours; a step that saves nothing (widths that are bound to each other) is skipped to the
+    next one that does.
 
     >>> from strop.mutables import Space
     >>> from strop.search import run
@@ -46,7 +48,9 @@ class GreedySlimming(Strategy):
 
     name = 'greedy'
 
-    def __init__(self, *, cost: Callable[[Subnet], float] | None = None, targets: Any = None, **options: Any) -> None:
+    def __init__(
+        self, *, cost: Callable[[Subnet], float] | None = None, targets: Any = None, per_cost: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
         if not callable(cost):
             raise ConfigError(f'Greedy slimming needs `cost`, a function of a subnet such as its MACs, but got {cost!r}.')
@@ -54,6 +58,7 @@ class GreedySlimming(Strategy):
         if not numbers or not all(isinstance(n, (int, float)) and not isinstance(n, bool) and n > 0 for n in numbers):
             raise ConfigError(f'Greedy slimming needs `targets`, a positive cost or several, but got {targets!r}.')
         self.cost = cost
+        self.per_cost = per_cost
         self.targets: Sequence[float] = tuple(sorted((float(number) for number in numbers), reverse=True))
 
     def setup(self) -> None:
@@ -71,12 +76,13 @@ class GreedySlimming(Strategy):
     def observe(self, trial: Trial) -> None:
         self._results[trial.subnet] = trial
         while self._round and all(subnet in self._results for subnet in self._round):
-            best = self.ranked(self._results[subnet] for subnet in self._round if self._results[subnet].complete)
-            if not best:
+            ranked = self.ranked(self._results[subnet] for subnet in self._round if self._results[subnet].complete)
+            if not ranked:
                 self._round = []
                 return
-            self.path.append(best[0])
-            self._round = [] if self.cost(best[0].subnet) <= self.targets[-1] else list(self._narrower(best[0].subnet))
+            best = min(ranked, key=self._price) if self.per_cost and self.path else ranked[0]
+            self.path.append(best)
+            self._round = [] if self.cost(best.subnet) <= self.targets[-1] else list(self._narrower(best.subnet))
 
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         waiting = set(self.pending.values())
@@ -85,6 +91,11 @@ class GreedySlimming(Strategy):
     def reached(self, target: float) -> Trial | None:
         """Return the first subnet on the path that costs no more than `target`; None if the search didn't come so far."""
         return next((trial for trial in self.path if self.cost(trial.subnet) <= target), None)
+
+    def _price(self, trial: Trial) -> float:
+        """Return what a step from the present subnet loses for each unit of cost that it saves."""
+        start = self.path[-1]
+        return (self.losses(trial)[0] - self.losses(start)[0]) / (self.cost(start.subnet) - self.cost(trial.subnet))
 
     def _narrower(self, subnet: Subnet) -> Iterator[Subnet]:
         cost = self.cost(subnet)

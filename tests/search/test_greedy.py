@@ -32,6 +32,20 @@ def test_the_path_by_hand():
     assert {trial.subnet['op'] for trial in result.trials} == {strategy.path[0].subnet['op']}, 'what has no order stays'
 
 
+def test_by_what_is_lost_for_what_is_saved():
+    # A step of a loses 3 points and saves 10, one of b loses 2 and saves 1.
+    def score(subnet):
+        return 3 * subnet['a'] + 2 * subnet['b'] / 10
+
+    paths = {}
+    for per_cost in (False, True):
+        strategy = GreedySlimming(cost=lambda s: s['a'] * 10 + s['b'] / 10, targets=12, per_cost=per_cost)
+        run(SPACE, score, strategy=strategy, trials=100)
+        paths[per_cost] = [(trial.subnet['a'], trial.subnet['b']) for trial in strategy.path]
+    assert paths[False] == [(3, 30), (3, 20), (3, 10), (2, 10), (1, 10)]
+    assert paths[True] == [(3, 30), (2, 30), (1, 30), (1, 20)]
+
+
 def test_a_step_that_saves_nothing_is_skipped():
     strategy = GreedySlimming(cost=lambda s: max(s['a'], 2) * 10 + s['b'], targets=31)
     run(SPACE, lambda s: s['b'], strategy=strategy, trials=100)
