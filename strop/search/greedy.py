@@ -32,8 +32,8 @@ class GreedySlimming(Strategy):
         Yu, Huang, "AutoSlim: Towards one-shot architecture search for channel numbers", 2019,
         https://arxiv.org/abs/1903.11728, section 3.
 
-    Differs from the paper: `per_cost` is ours; a step that saves nothing (widths that are bound to each other) is skipped to the
-    next one that does.
+    Differs from the paper: `per_cost` is ours; a step that saves nothing (widths that are bound to each other) is skipped to
+    the next one that does.
 
     >>> from strop.mutables import Space
     >>> from strop.search import run
