@@ -13,6 +13,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from strop.distill.deliveries import DistillDeliveryManager
+from strop.distill.loss_inputs import check_not_stretched
 from strop.distill.mappings import check_mappings
 from strop.distill.projections import connector_hint
 from strop.distill.recorders import RecorderManager
@@ -268,6 +269,7 @@ class ConfigurableDistiller(BaseDistiller):
                     f'failed ({type(error).__name__}: {error}).'
                 ) from error
         try:
+            check_not_stretched(self.distill_losses[name], inputs)
             loss = self.distill_losses[name](**inputs)
         except (StropError, RuntimeError, ValueError, IndexError, TypeError) as error:
             explained = self._explained(name, records, inputs, error)

@@ -144,6 +144,11 @@ class _Weighted(nn.Module):
         self.loss = MODELS.build(dict(loss)) if isinstance(loss, Mapping) else loss
         self.weight = weight
 
+    @property
+    def weighted(self) -> nn.Module:
+        """The loss itself."""
+        return self.loss
+
     def forward(self, preds_S: Any, preds_T: Any) -> Tensor:
         """Return the weighted loss."""
         return self.weight * self.loss(preds_S, preds_T)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from strop.errors import ComponentTypeError, ConfigError, listed, near
 
@@ -97,6 +97,31 @@ def levels(loss: object, preds_S: Any, preds_T: Any) -> list[tuple[Any, Any]]:
             f'{len(preds_T)}.'
         )
     return list(zip(preds_S, preds_T))
+
+
+#: Losses of PyTorch that take tensors of different shapes and compare every pair that broadcasting makes of them.
+_STRETCHING = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.KLDivLoss)
+
+
+def check_not_stretched(loss: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Check that a loss of PyTorch compares tensors of one shape; others check what they get themselves.
+
+    Args:
+        loss: The loss; one that only weights another names it as `weighted`.
+        inputs: Its arguments.
+
+    Raises:
+        ValueError: If it would stretch one tensor over the other.
+
+    >>> check_not_stretched(nn.MSELoss(), dict(input=torch.zeros(2, 1), target=torch.zeros(2, 5)))
+    Traceback (most recent call last):
+    ValueError: MSELoss would stretch one over the other: input is (2, 1), target is (2, 5). Bring them to one shape.
+    """
+    loss = getattr(loss, 'weighted', loss)
+    shapes = {name: tuple(given.shape) for name, given in inputs.items() if isinstance(given, Tensor)}
+    if isinstance(loss, _STRETCHING) and len(set(shapes.values())) > 1:
+        told = ', '.join(f'{name} is {shape}' for name, shape in shapes.items())
+        raise ValueError(f'{type(loss).__name__} would stretch one over the other: {told}. Bring them to one shape.')
 
 
 def _differences(student: torch.Size, teacher: torch.Size, free: str) -> list[str]:

@@ -372,6 +372,22 @@ def test_shapes_that_do_not_meet_name_both_and_the_connector(teacher, student):
     assert "dict(type='TorchNNConnector', module_name='Linear', module_args=dict(in_features=4, out_features=8))" in message
 
 
+@pytest.mark.parametrize('kind', ['MSELoss', 'L1Loss', 'SmoothL1Loss', 'HuberLoss', 'KLDivLoss'])
+def test_losses_of_torch_do_not_stretch_one_side_over_the_other(teacher, kind):
+    distiller = one(
+        outputs(stem='stem'),
+        distill_losses=dict(loss=dict(type=f'torch.nn.{kind}')),
+        loss_forward_mappings=dict(loss=pair('stem')),
+    )
+    student = Net(1)
+    with pytest.raises(ConfigError) as caught:
+        run(prepared(distiller, teacher, student), teacher, student)
+    message = str(caught.value)
+    assert "input is (4, 1) from the student, 'stem', target is (4, 8) from the teacher, 'stem'" in message
+    assert "module_name='Linear', module_args=dict(in_features=1, out_features=8))" in message
+    assert 'stretch' in message
+
+
 def test_losses_of_the_room_get_the_context_too(teacher, student):
     mapping = {
         'preds_S': dict(from_student=True, recorder='stem'),

@@ -80,6 +80,17 @@ def test_modes_statistics_and_gradients_are_as_before():
     assert not student[1]._forward_hooks
 
 
+def test_features_of_another_batch_are_not_stretched():
+    teacher, student = cnn(8), cnn(8)
+    distiller = distiller_for(student, teacher, X, features=['0'], logits=False)
+    with distiller.record(teacher, student):
+        with torch.no_grad():
+            teacher(X[:1])
+        student(X)
+    with pytest.raises(ConfigError, match=r'preds_S is \(2, 8, 16, 16\).*preds_T is \(1, 8, 16, 16\)'):
+        distiller.loss()
+
+
 def test_connectors_and_losses_of_ones_own():
     connector = nn.Conv2d(4, 8, 3, padding=1)
     distiller = strop.distiller_for(
