@@ -213,11 +213,13 @@ class AutoSlim(SeveralSubnets):
         if self._role is None:
             return super().loss(batch_inputs, data_samples)
         if self._role == TEACHER:
-            with self.distiller.teacher_recorders:
+            self.distiller.set_deliveries_override(False)
+            with self.distiller.teacher_recorders, self.distiller.deliveries:
                 losses = super().loss(batch_inputs, data_samples)
             self.distiller.teacher_recorders.detach()
             return losses
-        with self.distiller.student_recorders:
+        self.distiller.set_deliveries_override(True)
+        with self.distiller.student_recorders, self.distiller.deliveries:
             super().loss(batch_inputs, data_samples)
         return self.distiller.compute_distill_losses()
 

@@ -112,6 +112,26 @@ def test_records_are_gone_after_the_step():
         assert not manager.get_recorder('logits').data_buffer
 
 
+def test_deliveries_give_all_widths_the_draws_of_the_largest():
+    drawn = []
+
+    def add_noise(module, args):
+        drawn.append(args[0] + torch.randn(6, 3, 6, 6, dtype=torch.float64))
+        return drawn[-1]
+
+    noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
+    algorithm = autoslim(distiller=dict(copy.deepcopy(DISTILLER), distill_deliveries=noise))
+    algorithm.architecture.module[0].register_forward_pre_hook(add_noise)
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.1)
+    for _ in range(2):
+        algorithm.train_step(DATA, optimizer)
+    assert len(drawn) == 8
+    for step in (drawn[:4], drawn[4:]):
+        assert all(torch.equal(one, step[0]) for one in step)
+    assert not torch.equal(drawn[0], drawn[4])
+    assert not algorithm.distiller.deliveries.deliveries['noise'].data_queue
+
+
 def test_no_gradient_reaches_the_teacher_whatever_the_loss():
     mse = dict(loss_mse=dict(type='torch.nn.MSELoss'))
     arguments = dict(input=dict(from_student=True, recorder='logits'), target=dict(from_student=False, recorder='logits'))
