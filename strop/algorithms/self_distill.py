@@ -8,6 +8,7 @@ from typing import Any
 from strop.algorithms.algorithm import LossResults
 from strop.algorithms.single_teacher import DistillAlgorithm, prefixed
 from strop.distill import ConfigurableDistiller
+from strop.errors import ConfigError
 from strop.registry import MODELS
 
 
@@ -56,6 +57,11 @@ class SelfDistill(DistillAlgorithm):
         **kwargs: Any,
     ) -> None:
         super().__init__(distiller, student_trainable, calculate_student_loss, **kwargs)
+        if self.distiller.deliveries.deliveries:
+            raise ConfigError(
+                'SelfDistill runs one forward for both sides, so there is nobody to hand to what `distill_deliveries` keep. '
+                'Leave them out, or take SingleTeacherDistill.'
+            )
         self.distiller.prepare_from_teacher(self.student)
 
     def loss(self, batch_inputs: Any, data_samples: Any = None) -> LossResults:

@@ -152,11 +152,16 @@ class ConfigurableDistiller(BaseDistiller):
             student: The student.
 
         Raises:
-            ConfigError: If a source is not in its model.
+            ConfigError: If a source is not in its model, or there are deliveries and one model for both.
         """
         if student is None:
             raise ConfigError('There is nothing to distil into: record(teacher, student), or record(None, student).')
         taught_by = student if teacher is None else teacher
+        if taught_by is student and self.deliveries.deliveries:
+            raise ConfigError(
+                'Deliveries hand what a teacher drew to a student of its own: record(teacher, student) with two models. Where '
+                'one model is both, enter `distiller.deliveries` yourself and switch it by set_deliveries_override().'
+            )
         if self.student_recorders.model is not student:
             self.prepare_from_student(student)
             if not any(parameter.requires_grad for parameter in student.parameters()):

@@ -60,3 +60,9 @@ def test_it_can_be_stopped_and_needs_something_to_learn():
         SelfDistill(config(), architecture=net().requires_grad_(False))
     with pytest.raises(ConfigError, match="Recorder 'late'"):
         SelfDistill(dict(config(), teacher_recorders=dict(late=dict(type='ModuleOutputs', source='9'))), architecture=net())
+
+
+def test_deliveries_need_another_model():
+    noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
+    with pytest.raises(ConfigError, match='one forward.*nobody to hand to'):
+        SelfDistill(config(distill_deliveries=noise), architecture=net())

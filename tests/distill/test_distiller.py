@@ -283,6 +283,14 @@ def test_a_student_without_teacher_teaches_itself(student):
     torch.testing.assert_close(distiller.loss(), F.mse_loss(net.stem(X), net.idle(X)))
 
 
+def test_deliveries_need_a_teacher_of_its_own(student):
+    noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
+    distiller = one(distill_deliveries=noise)
+    for taught_by in (None, student):
+        with pytest.raises(ConfigError, match='hand.*set_deliveries_override'), distiller.record(taught_by, student):
+            pass
+
+
 def test_record_follows_other_models(teacher, student):
     distiller = one()
     for pupil in (student, copy.deepcopy(student)):
