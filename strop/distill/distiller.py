@@ -320,9 +320,11 @@ def _modules(kind: str, configs: Mapping[str, Any] | Sequence[tuple[str, Any]] |
     if isinstance(configs, Mapping) or configs is None:
         pairs = list((configs or {}).items())
     else:
+        if not isinstance(configs, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in configs
+        ):
+            raise ConfigError(f'Each {kind} is a pair (name, config), in a mapping or a list, but got {configs!r}.')
         pairs = [tuple(pair) for pair in configs]  # type: ignore[misc]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ConfigError(f'Each {kind} is a pair (name, config), but got {configs!r}.')
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -64,5 +64,5 @@ def test_it_can_be_stopped_and_needs_something_to_learn():
 
 def test_deliveries_need_another_model():
     noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
-    with pytest.raises(ConfigError, match='one forward.*nobody to hand to'):
+    with pytest.raises(ConfigError, match=r'one forward.*nobody to hand to'):
         SelfDistill(config(distill_deliveries=noise), architecture=net())

@@ -287,7 +287,7 @@ def test_deliveries_need_a_teacher_of_its_own(student):
     noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
     distiller = one(distill_deliveries=noise)
     for taught_by in (None, student):
-        with pytest.raises(ConfigError, match='hand.*set_deliveries_override'), distiller.record(taught_by, student):
+        with pytest.raises(ConfigError, match=r'hand.*set_deliveries_override'), distiller.record(taught_by, student):
             pass
 
 
@@ -464,6 +464,8 @@ def test_two_losses_of_one_name():
         (dict(distill_losses=dict(loss_mse=dict(reduction='sum'))), "key 'type'"),
         (dict(distill_losses=dict(loss_mse=dict(type='torch.nn.MSELoss', tau=2))), "'loss_mse'.*tau"),
         (dict(connectors=dict(keys=dict(type='torch.nn.ReLU'))), "cannot be called 'keys'"),
+        (dict(connectors=3), 'Each connector is a pair'),
+        (dict(distill_losses=nn.MSELoss()), 'Each distillation loss is a pair'),
         (dict(loss_forward_mappings=[1]), 'mapping loss -> argument -> record'),
         (dict(loss_forward_mappings={}), "'loss_mse' gets nothing"),
     ],
