@@ -270,6 +270,8 @@ class InputChoice(Mutable):
     """
 
     NO_KEY = ''
+    #: Whether the inputs came as a mapping the last time; None before any.
+    named: bool | None = None
 
     def __init__(
         self,
@@ -323,6 +325,9 @@ class InputChoice(Mutable):
 
     def inputs(self, optional_inputs: Sequence[Any] | Mapping[str, Any]) -> list[Any]:
         """Return the candidate inputs in order, from a list or a mapping by `choose_from`'s keys."""
+        named = isinstance(optional_inputs, Mapping)
+        if named is not self.named:
+            self.named = named
         if isinstance(optional_inputs, Mapping):
             if self.NO_KEY in self.choose_from:
                 raise SubnetError(

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from strop.errors import SubnetError
 from strop.mutables.binding import bind
 from strop.mutables.channel import MutableChannelUnit, attachments
 from strop.mutables.choice import InputChoice, LayerChoice, Reduction, reduce_outputs
+from strop.mutables.code_module import combined_edges, combined_inputs, combined_layers, constant
 from strop.mutables.differentiable_op import DiffChoiceRoute
 from strop.mutables.domain import Choice, Weights
 from strop.mutables.mutable import Mutable
@@ -22,7 +24,7 @@ from strop.mutables.value import Expression, Repeat, ValueChoice
 
 
 class Constant(nn.Module):
-    """A module that returns a value: what is left of a decided `ValueChoice`.
+    """A module that returns a value of any kind, where generated code cannot hold it.
 
     >>> Constant(5)()
     5
@@ -41,7 +43,7 @@ class Constant(nn.Module):
 
 
 class CombinedLayers(nn.Module):
-    """Several modules on one input, weighted and reduced: what is left of a `LayerChoice` of several."""
+    """Several modules on one input, weighted and reduced, where generated code cannot say how they are called."""
 
     def __init__(
         self, layers: Mapping[str, nn.Module], weights: list[float] | None, reduction: Reduction, mask: torch.Tensor | None
@@ -70,7 +72,7 @@ class CombinedLayers(nn.Module):
 
 
 class CombinedEdges(CombinedLayers):
-    """Several modules, each on an input of its own, weighted and reduced: what is left of a `DiffChoiceRoute`."""
+    """Several modules, each on an input of its own, weighted and reduced, where generated code cannot hold their names."""
 
     def __init__(self, picks: tuple[int, ...], *args: Any) -> None:
         super().__init__(*args)
@@ -86,42 +88,43 @@ class CombinedEdges(CombinedLayers):
 
 
 class CombinedInputs(nn.Module):
-    """Some of several tensors, weighted and reduced: what is left of an `InputChoice`."""
+    """Some of several tensors, weighted and reduced, given as a list or as a mapping.
 
-    def __init__(
-        self,
-        picks: tuple[int, ...],
-        sources: list[str],
-        weights: list[float] | None,
-        reduction: Reduction,
-        mask: torch.Tensor | None,
-    ):
+    Generated code takes one of the two. This module stands in where an `InputChoice` was never called and may be given
+    either; it is pickled as code for what it was called with last, a list by default.
+    """
+
+    def __init__(self, picks: tuple[int, ...], sources: list[str], *rest: Any) -> None:
         super().__init__()
-        self.picks = picks
-        self.sources = sources
-        self.weights = weights
-        self.reduction = reduction
-        self.register_buffer('mask', mask, persistent=False)
+        self.listed = combined_inputs(picks, *rest)
+        self.named = combined_inputs([sources[pick] for pick in picks], *rest)
+        self._last = 'listed'
 
     def forward(self, optional_inputs: Any) -> Any:
         """Pick and combine; with a mask, return `(output, mask)`."""
-        if isinstance(optional_inputs, Mapping):
-            optional_inputs = [optional_inputs[source] for source in self.sources]
-        outputs = [optional_inputs[index] for index in self.picks]
-        if self.weights is not None:
-            outputs = [output * weight for output, weight in zip(outputs, self.weights)]
-        output = reduce_outputs(outputs, self.reduction)
-        return output if self.mask is None else (output, self.mask)
+        form = 'named' if isinstance(optional_inputs, Mapping) else 'listed'
+        if form != self._last:
+            self._last = form
+        return self.named(optional_inputs) if form == 'named' else self.listed(optional_inputs)
 
-    def extra_repr(self) -> str:
-        return f'picks={self.picks}, reduction={self.reduction!r}'
+    def __deepcopy__(self, memo: dict[int, Any]) -> CombinedInputs:
+        clone = object.__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr(self, self._last).train(self.training).__reduce_ex__(protocol)
 
 
 def extract(model: nn.Module, subnet: Mapping[str, Any] | None = None) -> nn.Module:
     """Return a copy of `model` with every decision made: a plain PyTorch model, weights included.
 
     A `LayerChoice` becomes the chosen module (so `choice.<name>.weight` becomes `choice.weight`), a `Repeat` a
-    `Sequential` of its first blocks, a value a constant. `model` is not changed.
+    `Sequential` of its first blocks. What combines several layers or inputs, and a value, becomes a `torch.fx.GraphModule`
+    of a few lines of generated code, so that the pickled model needs PyTorch alone; the exceptions are a `LayerChoice` of
+    several whose candidates take `*args`, keywords alone or different defaults, and a value that is no literal. `model` is
+    not changed.
 
     Args:
         model: A model with mutables, or a mutable itself.
@@ -192,16 +195,23 @@ def _fixed(module: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
         choice = module.choice()
         weights = [weight for weight in choice if weight] if isinstance(choice, Weights) else None
         mask = module.mask().detach().clone() if module.return_mask else None
-        result = CombinedInputs(chosen(choice), module.choose_from, weights, module.reduction, mask)
+        rest = weights, module.reduction, mask
+        if InputChoice.NO_KEY in module.choose_from or module.named is False:
+            result = combined_inputs(chosen(choice), *rest)
+        elif module.named:
+            result = combined_inputs([module.choose_from[pick] for pick in chosen(choice)], *rest)
+        else:
+            result = CombinedInputs(chosen(choice), module.choose_from, *rest)
     elif isinstance(module, (ValueChoice, Expression, MutableChannelUnit)):
-        result = Constant(module())
+        value = module()
+        result = constant(value) or Constant(value)
     elif isinstance(module, Repeat):
         result = nn.Sequential(*(_fixed(block, memo) for block in module.blocks[: module.current_depth()]))
     elif callable(static := getattr(module, 'to_static_op', None)):
         result = static()
     elif isinstance(module, Mutable):
         raise SubnetError(f'A {type(module).__name__} cannot be extracted: it is a mutable of an unknown kind.')
-    if isinstance(result, (Constant, CombinedLayers, CombinedInputs, nn.Sequential)) and result is not module:
+    if isinstance(result, (Constant, CombinedLayers, CombinedInputs, GraphModule, nn.Sequential)) and result is not module:
         result.training = module.training
     memo[id(module)] = result
     if result is module:
@@ -226,5 +236,6 @@ def _fixed_layers(choice: LayerChoice, memo: dict[int, nn.Module]) -> nn.Module:
     weights = [decision[index] for index in picks] if isinstance(decision, Weights) else None
     mask = choice.mask().detach().clone() if choice.return_mask else None
     if route:
-        return CombinedEdges(picks, layers, weights, choice.reduction, mask)
-    return CombinedLayers(layers, weights, choice.reduction, mask)
+        code = combined_edges(picks, layers, weights, choice.reduction, mask)
+        return code or CombinedEdges(picks, layers, weights, choice.reduction, mask)
+    return combined_layers(layers, weights, choice.reduction, mask) or CombinedLayers(layers, weights, choice.reduction, mask)

@@ -185,6 +185,45 @@ class TestInheritedWeights:
         out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert out.stdout.strip() == '[]'
 
+    @pytest.mark.parametrize('weighted', [False, True])
+    def test_what_combines_several_is_pickled_as_code(self, tmp_path: Path, weighted: bool) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.op = LayerChoice({'a': nn.Linear(3, 3), 'b': nn.Tanh(), 'c': nn.Sigmoid()}, key='op', return_mask=True)
+                self.skip = InputChoice(n_candidates=3, n_chosen=2, reduction='mean', key='skip')
+                self.edge = InputChoice(choose_from=['op', 'skip'], n_chosen=1, key='edge')
+                self.last = InputChoice(choose_from=['op', 'skip'], n_chosen=2, reduction='concat', key='last')
+                self.scale = ValueChoice([0.5, 2.0], key='scale')
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                op, mask = self.op(x)
+                skip = self.skip([x, op, x * 2])
+                edge = self.edge({'op': op, 'skip': skip})
+                return self.last([op, edge]) * self.scale() + mask.sum()
+
+        model = Net()
+        fixed = {'op': [0.5, 0.0, 2.0] if weighted else ['a', 'c'], 'skip': [0, 2], 'edge': 'op', 'last': [0, 1], 'scale': 2.0}
+        apply_fixed_architecture(model, fixed)
+        x = torch.arange(6.0).reshape(2, 3)
+        first, second = (0.5, 2.0) if weighted else (1.0, 1.0)
+        op = first * model.op.a(x) + second * torch.sigmoid(x)
+        expected = torch.cat([op, op], 1) * 2 + (2.5 if weighted else 2)
+        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+        parts = nn.ModuleDict(dict(model.named_children()))
+        assert list(parts.state_dict()) == ['op.a.weight', 'op.a.bias']
+        assert b'strop' not in pickle.dumps(parts)
+        torch.save({'parts': parts, 'x': x, 'expected': expected}, tmp_path / 'model.pt')
+        code = (
+            'import sys, torch; saved = torch.load("model.pt", weights_only=False); parts, x = saved["parts"], saved["x"]; '
+            'op, mask = parts["op"](x); skip = parts["skip"]([x, op, x * 2]); edge = parts["edge"]({"op": op, "skip": skip}); '
+            'torch.testing.assert_close(parts["last"]([op, edge]) * parts["scale"]() + mask.sum(), saved["expected"]); '
+            'print([name for name in sys.modules if name.startswith("strop")])'
+        )
+        out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert out.stdout.strip() == '[]', out.stderr
+
 
 class TestAnotherModelsArchitecture:
     def test_every_key_that_differs_is_named(self, tmp_path: Path) -> None:
