@@ -79,6 +79,9 @@ class PlainArchitecture(BaseModel):
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Return losses, raw outputs, or one dict of `pred_score` and `gt_label` for each sample."""
         check_mode(mode)
+        if isinstance(inputs, tuple) and isinstance(data_samples, tuple) and len(inputs) == len(data_samples):
+            # Samples that are tuples, as MMEngine's default collate function puts them together.
+            inputs, data_samples = list(inputs), list(data_samples)
         inputs, data_samples = _stacked(inputs), _stacked(data_samples)
         outputs = self.module(**inputs) if isinstance(inputs, Mapping) else self.module(inputs)
         if mode == 'tensor':

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from torch import nn
 
@@ -88,6 +89,18 @@ def test_lists_of_samples_are_stacked_as_mmengine_collates_them():
     inputs = torch.randn(3, 4)
     stacked = architecture(inputs, torch.tensor([0, 1, 0]), mode='loss')['loss']
     assert torch.equal(architecture(list(inputs), [0, 1, 0], mode='loss')['loss'], stacked)
+    samples = pseudo_collate(torch.utils.data.TensorDataset(inputs, torch.tensor([0, 1, 0])))
+    assert torch.equal(architecture(*samples, mode='loss')['loss'], stacked)
+
+
+def test_a_tuple_of_inputs_is_given_as_it_is():
+    class Siamese(nn.Module):
+        def forward(self, inputs):
+            first, second = inputs
+            return first * second
+
+    inputs = torch.randn(2, 4), torch.randn(2, 4)
+    assert torch.equal(PlainArchitecture(Siamese())(inputs, torch.tensor([0, 1])), inputs[0] * inputs[1])
 
 
 class Foreign(nn.Module):
