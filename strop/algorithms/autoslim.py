@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.algorithms.several_subnets import SeveralSubnets
+from strop.algorithms.single_teacher import check_outputs
 from strop.distill import ConfigurableDistiller
 from strop.errors import BindingError, ComponentTypeError, ConfigError
 from strop.mutators import BaseMutator, ChannelMutator
@@ -124,6 +125,8 @@ class AutoSlim(SeveralSubnets):
         if not _prepared(self.distiller):
             self.distiller.prepare_from_teacher(self.architecture)
             self.distiller.prepare_from_student(self.architecture)
+        for recorders in (self.distiller.teacher_recorders, self.distiller.student_recorders):
+            check_outputs(recorders, self.architecture)
 
     @staticmethod
     def _built(name: str, given: Any, kind: type, example: str) -> Any:

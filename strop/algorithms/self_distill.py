@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strop.algorithms.algorithm import LossResults
-from strop.algorithms.single_teacher import DistillAlgorithm, prefixed
+from strop.algorithms.single_teacher import DistillAlgorithm, check_outputs, prefixed
 from strop.distill import ConfigurableDistiller
 from strop.errors import ConfigError
 from strop.registry import MODELS
@@ -63,6 +63,8 @@ class SelfDistill(DistillAlgorithm):
                 'Leave them out, or take SingleTeacherDistill.'
             )
         self.distiller.prepare_from_teacher(self.student)
+        if calculate_student_loss:
+            check_outputs(self.distiller.teacher_recorders, self.student)
 
     def loss(self, batch_inputs: Any, data_samples: Any = None) -> LossResults:
         """Return the losses by the labels, and those of the distiller."""

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults, build_architecture
 from strop.algorithms.plain_architecture import PlainArchitecture
-from strop.distill import ConfigurableDistiller
+from strop.distill import ConfigurableDistiller, ModuleOutputsRecorder, RecorderManager
 from strop.engine.pretrained import load_pretrained
 from strop.errors import ComponentTypeError, ConfigError, listed
 from strop.registry import MODELS
@@ -74,6 +74,8 @@ class DistillAlgorithm(BaseAlgorithm):
                 else 'Nothing learns: student_trainable is False, and the distiller has no connector with parameters.'
             )
         self.distiller.prepare_from_student(self.student)
+        if calculate_student_loss:
+            check_outputs(self.distiller.student_recorders, self.student)
 
     @property
     def student(self) -> BaseModel:
@@ -224,6 +226,21 @@ class SingleTeacherDistill(DistillAlgorithm):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+
+def check_outputs(recorders: RecorderManager, architecture: nn.Module) -> None:
+    """Check that no recorder takes the losses of a plain module's wrapper for the module's output.
+
+    Raises:
+        ConfigError: If one does.
+    """
+    for name, recorder in recorders.recorders.items():
+        whole = type(recorder) is ModuleOutputsRecorder and recorder.module is architecture
+        if whole and isinstance(architecture, PlainArchitecture):
+            raise ConfigError(
+                f'Recorder {name!r}: source={recorder.source!r} is the model as the algorithm runs it, which gives its losses. '
+                f"What the {type(architecture.module).__name__} itself gives is source='module'."
+            )
 
 
 def build_teachers(teacher: Any, checkpoint: Any = None, loss: Any = None) -> nn.Module:

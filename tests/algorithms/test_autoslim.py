@@ -132,6 +132,13 @@ def test_deliveries_give_all_widths_the_draws_of_the_largest():
     assert not algorithm.distiller.deliveries.deliveries['noise'].data_queue
 
 
+def test_the_whole_of_a_plain_module_is_told_from_its_losses():
+    whole = dict(logits=dict(type='ModuleOutputs', source=''))
+    for side in ('teacher_recorders', 'student_recorders'):
+        with pytest.raises(ConfigError, match="the Sequential itself gives is source='module'"):
+            autoslim(distiller={**DISTILLER, side: whole})
+
+
 def test_no_gradient_reaches_the_teacher_whatever_the_loss():
     mse = dict(loss_mse=dict(type='torch.nn.MSELoss'))
     arguments = dict(input=dict(from_student=True, recorder='logits'), target=dict(from_student=False, recorder='logits'))

@@ -66,3 +66,9 @@ def test_deliveries_need_another_model():
     noise = dict(noise=dict(type='FunctionOutputs', func_path='torch.randn', max_keep_data=1))
     with pytest.raises(ConfigError, match=r'one forward.*nobody to hand to'):
         SelfDistill(config(distill_deliveries=noise), architecture=net())
+
+
+def test_the_whole_of_a_plain_module_is_told_from_its_losses():
+    whole = dict(late=dict(type='ModuleOutputs', source=''))
+    with pytest.raises(ConfigError, match="the Sequential itself gives is source='module'"):
+        SelfDistill({**config(), 'teacher_recorders': whole}, architecture=net())

@@ -405,6 +405,13 @@ def test_a_frozen_student_is_refused():
         make(student_trainable=False)
 
 
+def test_the_whole_of_a_plain_student_is_told_from_its_losses():
+    with pytest.raises(ConfigError, match=r"gives its losses.*the Net itself gives is source='module'"):
+        make(distiller=distiller(student='', teacher=''))
+    assert 'distill.loss_mse' in make(distiller=distiller(student='module', teacher=''))(*DATA, mode='loss')
+    assert make(distiller=distiller(student='', teacher=''), calculate_student_loss=False)(*DATA, mode='loss')
+
+
 def test_wrong_components():
     with pytest.raises(ComponentTypeError, match='config or an instance of ConfigurableDistiller, but got str'):
         make(distiller='kd')
