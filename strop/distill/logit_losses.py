@@ -81,7 +81,7 @@ class KLDivergence(nn.Module):
         if self.standardize:
             student, teacher = standardized(student), standardized(teacher)
         log_q, log_p = F.log_softmax(student / self.tau, dim=1), F.log_softmax(teacher / self.tau, dim=1)
-        return self.loss_weight * self.tau**2 * reduced(_kl(log_p, log_q), self.reduction)
+        return self.loss_weight * self.tau**2 * reduced(kl_terms(log_p, log_q), self.reduction)
 
 
 @MODELS.register_module()
@@ -257,7 +257,7 @@ class DKDLoss(nn.Module):
             student, teacher = standardized(student), standardized(teacher)
         true_S, rest_S = _split(student / self.tau, labels)
         true_T, rest_T = _split(teacher / self.tau, labels)
-        target, others = _kl(true_T, true_S), _kl(rest_T, rest_S)
+        target, others = kl_terms(true_T, true_S), kl_terms(rest_T, rest_S)
         if self.reduction == 'none':
             loss = self.alpha * target.sum(1) + self.beta * others.sum(1)
         else:
@@ -380,8 +380,13 @@ class WSLD(nn.Module):
         return self.loss_weight * self.tau**2 * (weight * each).mean()
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return log_p.exp() * (log_p - log_q)
+def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return p log (p / q) of each outcome, 0 where p is 0 (a logit of minus infinity).
+
+    >>> kl_terms(torch.tensor([0.0, -torch.inf]), torch.tensor([-1.0, -torch.inf]))
+    tensor([1., 0.])
+    """
+    return log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0)
 
 
 def _without(logits: Tensor, labels: Tensor) -> Tensor:

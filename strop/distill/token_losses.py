@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from strop.distill.logit_losses import kl_terms
 from strop.distill.loss_inputs import choice, levels, paired, positive, tensor
 from strop.errors import ConfigError
 from strop.registry import MODELS
@@ -112,7 +113,7 @@ class TokenKLDivergence(nn.Module):
             student, teacher = student[counts], teacher[counts]
         log_q, log_p = self._distributions(student / self.tau, teacher / self.tau)
         first, second = (log_p, log_q) if self.direction == 'forward' else (log_q, log_p)
-        each = (first.exp() * (first - second)).sum(-1)
+        each = kl_terms(first, second).sum(-1)
         return self.loss_weight * self.tau**2 * each.sum() / max(each.numel(), 1)
 
     def _counting(self, labels: Tensor | None, mask: Tensor | None, logits: Tensor) -> Tensor | None:

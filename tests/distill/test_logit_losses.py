@@ -294,3 +294,15 @@ def test_built_from_configs() -> None:
     loss = MODELS.build(dict(type='mmrazor.KLDivergence', tau=1, loss_weight=5, reduction='batchmean', teacher_detach=False))
     assert (loss.tau, loss.loss_weight, loss.teacher_detach) == (1, 5, False)
     assert isinstance(MODELS.build(dict(type='DKDLoss', tau=4, beta=0.5, loss_weight=1, reduction='mean')), DKDLoss)
+
+
+@pytest.mark.parametrize('kind', [KLDivergence, DKDLoss])
+def test_classes_that_the_teacher_rules_out_count_nothing(kind):
+    student = torch.tensor([[1.0, 2.0, 0.5, -1.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
+    labels = (torch.tensor([1]),) if kind is DKDLoss else ()
+    loss = kind(tau=2.0)(student, teacher, *labels)
+    nearly = kind(tau=2.0)(student, teacher.clamp(min=-200), *labels)
+    torch.testing.assert_close(loss, nearly)
+    (gradient,), (expected,) = torch.autograd.grad(loss, student), torch.autograd.grad(nearly, student)
+    torch.testing.assert_close(gradient, expected)

@@ -255,3 +255,15 @@ def test_a_share_of_hidden_tokens_is_between_0_and_1() -> None:
     for share in (0, 1, 1.5):
         with pytest.raises(ConfigError, match='mask_ratio'):
             ViTKDLoss(4, 6, mask_ratio=share)
+
+
+@pytest.mark.parametrize('direction', ['forward', 'reverse'])
+def test_tokens_that_both_rule_out_count_nothing(direction):
+    loss = TokenKLDivergence(tau=2.0, direction=direction)
+    given = torch.tensor([[[1.0, 2.0, 0.5]]], requires_grad=True)
+    student = torch.cat([given, torch.full((1, 1, 2), -torch.inf)], -1)
+    teacher = torch.tensor([[[0.0, 1.0, 2.0, -torch.inf, -torch.inf]]])
+    masked, plain = loss(student, teacher), loss(given, teacher[..., :3])
+    torch.testing.assert_close(masked, plain)
+    (gradient,), (expected,) = torch.autograd.grad(masked, given), torch.autograd.grad(plain, given)
+    torch.testing.assert_close(gradient, expected)
