@@ -17,7 +17,7 @@ from torch import nn
 
 from strop.algorithms.plain_architecture import PlainArchitecture, check_mode
 from strop.engine import checkpoint
-from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, TrainingError
+from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, TrainingError, listed
 from strop.mutables import mutables_of
 from strop.mutators import BaseMutator
 from strop.registry import MODELS
@@ -244,9 +244,18 @@ def build_architecture(
 
     Raises:
         ComponentTypeError: If it is neither.
+        ConfigError: If the config has no 'type'.
     """
     if isinstance(architecture, Mapping):
         config = dict(architecture)
+        if 'type' not in config:
+            instead = (
+                f' The model of {config["cfg_path"]!r} is not looked up: write it out, take it from its file by _base_, or '
+                'build it yourself and give the module.'
+                if 'cfg_path' in config
+                else ''
+            )
+            raise ConfigError(f"The config of a model needs the key 'type', but has {listed(config) or 'nothing'}.{instead}")
         if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
             print_log(f'`architecture` is wrapped in {config["type"]!r}; its `model` is taken.', logger='current')
             config = dict(config['model'])

@@ -182,6 +182,10 @@ def test_architecture_is_a_config_a_base_model_or_any_module():
     toy = Toy()
     assert build_architecture(toy) is toy
     assert isinstance(build_architecture(nn.Linear(1, 1)), PlainArchitecture)
+    with pytest.raises(ConfigError, match=r"needs the key 'type', but has 'backbone'\.$"):
+        build_architecture(dict(backbone=dict(type='ResNet')))
+    with pytest.raises(ConfigError, match=r"'mmcls::resnet/a\.py' is not looked up: write it out"):
+        build_architecture(dict(cfg_path='mmcls::resnet/a.py', pretrained=True))
 
 
 @pytest.mark.parametrize('kind', ['MMClsArchitecture', 'mmrazor.MMDetArchitecture', 'GeneralArchitecture'])
