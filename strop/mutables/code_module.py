@@ -68,9 +68,13 @@ def combined_edges(
 
 
 def combined_layers(
-    layers: Mapping[str, nn.Module], weights: Weighting, reduction: Reduction, mask: torch.Tensor | None
+    layers: Mapping[str, nn.Module],
+    weights: Weighting,
+    reduction: Reduction,
+    mask: torch.Tensor | None,
+    candidates: Iterable[nn.Module] = (),
 ) -> fx.GraphModule | None:
-    """Return a module that applies every layer to what it is called with.
+    """Return a module that applies every layer to what it is called with; `candidates` say that where there is no layer.
 
     None if code cannot say how: the layers take `*args` or keywords alone, or have different defaults, or a layer's
     name is one of a `GraphModule`.
@@ -79,7 +83,7 @@ def combined_layers(
     >>> combined_layers(layers, None, 'sum', None)(torch.tensor([-1.0, 1.0]))
     tensor([-1.,  2.])
     """
-    parameters = _shared_parameters(layers.values())
+    parameters = _shared_parameters(layers.values() or candidates)
     root = _root(layers)
     if parameters is None or root is None:
         return None

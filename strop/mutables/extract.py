@@ -238,4 +238,5 @@ def _fixed_layers(choice: LayerChoice, memo: dict[int, nn.Module]) -> nn.Module:
     if route:
         code = combined_edges(picks, layers, weights, choice.reduction, mask)
         return code or CombinedEdges(picks, layers, weights, choice.reduction, mask)
-    return combined_layers(layers, weights, choice.reduction, mask) or CombinedLayers(layers, weights, choice.reduction, mask)
+    rest = weights, choice.reduction, mask
+    return combined_layers(layers, *rest, choice.candidates) or CombinedLayers(layers, *rest)

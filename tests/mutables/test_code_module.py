@@ -52,3 +52,12 @@ def test_candidates_of_any_arguments() -> None:
 def test_a_value_that_is_no_literal() -> None:
     value = Expression(lambda name: getattr(torch, name), ValueChoice(['float16', 'float32'], key='v'))
     assert extract(value, {'v': 'float32'})() is torch.float32
+
+
+def test_a_choice_of_nothing_is_code_that_gives_nothing() -> None:
+    plain = extract(LayerChoice([nn.Linear(2, 2), nn.Tanh()], key='op', return_mask=True), {'op': [0.0, 0.0]})
+    assert isinstance(plain, torch.fx.GraphModule)
+    output, mask = plain(torch.ones(1, 2))
+    assert output is None
+    assert mask.tolist() == [0.0, 0.0]
+    assert extract(LayerChoice([nn.Tanh()], reduction='none', key='op'), {'op': [0.0]})(torch.ones(1)) == []
