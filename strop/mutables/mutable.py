@@ -62,6 +62,15 @@ class Keyed(nn.Module):
         return self._path
 
     @property
+    def name(self) -> str | None:
+        """NNI's word for `path`; a sub-class may set a name of its own."""
+        return self.__dict__.get('_own_name', self._path)
+
+    @name.setter
+    def name(self, value: str) -> None:
+        self.__dict__['_own_name'] = value
+
+    @property
     def owner(self) -> Any:
         """The mutator that the module is bound to, or None."""
         return self._owner() if self._owner is not None else None

@@ -13,7 +13,18 @@ import torch
 from torch import nn
 
 from strop.errors import NotDecidedError, SpaceError
-from strop.mutables import InputChoice, LayerChoice, Mutable, OneOf, Repeat, ValueChoice, apply_subnet, mutables_of
+from strop.mutables import (
+    InputChoice,
+    LayerChoice,
+    Mutable,
+    MutableScope,
+    OneOf,
+    Repeat,
+    ValueChoice,
+    apply_subnet,
+    mutables_of,
+    space_of,
+)
 from strop.mutators import RandomMutator
 
 
@@ -168,3 +179,16 @@ def test_two_ddp_processes_agree(tmp_path: Path) -> None:
     digests = [digest for digest, _ in first[:-1]]
     assert len(set(digests)) > 1
     assert any(gradient for _, gradients in first[:-1] for gradient in gradients)
+
+
+def test_the_name_is_the_path_unless_a_sub_class_sets_its_own() -> None:
+    class Cell(MutableScope):
+        def __init__(self) -> None:
+            super().__init__('cell')
+            self.name = 'mine'
+            self.op = LayerChoice([nn.ReLU(), nn.Tanh()], key='act')
+
+    model = nn.Sequential(Cell())
+    assert model[0].op.name is None
+    space_of(model)
+    assert (model[0].op.name, model[0].op.key, model[0].name, model[0].path) == ('0.op', 'act', 'mine', '0')
