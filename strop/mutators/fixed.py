@@ -34,6 +34,8 @@ FixedLike = Union[str, os.PathLike[str], Mapping[str, Any]]
 
 # The names that NNI's program-wide counter gave to choices without a key.
 _COUNTED = re.compile(r'(LayerChoice|InputChoice)\d+')
+# One of these in a mapping says that it is a choice as tuners spell it.
+_SPELLED = frozenset({'_value', '_idx', '_idex'})
 
 
 class FixedArchitecture(Mutator):
@@ -90,6 +92,12 @@ class FixedArchitecture(Mutator):
             if not strict:
                 choices = {name: choice for name, choice in choices.items() if name in self.space or name in self.space.paths}
             _check_keys(self.space, choices)
+            spelled = {
+                name: choice for name, choice in choices.items() if isinstance(choice, Mapping) and _SPELLED & set(choice)
+            }
+            if spelled:
+                kept = {name: choice for name, choice in choices.items() if name not in spelled}
+                choices = {**kept, **SearchSpaceFile.of(self.model).decisions_in(spelled)}
             return self.space.subnet({name: self._none_chosen(name, choice) for name, choice in choices.items()})
         except SubnetError as error:
             raise type(error)(f'{where}{error}') from None

@@ -393,3 +393,19 @@ class TestTheNextArchitecture:
             get_and_apply_next_architecture(net())
         assert ended.value.code == 0
         assert SearchSpaceFile.of(path).to_dict() == SearchSpaceFile.of(net()).to_dict()
+
+
+class TestAsTunersSpellIt:
+    def test_names_with_indices(self) -> None:
+        spelled = {'_value': ['', ''], '_idx': [0, 2]}
+        model = apply_fixed_architecture(net(), {**ARCHITECTURE, 'skip': spelled, 'layer': {'_value': '2', '_idx': 2}})
+        assert torch.equal(model(X), expected({**ARCHITECTURE, 'skip': [0, 2], 'layer': 2}))
+
+    def test_the_documents_idex_is_read_with_a_warning(self) -> None:
+        with pytest.warns(UserWarning, match='_idex'):
+            model = apply_fixed_architecture(net(), {**ARCHITECTURE, 'skip': {'_value': ['', ''], '_idex': [0, 2]}})
+        assert torch.equal(model(X), expected({**ARCHITECTURE, 'skip': [0, 2]}))
+
+    def test_a_name_and_an_index_that_differ(self) -> None:
+        with pytest.raises(SubnetError, match="'op': `_value` 'conv3x3' and `_idx` 1 do not belong together"):
+            apply_fixed_architecture(net(), {**ARCHITECTURE, 'op': {'_value': 'conv3x3', '_idx': 1}})
