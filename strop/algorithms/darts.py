@@ -146,7 +146,7 @@ class DartsTrainer(Trainer):
         x, y = self.pair(batch)
         self.mutator.reset()
         with self.autocast():
-            return self.loss(self.model(x), y)
+            return self.check_scalar(self.loss(self.model(x), y))
 
     def validate_one_epoch(self, epoch: int) -> Mapping[str, float] | None:
         """Validate the supernet with the weights of the current architecture parameters."""

@@ -138,6 +138,8 @@ class Trainer(BaseTrainer):
             raise ComponentTypeError(f'`optimizer` must be an optimizer of torch.optim, but got {type(optimizer).__name__}.')
         if not isinstance(num_epochs, int) or num_epochs < 1:
             raise ConfigError(f'`num_epochs` must be a positive integer, but got {num_epochs!r}.')
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f'`batch_size` must be a positive integer, but got {batch_size!r}.')
         for name, value, options in (
             ('precision', precision, (None, *DTYPES)),
             ('launcher', launcher, ('none', 'pytorch')),
@@ -150,7 +152,8 @@ class Trainer(BaseTrainer):
         self.model = model
         self.mutator: Any = mutator
         self.loss = loss
-        self.metrics = metrics or (lambda outputs, labels: {})
+        # What has a state stays as it is, so that checkpoints hold that.
+        self.metrics: Any = metrics if hasattr(metrics, 'state_dict') else _named_numbers(metrics)
         self.optimizer = optimizer
         self.num_epochs = num_epochs
         self.dataset_train = dataset_train
@@ -159,7 +162,7 @@ class Trainer(BaseTrainer):
         self.workers = workers
         self.device = torch.device(device if device is not None else 'cuda' if torch.cuda.is_available() else 'cpu')
         self.log_frequency = log_frequency
-        self.callbacks = list(callbacks or ())
+        self.callbacks = _callbacks(callbacks or ())
         self.work_dir = Path(work_dir) if work_dir is not None else Path('work_dirs') / type(self).__name__
         self.seed = seed
         self.precision = precision
@@ -253,7 +256,9 @@ class Trainer(BaseTrainer):
 
         Raises:
             DataError: If there is nothing to load.
+            ComponentTypeError: If the data have no length.
         """
+        _check_sized(dataset)
         if isinstance(dataset, DataLoader):
             _check_filled(len(dataset), 'The data loader has no batch')
             return dataset
@@ -267,13 +272,14 @@ class Trainer(BaseTrainer):
         """Return loaders of two halves of a data set, drawn by the seed.
 
         Raises:
-            ComponentTypeError: If `dataset` is a `DataLoader`, which cannot be split.
+            ComponentTypeError: If `dataset` is a `DataLoader`, which cannot be split, or has no length.
             DataError: If there are fewer than two samples.
         """
         if isinstance(dataset, DataLoader):
             raise ComponentTypeError(
                 f'{type(self).__name__} splits its training data in two halves; give the data set, not a DataLoader of it.'
             )
+        _check_sized(dataset)
         if len(dataset) < 2:
             raise DataError(
                 f'{type(self).__name__} splits its training data in two halves, but they have {len(dataset)} samples; give '
@@ -378,8 +384,19 @@ class Trainer(BaseTrainer):
         wrapper.step()
         optimizer.zero_grad()
 
+    @staticmethod
+    def check_scalar(loss: Any) -> torch.Tensor:
+        """Return a loss, or raise a `ComponentTypeError` if it is no tensor of one number."""
+        if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+            return loss
+        given = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, torch.Tensor) else f'a {type(loss).__name__}'
+        raise ComponentTypeError(
+            f"`loss` must return a tensor of one number, but it returned {given}. Losses of torch do so with reduction='mean'."
+        )
+
     def check_finite(self, loss: torch.Tensor) -> None:
         """Raise a `TrainingError` if a loss is not finite; a few such losses are left to a dynamic loss scale."""
+        self.check_scalar(loss)
         if bool(torch.isfinite(loss.detach()).all()):
             self._bad_losses = 0
             return
@@ -543,6 +560,39 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def _check_sized(dataset: Any) -> None:
+    try:
+        len(dataset)
+    except TypeError:
+        raise ComponentTypeError(
+            f'A trainer takes a data set with a length, or a DataLoader of one, but got {type(dataset).__name__}.'
+        ) from None
+
+
+def _named_numbers(metrics: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Mapping[str, Any]]:
+    def named(outputs: Any, labels: Any) -> Mapping[str, Any]:
+        result = {} if metrics is None else metrics(outputs, labels)
+        if not isinstance(result, Mapping):
+            raise ComponentTypeError(
+                f"`metrics` must return a mapping of names to numbers, such as {{'acc1': 0.5}}, but it returned {result!r}."
+            )
+        return result
+
+    return named
+
+
+def _callbacks(given: Any) -> list[Any]:
+    verbs = ('build', 'on_epoch_begin', 'on_epoch_end', 'on_batch_begin', 'on_batch_end')
+    for callback in given if isinstance(given, Sequence) else [given]:
+        if not isinstance(given, Sequence) or any(not callable(getattr(callback, verb, None)) for verb in verbs):
+            raise ComponentTypeError(
+                f'`callbacks` must be a list of callbacks (sub-classes of strop.engine.Callback), but has {callback!r}.'
+                if isinstance(given, Sequence)
+                else f'`callbacks` must be a list, but got {given!r}.'
+            )
+    return list(given)
 
 
 def _check_filled(size: int, rule: str) -> None:

@@ -405,6 +405,51 @@ def test_empty_data_are_refused(tmp_path, empty):
         SinglePathTrainer(net, nn.CrossEntropyLoss(), None, sgd, 1, empty, None, **options(tmp_path))
 
 
+@pytest.mark.parametrize('trainer', [SinglePathTrainer, DartsTrainer])
+@pytest.mark.parametrize('nothing', [None, iter([])])
+def test_data_without_a_length_are_refused(tmp_path, trainer, nothing):
+    net, sgd = parts()
+    with pytest.raises(ComponentTypeError, match='a data set with a length, or a DataLoader'):
+        trainer(net, nn.CrossEntropyLoss(), None, sgd, 1, nothing, None, **options(tmp_path))
+
+
+@pytest.mark.parametrize('options_of', [{}, {'unrolled': True}])
+@pytest.mark.parametrize(
+    ('loss', 'given'), [(nn.CrossEntropyLoss(reduction='none'), r'a tensor of shape \(4,\)'), (lambda *_: 1.0, 'a float')]
+)
+def test_a_loss_that_is_no_single_number_is_refused(tmp_path, options_of, loss, given):
+    net, sgd = parts()
+    search = DartsTrainer(net, loss, None, sgd, 1, data(), None, **options(tmp_path), **options_of)
+    with pytest.raises(ComponentTypeError, match=f'`loss` must return a tensor of one number, but it returned {given}'):
+        search.train()
+
+
+def test_a_loss_of_one_step_is_checked_too(tmp_path):
+    net, sgd = parts()
+    search = SinglePathTrainer(net, nn.CrossEntropyLoss(reduction='none'), None, sgd, 1, data(), None, **options(tmp_path))
+    with pytest.raises(ComponentTypeError, match="reduction='mean'"):
+        search.train()
+
+
+def test_metrics_without_names_are_refused(tmp_path):
+    net, sgd = parts()
+    search = SinglePathTrainer(net, nn.CrossEntropyLoss(), lambda *_: 0.5, sgd, 1, data(), None, **options(tmp_path))
+    with pytest.raises(ComponentTypeError, match=r'`metrics` must return a mapping of names to numbers.* returned 0\.5'):
+        search.train()
+
+
+@pytest.mark.parametrize(('given', 'text'), [([3], 'but has 3'), (Callback(), 'must be a list, but got')])
+def test_what_is_no_callback_is_refused(tmp_path, given, text):
+    with pytest.raises(ComponentTypeError, match=text):
+        single(tmp_path, callbacks=given)
+
+
+def test_a_batch_has_a_sample():
+    net, sgd = parts()
+    with pytest.raises(ConfigError, match='`batch_size` must be a positive integer, but got 0'):
+        SinglePathTrainer(net, nn.CrossEntropyLoss(), None, sgd, 1, data(), None, batch_size=0)
+
+
 def test_a_loss_of_nan_is_told_with_step_and_architecture(tmp_path):
     net, sgd = parts()
     steps = iter(range(100))
