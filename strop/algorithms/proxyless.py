@@ -189,6 +189,17 @@ class ProxylessTrainer(Trainer):
         return self.evaluate(self.test_loader)
 
 
+# Option of NNI's trainer -> its default, and what to do instead of giving another value.
+_NNI_OPTIONS: dict[str, tuple[Any, str]] = {
+    'binary_mode': ('full_v2', 'two drawn paths are compared in each step of the architecture'),
+    'arch_init_type': ('normal', 'logits start from a normal law; arch_init_ratio is its standard deviation'),
+    'arch_valid_frequency': (1, 'the architecture is validated after each epoch'),
+    'load_ckpt': (False, 'call train(resume=True), which goes on from the furthest checkpoint of work_dir'),
+    'ckpt_path': (None, 'checkpoints are in work_dir'),
+    'arch_path': (None, 'call export(file) after training'),
+}
+
+
 class ProxylessNasTrainer(ProxylessTrainer):
     """`ProxylessTrainer` under the name, and with the arguments, of NNI 1.9: loaders, cross-entropy, warm-up first.
 
@@ -207,8 +218,12 @@ class ProxylessNasTrainer(ProxylessTrainer):
         grad_update_arch_param_every: Train the architecture after every so many steps of the weights.
         warmup: Whether there is a warm-up.
         warmup_epochs: Epochs of the warm-up, in which the weights alone are trained.
-        kwargs: `work_dir`, `seed`, `costs`, ...: see `ProxylessTrainer`. `load_ckpt` is `train(resume=True)` here, and
-            `arch_path` is `export(file)`.
+        callbacks: See `strop.engine.callbacks`.
+        kwargs: `work_dir`, `seed`, `costs`, ...: see `ProxylessTrainer`. Of NNI's, `binary_mode`, `arch_init_type`,
+            `arch_valid_frequency`, `load_ckpt`, `ckpt_path` and `arch_path` are taken with NNI's own defaults.
+
+    Raises:
+        ConfigError: If one of those has another value; it says what does the same here.
     """
 
     def __init__(
@@ -231,6 +246,9 @@ class ProxylessNasTrainer(ProxylessTrainer):
         callbacks: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name, (default, instead) in _NNI_OPTIONS.items():
+            if (value := kwargs.pop(name, default)) != default:
+                raise ConfigError(f'ProxylessNasTrainer has no `{name}`, but got {value!r}: {instead}.')
         before = warmup_epochs if warmup else 0
         total = before + n_epochs
         for group in model_optim.param_groups:

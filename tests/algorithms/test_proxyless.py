@@ -147,3 +147,12 @@ def test_the_trainer_of_nni_takes_loaders_and_warms_up_first(tmp_path):
     assert learned == [10, 16]
     assert sgd.param_groups[0]['lr'] == pytest.approx(0.0, abs=1e-9)
     assert set(search.validate()) == {'loss', 'acc1'}
+
+
+def test_options_of_nni_that_are_otherwise_here_are_taken_at_their_defaults_alone():
+    net = Net(zero=False)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    loader = DataLoader(data(), batch_size=16)
+    ProxylessNasTrainer(net, sgd, 'cpu', loader, loader, arch_init_type='normal', load_ckpt=False, binary_mode='full_v2')
+    with pytest.raises(ConfigError, match=r'no `load_ckpt`, but got True: call train\(resume=True\)'):
+        ProxylessNasTrainer(Net(), sgd, 'cpu', loader, loader, load_ckpt=True)
