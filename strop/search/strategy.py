@@ -278,7 +278,12 @@ def build_strategy(strategy: StrategyLike) -> Strategy:
             )
         strategy = STRATEGIES[strategy]
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
-        raise ConfigError(f'`strategy` must be a name, a Strategy or a mapping with `type`, but got {strategy!r}.')
+        hint = (
+            ' A tuner by the contract of NNI is given as TunerStrategy(tuner).'
+            if hasattr(strategy, 'receive_trial_result')
+            else ''
+        )
+        raise ConfigError(f'`strategy` must be a name, a Strategy or a mapping with `type`, but got {strategy!r}.{hint}')
     try:
         return strategy(**options)
     except TypeError as error:

@@ -5,7 +5,7 @@ import pytest
 
 from strop.errors import BindingError, ConfigError, SubnetError
 from strop.mutables import OneOf, Space, Subnet
-from strop.search import STRATEGIES, RandomSearch, Strategy, Trial, build_strategy, register_strategy, run
+from strop.search import STRATEGIES, RandomSearch, Strategy, Trial, Tuner, build_strategy, register_strategy, run
 
 SPACE = Space({'a': OneOf((0, 1, 2)), 'b': OneOf((0, 1, 2))})
 
@@ -62,3 +62,8 @@ def test_a_huge_space_is_never_walked() -> None:
     space = Space({f'k{place}': OneOf(tuple(range(10))) for place in range(60)})
     for name in ('default', 'local', 'spos', 'random', 'grid', 'regularized'):
         assert len(run(space, lambda subnet: float(sum(subnet.values())), strategy=name, trials=15).trials) == 15
+
+
+def test_a_tuner_in_place_of_a_strategy_is_told_how_it_is_given() -> None:
+    with pytest.raises(ConfigError, match=r'given as TunerStrategy\(tuner\)'):
+        build_strategy(Tuner())
