@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from mmengine.model import BaseModule
 from mmengine.registry import Registry
 from torch import nn
@@ -68,6 +70,18 @@ def add_prefix(inputs: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     {'max_subnet.loss': 1.0}
     """
     return {f'{prefix}.{name}': value for name, value in inputs.items()}
+
+
+class TorchTensorEncoder(json.JSONEncoder):
+    """Encoder for `json.dump(mutator.export(), file, cls=TorchTensorEncoder)`: tensors are written as lists.
+
+    >>> json.dumps({'op': torch.tensor([0.5, 0.25])}, cls=TorchTensorEncoder)
+    '{"op": [0.5, 0.25]}'
+    """
+
+    def default(self, o: Any) -> Any:
+        """Return a tensor as a list."""
+        return o.tolist() if isinstance(o, torch.Tensor) else super().default(o)
 
 
 def reinitialize_optim_wrapper_count_status(

@@ -25,6 +25,8 @@ _NAMES = {
     'mmrazor.models.algorithms': {
         'strop.algorithms': 'BaseAlgorithm SPOS SlimmableNetwork ItePruneAlgorithm LossResults TensorResults PredictResults '
         'ForwardResults *',
+        'strop.engine.distributed': 'SlimmableNetworkDDP=DistributedAlgorithm AutoSlimDDP=DistributedAlgorithm '
+        'DartsDDP=DistributedAlgorithm',
     },
     'mmrazor.models.mutators': {
         'strop.mutators': 'BaseMutator OneShotMutator OneShotModuleMutator NasMutator ChannelMutator OneShotChannelMutator '
@@ -178,7 +180,7 @@ GroupFisherDeploySubModel GroupFisherSubModel ImageClassifierPseudoLoss LSQEpoch
 LearnableFakeQuantize MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MetricPredictor ModuleMutator
 MutableChannelContainer OFAConv2d OpenVINOQuantizer PTQLoop PruningStructureHook QATEpochBasedLoop QATValLoop RBFHandler
 RatioPruner ResourceInfoHook SEARCHERS SearchSubnetHook SelfDistiller SimpleMutableChannel SingleStageDetectorPseudoLoss
-SingleTeacherDistiller SlimmableNetworkDDP SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TensorRTQuantizer
+SingleTeacherDistiller SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TensorRTQuantizer
 TopdownPoseEstimatorPseudoLoss TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator build_searcher convert_fix_subnet
 export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model train_mmdet_model train_mmseg_model
 """

@@ -28,7 +28,10 @@ _NAMES = {
     'nni.nas.pytorch.base_trainer': {'strop.engine': 'BaseTrainer'},
     'nni.nas.pytorch.trainer': {'strop.engine': 'Trainer'},
     'nni.nas.pytorch.callbacks': {'strop.engine': 'Callback LRSchedulerCallback ArchitectureCheckpoint ModelCheckpoint'},
-    'nni.nas.pytorch.utils': {'strop.engine': 'AverageMeter AverageMeterGroup to_device'},
+    'nni.nas.pytorch.utils': {
+        'strop.engine': 'AverageMeter AverageMeterGroup to_device',
+        'strop.compat.fronts': 'TorchTensorEncoder',
+    },
     'nni.nas.pytorch.darts': {'strop.mutators': 'DartsMutator', 'strop.algorithms': 'DartsTrainer'},
     'nni.nas.pytorch.proxylessnas': {
         'strop.mutators': 'ProxylessNasMutator=ProxylessMutator',

@@ -295,3 +295,14 @@ def test_the_trial_side_and_fixed_architectures_are_strops_own() -> None:
     assert SPOSEvolution is strop.search.SPOSTuner
     assert apply_fixed_architecture is strop.mutators.apply_fixed_architecture
     assert FixedArchitecture is strop.mutators.FixedArchitecture
+
+
+def test_tensors_are_encoded_as_lists() -> None:
+    import json
+
+    import torch
+    from nni.nas.pytorch.utils import TorchTensorEncoder
+
+    assert json.dumps({'op': torch.tensor([False, True])}, cls=TorchTensorEncoder) == '{"op": [false, true]}'
+    with pytest.raises(TypeError, match='not JSON serializable'):
+        json.dumps({'op': {1}}, cls=TorchTensorEncoder)
