@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import IterBasedTrainLoop
 
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError
@@ -20,7 +21,8 @@ class StopDistillHook(Hook):
         stop_epoch: First epoch, from 0, without distillation.
 
     Raises:
-        ConfigError: If `stop_epoch` is no whole number, or the algorithm does not distil.
+        ConfigError: If `stop_epoch` is no whole number; before training, if the algorithm does not distil, or not learn from
+            labels, or its loop has no epochs.
 
     >>> StopDistillHook(stop_epoch=100).stop_epoch
     100
@@ -34,11 +36,22 @@ class StopDistillHook(Hook):
         self.stop_epoch = stop_epoch
 
     def before_train(self, runner: Any) -> None:
-        """Check that there is something to stop."""
-        if not hasattr(unwrapped(runner.model), 'stop_distillation'):
+        """Check that there is something to stop, and something to go on with."""
+        algorithm = unwrapped(runner.model)
+        if not hasattr(algorithm, 'stop_distillation'):
             raise ConfigError(
-                f'StopDistillHook stops distillation, but {type(unwrapped(runner.model)).__name__} does none. Take it out of '
+                f'StopDistillHook stops distillation, but {type(algorithm).__name__} does none. Take it out of '
                 'custom_hooks, or train SingleTeacherDistill or another algorithm of distillation.'
+            )
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ConfigError(
+                f'StopDistillHook counts epochs, which {type(runner.train_loop).__name__} has none of: distillation would not '
+                'stop. Train by epochs (EpochBasedTrainLoop), or take the hook out of custom_hooks.'
+            )
+        if not getattr(algorithm, 'calculate_student_loss', True) and self.stop_epoch < runner.max_epochs:
+            raise ConfigError(
+                f'StopDistillHook would stop distillation in epoch {self.stop_epoch}, and nothing would be left to learn from: '
+                'calculate_student_loss is False. Set it to True, or take the hook out of custom_hooks.'
             )
 
     def before_train_epoch(self, runner: Any) -> None:

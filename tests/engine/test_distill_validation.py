@@ -165,3 +165,20 @@ def test_stopping_what_does_not_distil(tmp_path):
     for epoch in (-1, 1.5, True):
         with pytest.raises(ConfigError, match='`stop_epoch` must be a whole number'):
             run(train_config(custom_hooks=[dict(type='StopDistillHook', stop_epoch=epoch)]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(model=model(calculate_student_loss=False)), 'nothing would be left'),
+        (dict(train_cfg=dict(by_epoch=False, max_iters=4)), 'counts epochs.*EpochBasedTrainLoop'),
+    ],
+)
+def test_what_could_not_be_stopped_is_refused_before_training(tmp_path, changes, words):
+    config = train_config(**{'model': model(), **changes}, custom_hooks=[dict(type='StopDistillHook', stop_epoch=1)])
+    runner = run(config, tmp_path)
+    watch = Watch()
+    runner.register_hook(watch)
+    with pytest.raises(ConfigError, match=words):
+        runner.train()
+    assert not watch.seen
