@@ -31,7 +31,8 @@ class ElasticWidths(Attachment):
     During a forward at less than full width, each parameter and buffer that is cut is hidden by its slice, and sizes
     that Python code reads (`groups`, `num_heads`, ...) are mended. Outside of a forward the model is whole: its
     `parameters()` and `state_dict()` are the full ones, gradients arrive in them, and running statistics are updated in
-    place. At full width nothing is done at all.
+    place. At full width nothing is done at all. The widths act in forwards of `model` itself: a child of it that is called
+    by itself (`model.backbone(x)`) is whole, unless that happens within `active`.
 
     It becomes the child `elastic_widths` of the model, so copies and pickles of the model have their own.
 
