@@ -114,7 +114,11 @@ def _finished(
         root.register_buffer('_mask', mask, persistent=False)
         result = (result, graph.get_attr('_mask'))
     graph.output(result)
-    return fx.GraphModule(root, graph, name)
+    module = fx.GraphModule(root, graph, name)
+    if mask is not None:
+        # Once more: older versions of torch forget that it does not go into the state dict.
+        module.register_buffer('_mask', mask, persistent=False)
+    return module
 
 
 def _root(layers: Mapping[str, nn.Module]) -> nn.Module | None:

@@ -113,7 +113,8 @@ def apply_fixed_architecture(model: nn.Module, fixed_arc: FixedLike) -> nn.Modul
     """Make an architecture the model itself, in place: every choice is replaced by what was chosen.
 
     The choices of layers, of inputs and of values are gone afterwards, and so are the candidates that were not
-    chosen. Weights of the supernet may be loaded before the call or after it: `load_state_dict` of the fixed model
+    chosen; what is left is PyTorch and your own classes, and a pickle of it needs nothing of Strop (`extract` tells the
+    exceptions). Weights of the supernet may be loaded before the call or after it: `load_state_dict` of the fixed model
     also takes the supernet's state dict (all of it), and keeps what belongs to the chosen candidates.
 
     Args:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -61,3 +64,11 @@ def test_a_choice_of_nothing_is_code_that_gives_nothing() -> None:
     assert output is None
     assert mask.tolist() == [0.0, 0.0]
     assert extract(LayerChoice([nn.Tanh()], reduction='none', key='op'), {'op': [0.0]})(torch.ones(1)) == []
+
+
+def test_a_mask_never_goes_into_the_state_dict() -> None:
+    plain = extract(LayerChoice([nn.ReLU(), nn.Tanh()], key='op', return_mask=True), {'op': [0, 1]})
+    for module in (plain, copy.deepcopy(plain), pickle.loads(pickle.dumps(plain))):
+        assert list(module.state_dict()) == []
+        assert module.train(False).training is False
+        assert module(torch.zeros(1))[1].tolist() == [True, True]
