@@ -1,7 +1,8 @@
 """A distillation step, divided by the same step written by hand; and a step of AutoSlim, by the static models' steps.
 
 - Knowledge distillation from a ResNet-34 to a ResNet-18 (timm): the teacher's forward, the student's step by the labels and by
-  the teacher's logits, and the update by SGD; by `SingleTeacherDistill`, by `distiller.record` in a plain loop, and by hand.
+  the teacher's logits, and the update by SGD; by `distiller.record` in a plain loop, by `SingleTeacherDistill` with the
+  activations as they are (in place) and by default (none in place, so that no record can be overwritten), and by hand.
 - AutoSlim with four widths of a MobileNetV2 (timm), divided by the sum of the four static models' steps by hand, the widest of
   which teaches. The widths are drawn once. With and without the update, which AutoSlim does once for four widths.
 
@@ -68,8 +69,10 @@ def distillation(batch: Any) -> dict[str, Step]:
     hand, plain, algorithm = copy.deepcopy(student), copy.deepcopy(student), copy.deepcopy(student)
     of_hand, of_plain = sgd(hand), sgd(plain)
     distiller = ConfigurableDistiller(**{name: value for name, value in rule('fc', 'fc').items() if name != 'type'})
-    model = SingleTeacherDistill(distiller=rule('fc', 'fc'), teacher=copy.deepcopy(teacher), architecture=algorithm).train()
-    of_model = sgd(model.architecture)
+    given = dict(distiller=rule('fc', 'fc'), teacher=teacher, architecture=algorithm)
+    model = SingleTeacherDistill(**copy.deepcopy(given)).train()
+    in_place = SingleTeacherDistill(**copy.deepcopy(given), module_inplace=None, teacher_module_inplace=None).train()
+    of_model, of_in_place = sgd(model.architecture), sgd(in_place.architecture)
 
     def by_hand() -> None:
         with torch.no_grad():
@@ -90,7 +93,12 @@ def distillation(batch: Any) -> dict[str, Step]:
         loss.backward()
         of_plain.step()
 
-    return {'by_hand': by_hand, 'plain_loop': in_a_loop, 'algorithm': lambda: model.train_step((images, labels), of_model)}
+    return {
+        'by_hand': by_hand,
+        'plain_loop': in_a_loop,
+        'algorithm': lambda: in_place.train_step((images, labels), of_in_place),
+        'algorithm_by_default': lambda: model.train_step((images, labels), of_model),
+    }
 
 
 def slimming(batch: Any, update: bool) -> dict[str, Step]:

@@ -127,7 +127,8 @@ class SingleTeacherDistill(DistillAlgorithm):
             went on), a trainable one's batch norms.
         student_trainable: Whether the student learns; if not, only the connectors do.
         calculate_student_loss: Whether the student learns by the labels, too.
-        teacher_module_inplace: Whether activations of the teacher work in place, which may change what was recorded.
+        teacher_module_inplace: Whether activations of the teacher work in place, which may change what was recorded; None
+            leaves them as they are.
         kwargs: `architecture` (the student) and all else that `BaseAlgorithm` takes.
 
     Raises:
@@ -163,7 +164,7 @@ class SingleTeacherDistill(DistillAlgorithm):
         teacher_norm_eval: bool = True,
         student_trainable: bool = True,
         calculate_student_loss: bool = True,
-        teacher_module_inplace: bool = False,
+        teacher_module_inplace: bool | None = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(distiller, student_trainable, calculate_student_loss, **kwargs)
@@ -171,7 +172,7 @@ class SingleTeacherDistill(DistillAlgorithm):
         self.teacher_norm_eval = teacher_norm_eval
         self.teacher = build_teachers(teacher, teacher_ckpt, kwargs.get('loss') or kwargs.get('loss_function'))
         for module in self.teacher.modules():
-            if isinstance(getattr(module, 'inplace', None), bool):
+            if teacher_module_inplace is not None and isinstance(getattr(module, 'inplace', None), bool):
                 module.inplace = teacher_module_inplace  # type: ignore[assignment]
         if not teacher_trainable:
             self.teacher.requires_grad_(False)
