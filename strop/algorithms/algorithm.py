@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.algorithms.plain_architecture import PlainArchitecture, check_mode
 from strop.engine import checkpoint
@@ -61,6 +62,9 @@ class BaseAlgorithm(BaseModel):
     >>> bool(log['loss'] > 0)
     True
     """
+
+    #: Whether batch norms take the statistics of their own batch under `eval()` too; algorithms that offer it set it.
+    norm_training = False
 
     def __init__(
         self,
@@ -206,6 +210,15 @@ class BaseAlgorithm(BaseModel):
         if wrapper is None:
             return super()._run_forward(data, mode)
         return wrapper(**data, mode=mode) if isinstance(data, dict) else wrapper(*data, mode=mode)
+
+    def train(self, mode: bool = True) -> BaseAlgorithm:
+        """Set the mode; with `norm_training`, batch norms of the architecture stay in training mode."""
+        super().train(mode)
+        if self.norm_training and not mode:
+            for module in self.architecture.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = True
+        return self
 
     def set_wrapper(self, wrapper: nn.Module) -> None:
         """Tell the algorithm which distributed wrapper its training forward must go through."""

@@ -17,7 +17,6 @@ from typing import Any
 
 from mmengine.model import BaseModel
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.algorithms.several_subnets import SeveralSubnets
@@ -225,15 +224,6 @@ class AutoSlim(SeveralSubnets):
         with self.distiller.student_recorders, self.distiller.deliveries:
             super().loss(batch_inputs, data_samples)
         return self.distiller.compute_distill_losses()
-
-    def train(self, mode: bool = True) -> AutoSlim:
-        """Set the mode; with `norm_training`, batch norms stay in training mode."""
-        super().train(mode)
-        if getattr(self, 'norm_training', False) and not mode:
-            for module in self.architecture.modules():
-                if isinstance(module, _BatchNorm):
-                    module.training = True
-        return self
 
 
 def _prepared(distiller: ConfigurableDistiller) -> bool:

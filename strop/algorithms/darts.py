@@ -319,12 +319,3 @@ class Darts(BaseAlgorithm):
         logits.step()
         logits.zero_grad()
         return {f'mutator.{name}': value.detach() for name, value in log.items()}
-
-    def train(self, mode: bool = True) -> Darts:
-        """Set the mode; with `norm_training`, batch norms stay in training mode."""
-        super().train(mode)
-        if getattr(self, 'norm_training', False) and not mode:
-            for module in self.architecture.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.training = True
-        return self

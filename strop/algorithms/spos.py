@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.errors import ConfigError
@@ -95,15 +94,6 @@ class SPOS(BaseAlgorithm):
         if self.samples_subnets and self.training:
             self.set_subnet(self.sample_subnet())
         return super().loss(batch_inputs, data_samples)
-
-    def train(self, mode: bool = True) -> SPOS:
-        """Set the mode; with `norm_training`, batch norms stay in training mode."""
-        super().train(mode)
-        if getattr(self, 'norm_training', False) and not mode:
-            for module in self.architecture.modules():
-                if isinstance(module, _BatchNorm):
-                    module.training = True
-        return self
 
     # -- resources -------------------------------------------------------------------------
 

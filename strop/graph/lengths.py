@@ -755,7 +755,7 @@ class _Builder:
     def leaf(self, item: Number | Variable) -> Poly:
         if type(item) is Number:
             return {(): item.value} if item.value else {}
-        assert type(item) is Variable  # an expression has no other leaves
+        assert type(item) is Variable, 'an expression has no other leaves'
         if item.fixed:
             return {(): item.size} if item.size else {}
         root = self.find(self.of(item))

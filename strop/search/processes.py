@@ -79,7 +79,6 @@ class LocalProcesses:
         self.threads = threads or max(cores // workers, 1)
         self.devices = list(devices or [])
         self._workers: list[_Worker] = []
-        self._payload = b''
         self._psutil: Any = try_import('psutil', 'parallel') if memory is not None else None
 
     def start(self, evaluate: Evaluate, seed: int) -> None:
