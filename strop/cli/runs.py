@@ -118,7 +118,8 @@ def search(
     if task is None:
         kind = (cfg.get('train_cfg') or {}).get('type', 'a training loop')
         raise ConfigError(
-            f"To search, the config needs train_cfg = dict(type='EvolutionSearchLoop', ...), but it has {kind!r}. "
+            f"To search, the config needs train_cfg = dict(type='EvolutionSearchLoop', ...), but it has {kind!r}; or, for "
+            "widths, test_cfg = dict(type='AutoSlimGreedySearchLoop', ...). "
             '`strop train` trains a supernet.'
         )
     cfg.load_from = checkpoint or cfg.get('load_from')

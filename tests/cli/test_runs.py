@@ -123,6 +123,24 @@ def test_impossible_budget_names_the_smallest_reachable(project: Path, checkpoin
     assert done.returncode == 0, done.stderr
 
 
+def test_a_greedy_search_of_widths_is_killed_and_resumed(tmp_path: Path) -> None:
+    config = 'strop::autoslim/autoslim_mobilenet_search_mnist.py'
+    options = ['test_cfg.target_flops=[0.85]', 'test_cfg.calibrate_sample_num=6', 'test_dataloader.dataset.limit=60']
+    arguments = ['search', config, '--cfg-options', *options, '--work-dir']
+    whole = strop(*arguments, 'whole', cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert 'subnet_0.85.yaml' in {path.name for path in (tmp_path / 'whole').iterdir()}
+    command = start(*arguments, 'killed', cwd=tmp_path)
+    journal = tmp_path / 'killed' / 'search.journal'
+    _kill_when(command, lambda: journal.exists() and len(journal.read_text().splitlines()) >= 12)
+    resumed = strop(*arguments, 'killed', '--resume', cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert _trials(tmp_path / 'killed') == _trials(tmp_path / 'whole')
+    refused = strop(*arguments[:3], 'test_cfg.target_flops=[0.0001]', '--work-dir', 'low', cwd=tmp_path)
+    assert refused.returncode == 3
+    assert 'cannot be reached' in refused.stderr.splitlines()[-1]
+
+
 def test_search_needs_a_search_loop(project: Path, checkpoint: Path) -> None:
     done = run('search', project / 'supernet.py', '--checkpoint', checkpoint)
     assert done.exit_code == 1
