@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from strop.distill.distiller import ConfigurableDistiller
 from strop.distill.projections import projection
 from strop.distill.recorders import BaseRecorder, ModuleOutputsRecorder
 from strop.errors import ComponentTypeError, ConfigError, listed
+from strop.graph.forward import training_mode_kept
 from strop.registry import MODELS
 
 _FEATURE_LOSS = {'type': 'torch.nn.MSELoss'}
@@ -165,7 +166,8 @@ def _seen(model: nn.Module, inputs: Any, paths: Sequence[str]) -> dict[str, Any]
     recorders: dict[str, BaseRecorder] = {path: ModuleOutputsRecorder(path) for path in paths}
     for recorder in recorders.values():
         recorder.initialize(model)
-    with ExitStack() as stack, torch.no_grad(), _evaluated(model):
+    with ExitStack() as stack, torch.no_grad(), training_mode_kept(model):
+        model.eval()
         for recorder in recorders.values():
             stack.enter_context(recorder)
         if isinstance(inputs, Mapping):
@@ -175,17 +177,6 @@ def _seen(model: nn.Module, inputs: Any, paths: Sequence[str]) -> dict[str, Any]
         else:
             model(inputs)
     return {path: recorder.get_record_data() for path, recorder in recorders.items()}
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _logits(side: str, output: Any) -> tuple[Any, Tensor]:

@@ -10,9 +10,9 @@ from mmengine.runner import ValLoop
 from mmengine.runner.amp import autocast
 from torch import nn
 
-from strop.engine.scoring import training_mode_kept
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError
+from strop.graph.forward import training_mode_kept
 from strop.registry import LOOPS
 
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from strop.distill import RecorderManager
 from strop.engine.hooks import as_picture
-from strop.engine.scoring import training_mode_kept
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError, listed, near
 from strop.files import atomic_write
+from strop.graph.forward import training_mode_kept
 from strop.registry import HOOKS
 
 #: How the channels of a map become one; None shows the strongest ones side by side.

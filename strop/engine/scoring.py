@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
-from torch import nn
 
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
@@ -217,14 +215,3 @@ class ResourceMeter:
 
 def _is_bound(bound: Any) -> bool:
     return bound is None or (isinstance(bound, (int, float)) and not isinstance(bound, bool))
-
-
-@contextmanager
-def training_mode_kept(model: nn.Module) -> Iterator[None]:
-    """Put every module back into the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

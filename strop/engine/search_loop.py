@@ -15,10 +15,11 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
-from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, set_subnet, training_mode_kept
+from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, set_subnet
 from strop.engine.train_loop import unwrapped
 from strop.errors import BudgetError, ConfigError, StoreError, StropError, listed, near
 from strop.files import atomic_write
+from strop.graph.forward import training_mode_kept
 from strop.mutables import Subnet, dump_subnet
 from strop.search import Constraint, SearchResult, Strategy, Trial, run
 

@@ -8,9 +8,10 @@ from typing import Any
 from mmengine.evaluator import Evaluator
 from mmengine.runner import TestLoop, ValLoop
 
-from strop.engine.scoring import ResourceMeter, Scorer, sample_batch, training_mode_kept
+from strop.engine.scoring import ResourceMeter, Scorer, sample_batch
 from strop.engine.train_loop import unwrapped
 from strop.estimators import count
+from strop.graph.forward import training_mode_kept
 from strop.mutables import extract, mutables_of
 from strop.randomness import seeded
 from strop.registry import LOOPS

@@ -11,11 +11,12 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner import ValLoop
 
-from strop.engine.scoring import Scorer, mutator_of, sample_batch, training_mode_kept
+from strop.engine.scoring import Scorer, mutator_of, sample_batch
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError
 from strop.estimators import count
 from strop.files import atomic_path
+from strop.graph.forward import training_mode_kept
 from strop.mutables import dump_subnet, extract
 from strop.registry import LOOPS
 

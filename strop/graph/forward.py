@@ -15,6 +15,24 @@ from strop.errors import GraphError
 
 
 @contextmanager
+def training_mode_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into the mode, training or not, that it had.
+
+    >>> model = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    >>> with training_mode_kept(model):
+    ...     _ = model.eval()
+    >>> [module.training for module in model]
+    [True, False]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put everything that a forward may leave in the modules of `model` back afterwards: modes, caches, decisions.
 

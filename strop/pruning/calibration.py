@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from strop.graph.forward import training_mode_kept
 from strop.pruning.placements import batches_of, forward
 
 
@@ -35,22 +36,20 @@ def recalibrate(model: nn.Module, batches: Any) -> int:
     norms = _norms(model)
     if not norms:
         return 0
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
-    try:
-        model.eval()
-        return average_statistics(model, batches_of(batches), lambda batch: forward(model, batch))
-    except BaseException:
-        for norm, buffers in zip(norms, before):
-            for name, buffer in buffers.items():
-                getattr(norm, name).copy_(buffer)
-        raise
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
+    with training_mode_kept(model):
+        try:
+            model.eval()
+            return average_statistics(model, batches_of(batches), lambda batch: forward(model, batch))
+        except BaseException:
+            for norm, buffers in zip(norms, before):
+                for name, buffer in buffers.items():
+                    getattr(norm, name).copy_(buffer)
+            raise
+        finally:
+            for norm, momentum in zip(norms, momenta):
+                norm.momentum = momentum
 
 
 def average_statistics(model: nn.Module, batches: Iterable[Any], run: Callable[[Any], Any]) -> int:

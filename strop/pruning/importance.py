@@ -11,7 +11,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strop.errors import ConfigError, listed, near
+from strop.graph.forward import training_mode_kept
 from strop.pruning.placements import (
     batches_of,
     chosen,
@@ -516,7 +516,8 @@ class Activation(_Gathered):
                     handles.append(module.register_forward_pre_hook(lambda m, args, p=path: record(p, 'in', m, args[0])))
                 else:
                     handles.append(module.register_forward_hook(lambda m, args, out, p=path: record(p, 'out', m, out)))
-            with _evaluating(model), torch.no_grad():
+            with training_mode_kept(model), torch.no_grad():
+                model.eval()
                 for batch in batches_of(data):
                     forward(model, batch)
         finally:
@@ -586,24 +587,14 @@ def _sites(unit: ChannelUnit, model: nn.Module) -> dict[tuple[str, int], list[Pl
     return dict(sites)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _gradients(
     model: nn.Module, names: set[str], data: Any, loss: Any, *, twice: bool = False
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Yield weights and gradients of each batch; the model's own `.grad`, mode and flags stay as they were."""
     weights = {name: tensor(model, name) for name in sorted(names)}
     flags = [(weight, weight.requires_grad) for weight in weights.values()]
-    with _evaluating(model), torch.enable_grad():
+    with training_mode_kept(model), torch.enable_grad():
+        model.eval()
         try:
             for weight in weights.values():
                 weight.requires_grad_(True)
