@@ -100,8 +100,13 @@ class LocalProcesses:
             raise
 
     def submit(self, trial: Trial) -> None:
-        """Give a trial to a worker that has none."""
-        next(worker for worker in self._workers if worker.trial is None).send(trial)
+        """Give a trial to a worker that has none; one that died is replaced first."""
+        place = next(place for place, worker in enumerate(self._workers) if worker.trial is None)
+        if not self._workers[place].alive:
+            self._workers[place].end()
+            self._workers[place] = self._begun(place)
+            self._await(self._workers[place])
+        self._workers[place].send(trial)
 
     def wait(self) -> list[Outcome]:
         """Return the outcomes of the trials that have ended, killing those that break a limit; block until there is one."""
@@ -115,10 +120,6 @@ class LocalProcesses:
                     continue
                 outcomes.append(outcome)
                 worker.trial = None
-                if not worker.alive:
-                    worker.end()
-                    self._workers[self._workers.index(worker)] = replacement = self._begun(worker.slot)
-                    self._await(replacement)
             if outcomes:
                 return outcomes
 
@@ -137,7 +138,7 @@ class LocalProcesses:
             None if self.logs is None else str(self.logs.absolute()),
             self.devices[slot] if self.devices else None,
         )
-        return _Worker(slot, self._evaluate, settings)
+        return _Worker(self._evaluate, settings)
 
     def _await(self, worker: _Worker) -> None:
         worker.await_ready()
@@ -231,8 +232,7 @@ class _Settings:
 class _Worker:
     """A process, and the trial that it works on."""
 
-    def __init__(self, slot: int, evaluate: Evaluate, settings: _Settings) -> None:
-        self.slot = slot
+    def __init__(self, evaluate: Evaluate, settings: _Settings) -> None:
         context: Any = torch.multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
         if sys.platform == 'linux':
             context.set_forkserver_preload(['torch', 'strop.search.processes'])

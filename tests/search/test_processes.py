@@ -82,6 +82,21 @@ def test_weights_are_shared_and_threads_divided(two):
     assert {trial.info['threads'] for trial in result.trials} == {1}
 
 
+def test_a_worker_that_dies_between_two_trials_is_replaced():
+    executor = LocalProcesses(1)
+    executor.start(evaluations.plain, 0)
+    try:
+        for number in range(2):
+            executor.submit(Trial(number, PLAIN.subnet({'a': number, 'b': 2})))
+            (outcome,) = executor.wait()
+            assert (outcome.number, outcome.returned, outcome.error) == (number, number * 10.0 + 2, None)
+            worker = executor._workers[0].process
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join(10)
+    finally:
+        executor.close()
+
+
 def test_a_closure_travels_by_value():
     factor = 3
     result = run(PLAIN, lambda subnet: factor * subnet['b'], strategy='random', trials=4, executor=LocalProcesses(1))
