@@ -26,6 +26,7 @@ LOCATIONS = [
     'strop.elastic',
     'strop.distill',
     'strop.architectures',
+    'strop.quantization',
     'strop.mutators',
     'strop.engine',
     'strop.algorithms',

@@ -1,0 +1,1 @@
+"""Quantization: calibration, learned steps, weight-only formats, and the backends that run them."""
