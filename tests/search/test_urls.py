@@ -6,7 +6,7 @@ from strop.search.urls import hide_secrets
 
 
 @pytest.mark.parametrize(
-    'url, shown',
+    ('url', 'shown'),
     [
         ('postgresql://ada:s3cret@db/trials', 'postgresql://ada:***@db/trials'),
         ('postgresql+psycopg://ada:s3cret@db:5432/trials', 'postgresql+psycopg://ada:***@db:5432/trials'),
