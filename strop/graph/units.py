@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from strop.errors import GraphError, listed, near
-from strop.graph import length_rules, rules  # noqa: F401  (they register themselves)
+from strop.graph import elementwise_rules, layer_rules, layout_rules, length_rules  # noqa: F401  (they register themselves)
 from strop.graph.forward import arguments_of
 from strop.graph.inference import Axes, Call, Trace, trace
 from strop.graph.lengths import Binary, Expr, LengthSystem, Number, Variable, text

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strop.errors import GraphError, VerificationError
-from strop.graph import channel_units, inference, prove, rules, verify
+from strop.graph import channel_units, elementwise_rules, inference, layer_rules, layout_rules, prove, terms, verify
 from strop.graph.proof import masked_tensors, random_kept, randomized
 from strop.graph.terms import concatenation, product, resolve, split_cat, split_prod, unify
 
@@ -109,7 +109,7 @@ def reversed_concatenation(call):
 
 
 def reversed_parts(call):
-    return rules._split(call)[::-1]
+    return layout_rules._split(call)[::-1]
 
 
 def halves_apart(call):
@@ -123,11 +123,11 @@ def inner_groups(call):
     image, weight = call.axes(call.args[0]), call.axes(call.args[1])
     groups = call.args[8]
     if groups == 1:
-        return rules._convolution(call)
+        return layer_rules._convolution(call)
     inner, group = split_prod(image[1], image[1].size // groups)
     unify(inner, weight[1])
     unify(group, split_prod(weight[0], groups)[0])
-    return [image[0], weight[0], *rules._pixels(call, image[2:], call.out.shape[2:])]
+    return [image[0], weight[0], *layer_rules._pixels(call, image[2:], call.out.shape[2:])]
 
 
 def straight_shuffle(call):
@@ -143,18 +143,18 @@ def repeated_inside(call):
 
 def norm_of_its_own(call):
     axes = call.axes(call.args[0])
-    return [list(axes), list(axes[:-1]) + [rules.ONE], list(axes[:-1]) + [rules.ONE]]
+    return [list(axes), list(axes[:-1]) + [terms.ONE], list(axes[:-1]) + [terms.ONE]]
 
 
 FAULTS = {
-    'additions do not couple': (residual, IMAGE, rules.pointwise, no_coupling),
-    'concatenations are reversed': (concatenated, IMAGE, rules._cat, reversed_concatenation),
-    'parts are reversed': (parted, IMAGE, rules._split, reversed_parts),
-    'halves of a gate do not couple': (gated, IMAGE, rules._glu, halves_apart),
-    'groups are taken inside out': (grouped, IMAGE, rules._convolution, inner_groups),
-    'a shuffle does nothing': (shuffled, IMAGE, rules._channel_shuffle, straight_shuffle),
-    'repeats are interleaved': (repeated, IMAGE, rules._repeat, repeated_inside),
-    'a norm does not couple': (normed, TOKENS, rules._layer_norm, norm_of_its_own),
+    'additions do not couple': (residual, IMAGE, elementwise_rules.pointwise, no_coupling),
+    'concatenations are reversed': (concatenated, IMAGE, layout_rules._cat, reversed_concatenation),
+    'parts are reversed': (parted, IMAGE, layout_rules._split, reversed_parts),
+    'halves of a gate do not couple': (gated, IMAGE, layer_rules._glu, halves_apart),
+    'groups are taken inside out': (grouped, IMAGE, layer_rules._convolution, inner_groups),
+    'a shuffle does nothing': (shuffled, IMAGE, layer_rules._channel_shuffle, straight_shuffle),
+    'repeats are interleaved': (repeated, IMAGE, layout_rules._repeat, repeated_inside),
+    'a norm does not couple': (normed, TOKENS, layer_rules._layer_norm, norm_of_its_own),
 }
 
 
