@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch.multiprocessing
 from strop.errors import ConfigError, try_import
 from strop.mutables import Space
 from strop.search.executor import Evaluate, Outcome, evaluate_trial
+from strop.search.parcel import Parcel, pack
 from strop.search.trial import Trial
 
 _POLL = 0.2  # seconds between two looks at limits
@@ -32,8 +31,9 @@ class LocalProcesses:
     """Evaluates several trials at a time, each in a process of this machine.
 
     Workers live on from trial to trial; one that dies or breaks a limit is replaced, and its trial fails with the reason. They
-    are started from a server that has run nothing, so threads and locks of this process do no harm. Tensors that the evaluation
-    holds (a trained supernet, images) lie in memory that all workers share; they must not be written to.
+    are started from a server that has run nothing, so threads and locks of this process do no harm. Parameters and
+    large tensors that the evaluation holds (a trained supernet, images) lie in memory that all workers share; they must not be
+    written to. Small ones, such as the statistics of batch norms, are each worker's own.
 
     Args:
         workers: How many trials run at once.
@@ -90,7 +90,8 @@ class LocalProcesses:
         self.close()
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
-        self._evaluate, self._seed = sendable(evaluate), seed
+        self._parcel, self._seed = pack(evaluate), seed
+        self._parcel.block.share_memory_()
         try:
             self._workers = [self._begun(slot) for slot in range(self.capacity)]
             for worker in self._workers:
@@ -138,7 +139,7 @@ class LocalProcesses:
             None if self.logs is None else str(self.logs.absolute()),
             self.devices[slot] if self.devices else None,
         )
-        return _Worker(self._evaluate, settings)
+        return _Worker(self._parcel, settings)
 
     def _await(self, worker: _Worker) -> None:
         worker.await_ready()
@@ -173,54 +174,6 @@ def log_file(folder: str | os.PathLike[str], number: int) -> Path:
     return Path(folder) / f'trial_{number}.log'
 
 
-def sendable(evaluate: Evaluate) -> Evaluate:
-    """Return an evaluation that can be pickled: itself, or one that travels by cloudpickle.
-
-    Raises:
-        ConfigError: If it can be sent in neither way.
-
-    >>> sendable(print) is print
-    True
-    """
-    try:
-        _Rehearsal(io.BytesIO()).dump(evaluate)
-        return evaluate
-    except Exception as error:
-        refusal = error
-    try:
-        import cloudpickle
-
-        return _ByValue(cloudpickle.dumps(evaluate))
-    except ImportError:
-        hint = 'Define it at the top level of a module, or install cloudpickle.'
-    except Exception as error:
-        refusal, hint = error, 'Build what cannot be sent (open files, locks, runners) inside the evaluation.'
-    raise ConfigError(f'The evaluation cannot be sent to other processes ({type(refusal).__name__}: {refusal}). {hint}')
-
-
-class _Rehearsal(pickle.Pickler):
-    """Pickles all but tensors, which travel as shared memory."""
-
-    def persistent_id(self, value: Any) -> Any:
-        return 'tensor' if isinstance(value, torch.Tensor) else None
-
-
-class _ByValue:
-    """A function that is sent as its code, since it has no name to import it by."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self._function: Callable[..., Any] | None = None
-
-    def __reduce__(self) -> Any:
-        return _ByValue, (self.content,)
-
-    def __call__(self, subnet: Any) -> Any:
-        if self._function is None:
-            self._function = pickle.loads(self.content)  # our own bytes, from the process that started this one
-        return self._function(subnet)
-
-
 @dataclass(frozen=True)
 class _Settings:
     seed: int
@@ -232,12 +185,12 @@ class _Settings:
 class _Worker:
     """A process, and the trial that it works on."""
 
-    def __init__(self, evaluate: Evaluate, settings: _Settings) -> None:
+    def __init__(self, parcel: Parcel, settings: _Settings) -> None:
         context: Any = torch.multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
         if sys.platform == 'linux':
             context.set_forkserver_preload(['torch', 'strop.search.processes'])
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, evaluate, settings), daemon=False)
+        self.process = context.Process(target=_work, args=(theirs, parcel, settings), daemon=False)
         try:
             self.process.start()
         except RuntimeError as error:
@@ -322,7 +275,7 @@ def _held(psutil: Any, pid: int | None) -> float:
 # -- in the worker -----------------------------------------------------------------------------
 
 
-def _work(connection: Connection, evaluate: Evaluate, settings: _Settings) -> None:
+def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
     if hasattr(os, 'setsid'):
         os.setsid()  # Ctrl-C reaches the parent, which decides; and what the trial starts dies with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -330,6 +283,7 @@ def _work(connection: Connection, evaluate: Evaluate, settings: _Settings) -> No
     if settings.device is not None:
         os.environ['CUDA_VISIBLE_DEVICES'] = settings.device
     torch.set_num_threads(settings.threads)
+    evaluate = parcel.open()
     connection.send(True)
     space: Space | None = None
     while True:

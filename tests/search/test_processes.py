@@ -16,7 +16,8 @@ from search import evaluations
 from strop.errors import ConfigError
 from strop.mutables import OneOf, Space
 from strop.search import LocalProcesses, Trial, run
-from strop.search.processes import log_file, sendable
+from strop.search.parcel import pack
+from strop.search.processes import log_file
 
 PLAIN = Space({'a': OneOf((0, 1, 2)), 'b': OneOf((1, 2, 3, 4))})
 
@@ -170,7 +171,7 @@ def test_bad_arguments():
         LocalProcesses(2, devices=['0'])
     with pytest.raises(ConfigError, match='cannot be sent'):
         lock = threading.Lock()
-        sendable(lambda subnet: lock)
+        pack(lambda subnet: lock)
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):
