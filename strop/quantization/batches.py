@@ -1,0 +1,181 @@
+"""Calibration data: batches as a model takes them, looked over before anything is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from strop.errors import ConfigError, DataError
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Call]):
+    """Batches of inputs, each as the positional and keyword arguments of one forward.
+
+    Args:
+        calls: (positional arguments, keyword arguments) of each batch.
+
+    >>> batches = Batches.of([(torch.rand(4, 3), torch.zeros(4)), (torch.rand(4, 3), torch.zeros(4))])
+    >>> len(batches), batches[0][0][0].shape, batches.samples
+    (2, torch.Size([4, 3]), 8)
+    """
+
+    calls: tuple[Call, ...]
+
+    @classmethod
+    def of(cls, data: Any, limit: int | None = None, device: torch.device | None = None) -> Batches:
+        """Read batches and check them.
+
+        A batch is a tensor, a mapping of keyword arguments, or a tuple or list whose first item is the inputs, as
+        `(images, labels)` is; that item may itself be a tuple of positional or a mapping of keyword arguments.
+        All batches are kept in memory, because they are looked at several times.
+
+        Args:
+            data: An iterable of batches, such as a DataLoader or a list; one tensor is taken as one batch.
+            limit: Read at most this many.
+            device: Where to move them.
+
+        Raises:
+            DataError: If there are none, one holds a NaN or an infinity, or one has another shape than the first.
+            ConfigError: If it is nothing to iterate over, or `limit` is not positive.
+        """
+        if isinstance(data, Batches):
+            return cls(data.calls[:limit])
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ConfigError(f'The number of calibration batches must be a positive integer, but got {limit!r}.')
+        if isinstance(data, torch.Tensor):
+            data = [data]
+        if data is None or isinstance(data, (str, Mapping)):
+            raise ConfigError(
+                f'Calibration data is an iterable of batches, such as a DataLoader or a list, but got {type(data).__name__}.'
+            )
+        try:
+            iterator = iter(data)
+        except TypeError:
+            raise ConfigError(
+                f'Calibration data is an iterable of batches, such as a DataLoader or a list, but got {type(data).__name__}.'
+            ) from None
+        calls: list[Call] = []
+        for index, batch in enumerate(islice(iterator, limit)):
+            call = call_of(batch, index)
+            if device is not None:
+                call = tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), call)
+            _check_values(call, index)
+            if calls:
+                _check_shapes(calls[0], call, index)
+            calls.append(call)
+        if not calls:
+            raise DataError(
+                'The calibration data is empty: ranges of activations cannot be measured without a batch. An iterator can be '
+                'used once only: give a list or a DataLoader.'
+            )
+        return cls(tuple(calls))
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.calls[index]
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.calls)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples, by the first axis of the inputs."""
+        return sum(size for size in map(batch_size, self.calls) if size is not None)
+
+    def split(self) -> tuple[Batches, Batches]:
+        """Return the batches to calibrate on and those to judge by: the last quarter, at least one.
+
+        A single batch is cut into halves along its first axis; one sample cannot be held out of itself and is in both.
+        """
+        if len(self.calls) > 1:
+            held = max(1, len(self.calls) // 4)
+            return Batches(self.calls[:-held]), Batches(self.calls[-held:])
+        size = batch_size(self.calls[0])
+        if size is None or size < 2:
+            return self, self
+        return Batches((rows(self.calls[0], 0, size // 2),)), Batches((rows(self.calls[0], size // 2, size),))
+
+    def example(self) -> Call:
+        """Return the first batch, twice over if it has one sample: a batch of one would be taken for a constant."""
+        call = self.calls[0]
+        if batch_size(call) != 1:
+            return call
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.repeat(2, *[1] * (tensor.dim() - 1)), call)
+
+
+def call_of(batch: Any, index: int = 0) -> Call:
+    """Return the arguments that a batch stands for.
+
+    Raises:
+        DataError: If it holds no tensor.
+    """
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    if isinstance(inputs, Mapping):
+        call: Call = ((), dict(inputs))
+    elif isinstance(inputs, (tuple, list)):
+        call = (tuple(inputs), {})
+    else:
+        call = ((inputs,), {})
+    if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(call)):
+        raise DataError(
+            f'Batch {index} of the calibration data holds no tensor; it is a {type(batch).__name__}. A batch is a tensor, '
+            'a mapping of keyword arguments, or a tuple whose first item is one of these.'
+        )
+    return call
+
+
+def batch_size(call: Call) -> int | None:
+    """Return the length of the first axis if all tensors share it, else None.
+
+    >>> batch_size(((torch.zeros(4, 3),), {'mask': torch.zeros(4)}))
+    4
+    """
+    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in tree_leaves(call) if isinstance(leaf, torch.Tensor)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def rows(call: Call, start: int, stop: int) -> Call:
+    """Return the samples `start` to `stop` of a batch."""
+    return tree_map_only(torch.Tensor, lambda tensor: tensor[start:stop], call)
+
+
+def _check_values(call: Call, index: int) -> None:
+    for leaf in tree_leaves(call):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            kind = 'NaN' if bool(torch.isnan(leaf).any()) else 'an infinity'
+            place = tuple(int(i) for i in (~torch.isfinite(leaf)).nonzero()[0])
+            raise DataError(
+                f'Batch {index} of the calibration data holds {kind}, at {place} of a tensor of shape {tuple(leaf.shape)}. '
+                'The ranges measured from it would mean nothing: clean the data.'
+            )
+
+
+def _check_shapes(first: Call, call: Call, index: int) -> None:
+    (known, structure), (given, other) = tree_flatten(first), tree_flatten(call)
+    if structure != other:
+        raise DataError(
+            f'Batch {index} of the calibration data is built differently from batch 0: {_shape(call)} after {_shape(first)}.'
+        )
+    for old, new in zip(known, given):
+        if not isinstance(old, torch.Tensor):
+            continue
+        if not isinstance(new, torch.Tensor) or old.shape[1:] != new.shape[1:] or old.dtype != new.dtype:
+            raise DataError(
+                f'Batch {index} of the calibration data has inputs {_shape(call)}, but batch 0 has {_shape(first)}. '
+                'Only the size of the first axis, the batch, may vary.'
+            )
+
+
+def _shape(call: Call) -> str:
+    shown = tree_map_only(torch.Tensor, lambda tensor: (*tensor.shape, str(tensor.dtype).removeprefix('torch.')), call)
+    return f'{shown[0] or ""}{shown[1] or ""}'

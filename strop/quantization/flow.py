@@ -1,0 +1,341 @@
+"""The steps of quantization, one by one: capture a model, prepare it, calibrate, convert.
+
+Everything here is the public API of `torchao.quantization.pt2e`; a backend brings the quantizer that says which tensors
+become integers (`strop.quantization.backends`). `strop.quantize` does all steps in one call.
+"""
+
+from __future__ import annotations
+
+import copy
+import linecache
+import logging
+import operator
+import os
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from strop.errors import ConfigError, DataError, ExportError, try_import
+from strop.estimators.runtimes import quiet
+from strop.quantization.batches import Batches, Call, batch_size
+
+if TYPE_CHECKING:
+    from torchao.quantization.pt2e.quantizer import Quantizer
+
+aten = torch.ops.aten
+
+# What an ATen op came from, as the quantizers of torchao look it up.
+_SOURCES: dict[Any, Any] = {
+    aten.conv1d.default: nn.Conv1d,
+    aten.conv2d.default: nn.Conv2d,
+    aten.conv3d.default: nn.Conv3d,
+    aten.linear.default: nn.Linear,
+    aten.batch_norm.default: nn.BatchNorm2d,
+    aten.relu.default: nn.ReLU,
+    aten.relu_.default: nn.ReLU,
+    aten.hardtanh.default: nn.Hardtanh,
+    aten.hardtanh_.default: nn.Hardtanh,
+    aten.relu6.default: nn.ReLU6,
+    aten.relu6_.default: nn.ReLU6,
+    aten.silu.default: nn.SiLU,
+    aten.silu_.default: nn.SiLU,
+    aten.hardswish.default: nn.Hardswish,
+    aten.hardswish_.default: nn.Hardswish,
+    aten.gelu.default: nn.GELU,
+    aten.add.Tensor: operator.add,
+    aten.add_.Tensor: operator.add,
+    aten.mul.Tensor: operator.mul,
+    aten.mul_.Tensor: operator.mul,
+    aten.matmul.default: torch.matmul,
+}
+
+
+def pt2e(part: str = '') -> Any:
+    """Import `torchao.quantization.pt2e`, or a part of it.
+
+    Raises:
+        MissingDependencyError: If torchao is not installed.
+
+    >>> pt2e('quantizer').Quantizer.__name__
+    'Quantizer'
+    """
+    logger = logging.getLogger('torch.utils._pytree')
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)  # torchao registers some of its enums in a way that newer torch warns of
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return try_import('.'.join(filter(None, ('torchao.quantization.pt2e', part))), 'quantization')
+    finally:
+        logger.setLevel(level)
+
+
+def capture(model: nn.Module, example: Call, *, training: bool = False, dynamic_batch: bool = True) -> GraphModule:
+    """Return the graph of ATen ops that a model computes, as a module of its own; the model stays as it is.
+
+    Args:
+        model: Any model that `torch.export` takes.
+        example: The positional and keyword arguments of one forward.
+        training: Capture the forward of training, for quantization-aware training.
+        dynamic_batch: Leave the size of the first axis open where the model allows it.
+
+    Raises:
+        ExportError: If it cannot be exported; the message has the op and the line of the model's code.
+
+    >>> graph = capture(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), ((torch.rand(4, 3),), {}))
+    >>> graph(torch.rand(5, 3)).shape
+    torch.Size([5, 2])
+    """
+    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).train(training)
+    args, kwargs = example
+    shapes = None
+    if dynamic_batch and (batch_size(example) or 0) > 1:
+        auto = torch.export.Dim.AUTO  # type: ignore[attr-defined]
+        leaf = lambda value: {0: auto} if isinstance(value, torch.Tensor) else None  # noqa: E731
+        named = _named_arguments(twin, args, kwargs)
+        shapes = None if named is None else {name: _mapped(value, leaf) for name, value in named.items()}
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(twin, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError(_where_it_failed(model, error)) from error
+    graph = program.module(check_guards=False) if _takes_check_guards(program) else program.module()
+    if not isinstance(graph, GraphModule):
+        raise ExportError(f'torch.export gave a {type(graph).__name__} for {type(model).__name__}, not a graph.')
+    _label_sources(graph)
+    return graph
+
+
+def prepare(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Return a captured graph with an observer at every tensor that the quantizer makes integer; batch norms are folded.
+
+    Args:
+        graph: What `capture` gave; it is used up.
+        quantizer: A quantizer of `torchao.quantization.pt2e`.
+    """
+    with _understandable('prepared'):
+        return pt2e('quantize_pt2e').prepare_pt2e(graph, quantizer)  # type: ignore[no-any-return]
+
+
+def prepare_qat(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Return a captured graph with fake quantization, to be trained; batch norms are folded the way training needs it.
+
+    `train()` and `eval()` of the result switch batch norms and dropout, as they do in the model.
+
+    Args:
+        graph: What `capture(..., training=True)` gave; it is used up.
+        quantizer: A quantizer of `torchao.quantization.pt2e` that is set up for training.
+    """
+    literals = {
+        node.args[4].target: node.args[6:8]
+        for node in graph.graph.nodes
+        if node.target in _BATCH_NORMS and is_parameter(node.args[4])
+    }
+    with _understandable('prepared for training'):
+        prepared = pt2e('quantize_pt2e').prepare_qat_pt2e(graph, quantizer)
+    _restore_literals(prepared, literals)
+    return switchable(prepared)
+
+
+def calibrate(prepared: GraphModule, batches: Batches | Iterable[Any], limit: int | None = None) -> int:
+    """Show a prepared graph some batches, so that its observers see the ranges; return how many there were.
+
+    Args:
+        prepared: What `prepare` gave.
+        batches: Calibration data; see `Batches.of`.
+        limit: Use at most this many.
+
+    Raises:
+        DataError: If the data is empty, not finite, or of another shape than the graph takes.
+    """
+    checked = Batches.of(batches, limit)
+    with torch.no_grad(), quiet():
+        for index, (args, kwargs) in enumerate(checked):
+            try:
+                prepared(*args, **kwargs)
+            except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                shapes = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (args, kwargs))
+                raise DataError(
+                    f'Batch {index} of the calibration data does not fit the model: it has inputs '
+                    f'{shapes[0] or ""}{shapes[1] or ""}. {type(error).__name__}: {reason[0][:300]}'
+                ) from error
+    return len(checked)
+
+
+def convert(prepared: GraphModule, *, fold: bool = True) -> GraphModule:
+    """Return a calibrated or trained graph with quantize and dequantize ops in place of the observers.
+
+    It computes what the integers would, in floats: the reference that every runtime is compared with.
+
+    Args:
+        prepared: What `prepare` or `prepare_qat` gave, calibrated or trained; it is used up.
+        fold: Keep weights as integers; otherwise as floats with their quantization behind them.
+    """
+    blind = [name for name, module in prepared.named_modules() if _saw_nothing(module)]
+    if blind:
+        raise ConfigError(
+            f'{len(blind)} observers have seen no data, {blind[0]} for one: call `calibrate` with the prepared graph, or train '
+            'it, before `convert`.'
+        )
+    with _understandable('converted'):
+        converted = pt2e('quantize_pt2e').convert_pt2e(prepared, fold_quantize=fold)
+    return switchable(converted)
+
+
+def switchable(graph: GraphModule) -> GraphModule:
+    """Give a graph of ATen ops a working `train()` and `eval()`: they set batch norms, dropout and the modules inside.
+
+    torchao's own switch gives every batch norm the momentum and epsilon of its defaults; this one keeps them.
+    """
+    graph.train = types.MethodType(_train, graph)  # type: ignore[method-assign]
+    graph.eval = types.MethodType(lambda self: _train(self, False), graph)  # type: ignore[method-assign]
+    return graph
+
+
+def _train(self: GraphModule, mode: bool = True) -> GraphModule:
+    for place, ops in ((5, _BATCH_NORMS), (2, _DROPOUTS)):
+        for node in self.graph.nodes:
+            if node.op == 'call_function' and node.target in ops and len(node.args) > place:
+                node.update_arg(place, mode)
+    self.recompile()
+    self.training = mode
+    for child in self.children():
+        child.train(mode)
+    return self
+
+
+def _restore_literals(prepared: GraphModule, literals: Mapping[Any, tuple[float, float]]) -> None:
+    """Put back momentum and epsilon of batch norms: torchao's fused pattern has those of its own example."""
+    for node in prepared.graph.nodes:
+        if node.op != 'call_function':
+            continue
+        if node.target in _BATCH_NORMS and is_parameter(node.args[4]) and node.args[4].target in literals:
+            for place, value in zip((6, 7), literals[node.args[4].target]):
+                node.update_arg(place, value)
+        elif node.target is aten.add.Tensor and is_parameter(node.args[0]) and node.args[0].target in literals:
+            node.update_arg(1, literals[node.args[0].target][1])
+    prepared.recompile()
+
+
+_BATCH_NORMS = (aten.batch_norm.default,)
+_DROPOUTS = (aten.dropout.default, aten.dropout_.default)
+
+
+def _saw_nothing(module: nn.Module) -> bool:
+    least = getattr(module, 'min_val', None)
+    return isinstance(least, torch.Tensor) and bool(torch.isinf(least).any()) and bool((least > 0).any())
+
+
+# -- internals --------------------------------------------------------------------------------------------
+
+
+def _takes_check_guards(program: Any) -> bool:
+    import inspect
+
+    return 'check_guards' in inspect.signature(program.module).parameters
+
+
+def _named_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Return parameter name -> value, as `dynamic_shapes` wants them; None where a signature has no names for them."""
+    import inspect
+
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return None
+    kinds = {name: parameter.kind for name, parameter in bound.signature.parameters.items()}
+    if any(kinds[name] is inspect.Parameter.VAR_KEYWORD for name in bound.arguments):
+        extra = next(name for name in bound.arguments if kinds[name] is inspect.Parameter.VAR_KEYWORD)
+        return {name: value for name, value in bound.arguments.items() if name != extra} | {extra: bound.arguments[extra]}
+    return dict(bound.arguments)
+
+
+def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(item, leaf) for item in value)
+    if isinstance(value, dict):
+        return {key: _mapped(item, leaf) for key, item in value.items()}
+    return leaf(value)
+
+
+def _label_sources(graph: GraphModule) -> None:
+    """Note at each node what it came from, with a name of its own.
+
+    Quantizers look for layers by this note. `torch.export` gives all calls of one module the same name, so that a ReLU that
+    is used twice looks like one layer with two outputs.
+    """
+    for node in graph.graph.nodes:
+        if node.op != 'call_function':
+            continue
+        source = _SOURCES.get(node.target)
+        if source is None:
+            stack = list((node.meta.get('nn_module_stack') or {}).values())
+            source = stack[-1][1] if stack else node.target
+        node.meta['source_fn_stack'] = [(node.name, source)]
+
+
+@contextmanager
+def _understandable(what: str) -> Iterator[None]:
+    """Word an error of the quantizer as one of ours, and keep its warnings off the screen."""
+    try:
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except (ImportError, ConfigError):
+        raise
+    except Exception as error:
+        raise ExportError(f'The graph could not be {what}: {type(error).__name__}: {str(error).strip()[:800]}') from error
+
+
+_TORCH = os.path.dirname(torch.__file__)
+_HERE = str(Path(__file__).resolve().parent)
+
+
+def _where_it_failed(model: nn.Module, error: BaseException) -> str:
+    """Return a message with the op and the line of the model's code at which an export failed."""
+    line, op = '', ''
+    seen: BaseException | None = error
+    while seen is not None:
+        trace = seen.__traceback__
+        found_line, found_op = '', ''
+        while trace is not None:
+            frame = trace.tb_frame
+            file = frame.f_code.co_filename
+            if not file.startswith((_TORCH, _HERE, '<')) and f'{os.sep}torch{os.sep}' not in file:
+                text = linecache.getline(file, trace.tb_lineno).strip()
+                found_line, found_op = f'{file}:{trace.tb_lineno}' + (f': `{text}`' if text else ''), ''
+            function = frame.f_locals.get('func')
+            if type(function).__name__ == 'OpOverload':
+                found_op = str(function)
+            elif isinstance(function, types.MethodDescriptorType):
+                found_op = f'Tensor.{function.__name__}'
+            trace = trace.tb_next
+        line, op = line or found_line, op or found_op
+        seen = seen.__cause__ or seen.__context__
+    reason = ' '.join(str(error).split())[:400]
+    return (
+        f'{type(model).__name__} cannot be exported, so it cannot be quantized'
+        + (f': the op {op} fails' if op else '')
+        + (f' at {line}' if line else '')
+        + f'. {type(error).__name__}: {reason} Make the computation independent of values in tensors there, or quantize '
+        'the part of the model that does not contain it.'
+    )
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in the outputs of a model, in order."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether a node of a graph reads a parameter or buffer."""
+    return isinstance(node, Node) and node.op == 'get_attr'
