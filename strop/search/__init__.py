@@ -2,6 +2,7 @@
 
 from strop.search.constraints import Constraint, Constraints
 from strop.search.driver import run
+from strop.search.early_stopping import PRUNERS, EarlyStopping
 from strop.search.evolution import RegularizedEvolution, SPOSEvolution
 from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
 from strop.search.greedy import GreedySlimming
@@ -9,6 +10,7 @@ from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
 from strop.search.policy import PolicyGradient
 from strop.search.processes import LocalProcesses
+from strop.search.reports import TrialStopped
 from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
 from strop.search.spos_evolution import SPOSTuner
@@ -29,9 +31,11 @@ from strop.search.tuner import NoMoreTrialError, StrategyTuner, Tuner, TunerErro
 
 __all__ = [
     'NSGA2',
+    'PRUNERS',
     'STRATEGIES',
     'Constraint',
     'Constraints',
+    'EarlyStopping',
     'Executor',
     'GreedySlimming',
     'GridSearch',
@@ -54,6 +58,7 @@ __all__ = [
     'Trial',
     'TrialCommand',
     'TrialReportError',
+    'TrialStopped',
     'Tuner',
     'TunerError',
     'TunerStrategy',

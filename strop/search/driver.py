@@ -18,11 +18,12 @@ from strop.errors import ConfigError, StropError
 from strop.mutables import Space, Subnet
 from strop.randomness import counter_rng, seeded
 from strop.search.constraints import Constraint, Constraints
+from strop.search.early_stopping import EarlyStopping, PrunerLike
 from strop.search.executor import Evaluate, Executor, InProcess, Outcome
 from strop.search.result import SearchResult
 from strop.search.store import Store, StoreLike
 from strop.search.strategy import Strategy, StrategyLike, build_strategy
-from strop.search.trial import COMPLETE, FAILED, Objectives, Trial, best_first, parse_objectives, read_values
+from strop.search.trial import COMPLETE, FAILED, STOPPED, Objectives, Trial, best_first, parse_objectives, read_values
 
 Callback = Callable[[Trial], Any]
 
@@ -43,6 +44,7 @@ def run(
     seconds: float | None = None,
     objectives: Objectives = 'maximize',
     constraints: Iterable[Constraint] = (),
+    pruner: PrunerLike = None,
     seed: int = 0,
     resume: bool | str = True,
     callbacks: Sequence[Callback] = (),
@@ -51,7 +53,8 @@ def run(
     """Search a space for the subnets that an evaluation rates best.
 
     An evaluation that raises, or returns anything but finite numbers, makes a failed trial with its reason, and
-    the search goes on. Ctrl-C leaves a store from which the search resumes.
+    the search goes on. One that a pruner stops makes a stopped trial; neither is tried again. Ctrl-C leaves a store
+    from which the search resumes.
 
     Args:
         space: What to search.
@@ -66,6 +69,8 @@ def run(
         objectives: `'maximize'`, `'minimize'`, or name -> direction. An objective that is named like a constraint
             takes that resource's value where the evaluation does not return it.
         constraints: Bounds that every proposed subnet meets.
+        pruner: What stops trials early, by what they report with `report_intermediate_result`: a name of `PRUNERS` such as
+            `'median'` or `'hyperband'`, or `{'type': name, option: value}`; see `EarlyStopping`. None lets every trial end.
         seed: Seed of all that is random.
         resume: Go on with what the store holds; with False a store that holds this search is an error. `'takeover'`
             also evaluates again what a process on another machine left unfinished.
@@ -92,18 +97,27 @@ def run(
     directions = parse_objectives(objectives)
     bounds = Constraints(constraints)
     chosen = build_strategy(strategy)
+    stopping = EarlyStopping.of(pruner)
+    executor = executor or InProcess()
+    if stopping is not None:
+        stopping.check(directions)
+        if not hasattr(executor, 'on_report'):
+            raise ConfigError(f'{type(executor).__name__} does not pass on what trials report, so no pruner can work with it.')
     settings = {
         'seed': seed,
         'strategy': chosen.name,
         'constraints': [constraint.to_dict() for constraint in bounds.all],
+        **({} if stopping is None else {'pruner': stopping.to_dict()}),
     }
     kept = Store(store, space, directions, name=name, settings=settings, resume=resume)
     with ExitStack() as stack:
         stack.callback(kept.close)
         chosen.bind(space, directions, seed=seed, constraints=bounds)
-        search = _Search(kept, chosen, executor or InProcess(), bounds, directions, seed)
+        search = _Search(kept, chosen, executor, bounds, directions, seed, stopping)
         if progress:
             callbacks = [*callbacks, stack.enter_context(_Bar(trials, directions, kept.trials))]
+        if hasattr(executor, 'on_report'):
+            executor.on_report = search.report
         search.executor.start(evaluate, seed)
         stack.callback(search.executor.close)
         stopped = search.loop(trials, seconds, callbacks)
@@ -122,10 +136,17 @@ class _Search:
     """The loop of one call."""
 
     def __init__(
-        self, store: Store, strategy: Strategy, executor: Executor, bounds: Constraints, directions: dict[str, str], seed: int
+        self,
+        store: Store,
+        strategy: Strategy,
+        executor: Executor,
+        bounds: Constraints,
+        directions: dict[str, str],
+        seed: int,
+        stopping: EarlyStopping | None,
     ) -> None:
         self.store, self.strategy, self.executor = store, strategy, executor
-        self.bounds, self.directions, self.seed = bounds, directions, seed
+        self.bounds, self.directions, self.seed, self.stopping = bounds, directions, seed, stopping
         self.running: dict[int, Trial] = {}
         self.ended = 0
         self.failed_only = True
@@ -194,9 +215,14 @@ class _Search:
             elif trial.number not in self.running:
                 self.strategy.pend(trial.number, trial.subnet)
 
+    def report(self, number: int, step: int, value: float) -> bool:
+        return self.store.report(number, step, value, self.stopping)
+
     def end(self, outcome: Outcome, callbacks: Sequence[Callback]) -> None:
         trial = self.running.pop(outcome.number)
-        if outcome.error is None:
+        if outcome.stopped:
+            trial = replace(trial, state=STOPPED)
+        elif outcome.error is None:
             try:
                 values, info = read_values(outcome.returned, self.directions, trial.info)
                 trial = replace(trial, state=COMPLETE, values=values, info={**trial.info, **info})
@@ -206,11 +232,11 @@ class _Search:
             trial = replace(trial, state=FAILED, error=outcome.error)
             _logger.debug('%s', outcome.trace)
         trial = self.store.finish(replace(trial, seconds=outcome.seconds))
-        if not trial.complete:
+        if trial.state == FAILED:
             _logger.warning('Trial %d failed: %s', trial.number, trial.error)
         self.strategy.tell(trial)
         self.ended += 1
-        self.failed_only = self.failed_only and not trial.complete
+        self.failed_only = self.failed_only and trial.state == FAILED
         for callback in callbacks:
             callback(trial)
         if self.failed_only and self.ended >= FIRST_FAILURES:

@@ -1,4 +1,12 @@
-"""Where trials are evaluated: the protocol, and the executor that does it in this process."""
+"""Where trials are evaluated: the protocol, and the executor that does it in this process.
+
+Reports on the way (`report_intermediate_result`) take one path everywhere. Where the evaluation runs, `evaluate_trial` is
+given `decide`, a function (step, value) -> whether the trial is to end. In this process that is the driver's own function. An
+executor whose evaluations run elsewhere carries the question over and the answer back: it asks the driver by its attribute
+`on_report`, a function (trial number, step, value) -> whether to end, which must be called from within `wait`, and returns the
+`Outcome` that `evaluate_trial` makes, with `stopped` set. A trial that does not obey may be killed; its outcome is stopped all
+the same.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +19,12 @@ from typing import Any, Protocol
 
 from strop.mutables import Subnet
 from strop.randomness import seeded
+from strop.search.reports import Decide, Reporter, TrialStopped, reporting_to
 from strop.search.trial import Trial
 
 Evaluate = Callable[[Subnet], Any]
+#: (trial number, step, value) -> whether the trial is to end.
+OnReport = Callable[[int, int, float], bool]
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Outcome:
         seconds: How long it took.
         error: One line on what it raised, or None.
         trace: The traceback, for the log.
+        stopped: Whether it was stopped early, by the answer to one of its reports.
     """
 
     number: int
@@ -33,10 +45,17 @@ class Outcome:
     seconds: float
     error: str | None = None
     trace: str | None = None
+    stopped: bool = False
 
 
-def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int) -> Outcome:
+def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int, decide: Decide | None = None) -> Outcome:
     """Evaluate one trial with the global generators seeded by (`seed`, its number); what it raises becomes its error.
+
+    Args:
+        evaluate: The evaluation.
+        trial: What to evaluate.
+        seed: Seed of the search.
+        decide: Takes what the evaluation reports on its way and tells whether it is to end; what it raises is raised here.
 
     >>> from strop.mutables import OneOf, Space
     >>> trial = Trial(0, Space({'kernel': OneOf((3, 5))}).subnet({'kernel': 3}))
@@ -44,17 +63,29 @@ def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int) -> Outcome:
     'ZeroDivisionError: division by zero'
     """
     begin = time.perf_counter()
-    with seeded(seed, 'evaluate', trial.number):
+    reporter = Reporter(trial.number, decide or (lambda step, value: False))
+    returned, text, trace = None, None, None
+    with seeded(seed, 'evaluate', trial.number), reporting_to(reporter):
         try:
             returned = evaluate(trial.subnet)
+        except TrialStopped:
+            if not reporter.stopped:
+                raise  # of another search, inside which this one runs
         except Exception as error:
-            text = ' '.join(f'{type(error).__name__}: {error}'.split())
-            return Outcome(trial.number, None, time.perf_counter() - begin, text, traceback.format_exc())
-    return Outcome(trial.number, returned, time.perf_counter() - begin)
+            text, trace = ' '.join(f'{type(error).__name__}: {error}'.split()), traceback.format_exc()
+    if reporter.broken is not None:
+        raise reporter.broken
+    seconds = time.perf_counter() - begin
+    if reporter.stopped:
+        return Outcome(trial.number, None, seconds, stopped=True)
+    return Outcome(trial.number, returned, seconds, text, trace)
 
 
 class Executor(Protocol):
     """Runs evaluations. The driver submits while fewer than `capacity` trials are under way, then waits.
+
+    One that also has an attribute `on_report` (an `OnReport`, or None before the driver has set it) passes on what trials
+    report on their way, and can be given a pruner; without it reports are not kept.
 
     Args:
         capacity: How many trials may be under way at once.
@@ -90,6 +121,7 @@ class InProcess:
     capacity = 1
 
     def __init__(self) -> None:
+        self.on_report: OnReport | None = None
         self._queue: deque[Trial] = deque()
         self._evaluate: Evaluate = lambda subnet: None
         self._seed = 0
@@ -105,7 +137,10 @@ class InProcess:
 
     def wait(self) -> list[Outcome]:
         """Evaluate the first trial of the queue."""
-        return [evaluate_trial(self._evaluate, self._queue.popleft(), self._seed)]
+        trial = self._queue.popleft()
+        ask = self.on_report
+        decide: Decide | None = None if ask is None else lambda step, value: ask(trial.number, step, value)
+        return [evaluate_trial(self._evaluate, trial, self._seed, decide)]
 
     def close(self) -> None:
         """Forget the queue."""

@@ -133,16 +133,26 @@ class OptunaStrategy(Strategy):
 
     def observe(self, trial: Trial) -> None:
         opened = self._open.pop(trial.number, None)
-        if opened is None and (self._kind in _STATELESS or not trial.complete):
-            if trial.complete:
+        learns = trial.complete or (trial.stopped and bool(trial.reports))
+        if opened is None and (self._kind in _STATELESS or not learns):
+            if learns:
                 params, distributions = self._genes.of(trial.subnet)
-                values = [(trial.values or {})[name] for name in self.objectives]
-                self.study.add_trial(create_trial(params=params, distributions=distributions, values=values))
+                told: dict[str, Any] = {'intermediate_values': dict(trial.reports)}
+                if trial.complete:
+                    told['values'] = [(trial.values or {})[name] for name in self.objectives]
+                else:
+                    told['state'] = TrialState.PRUNED
+                self.study.add_trial(create_trial(params=params, distributions=distributions, **told))
             return
         if opened is None:
             opened = self._ask_again(trial)
+        if learns and len(self.objectives) == 1:
+            for step, value in trial.reports.items():
+                opened.report(value, step)
         if trial.complete:
             self.study.tell(opened, [(trial.values or {})[name] for name in self.objectives])
+        elif learns:
+            self.study.tell(opened, state=TrialState.PRUNED)
         else:
             self.study.tell(opened, state=TrialState.FAIL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -19,12 +20,13 @@ import torch.multiprocessing
 
 from strop.errors import ConfigError, try_import
 from strop.mutables import Space
-from strop.search.executor import Evaluate, Outcome, evaluate_trial
+from strop.search.executor import Evaluate, OnReport, Outcome, evaluate_trial
 from strop.search.parcel import Parcel, pack
 from strop.search.trial import Trial
 
 _POLL = 0.2  # seconds between two looks at limits
 _STARTUP = 120.0  # seconds in which a worker must be ready
+_OBEY = 10.0  # seconds in which a trial that is told to stop must have ended
 
 
 class LocalProcesses:
@@ -78,6 +80,7 @@ class LocalProcesses:
         self.logs = None if logs is None else Path(logs)
         self.threads = threads or max(cores // workers, 1)
         self.devices = list(devices or [])
+        self.on_report: OnReport | None = None
         self._workers: list[_Worker] = []
         self._psutil: Any = try_import('psutil', 'parallel') if memory is not None else None
 
@@ -116,7 +119,11 @@ class LocalProcesses:
             ready = wait([worker.connection for worker in busy], timeout=_POLL)
             outcomes = []
             for worker in busy:
-                outcome = worker.receive() if worker.connection in ready else self._broken_limit(worker)
+                received = worker.receive() if worker.connection in ready else self._broken_limit(worker)
+                if isinstance(received, _Report):
+                    worker.answer(self._asked(received))
+                    continue
+                outcome = received
                 if outcome is None:
                     continue
                 outcomes.append(outcome)
@@ -146,10 +153,16 @@ class LocalProcesses:
         if self.memory is not None:
             worker.held = _held(self._psutil, worker.process.pid)
 
+    def _asked(self, report: _Report) -> bool:
+        return self.on_report is not None and self.on_report(report.number, report.step, report.value)
+
     def _broken_limit(self, worker: _Worker) -> Outcome | None:
         assert worker.trial is not None, 'only of busy workers'
         taken = time.monotonic() - worker.since
         reason = None
+        if worker.told is not None and time.monotonic() - worker.told > _OBEY:
+            worker.kill()
+            return Outcome(worker.trial.number, None, taken, stopped=True)
         if self.seconds is not None and taken > self.seconds:
             reason = f'the trial was killed after {taken:.3g} s: its limit is {self.seconds:g} s'
         elif self.memory is not None:
@@ -182,6 +195,13 @@ class _Settings:
     device: str | None
 
 
+@dataclass(frozen=True)
+class _Report:
+    number: int
+    step: int
+    value: float
+
+
 class _Worker:
     """A process, and the trial that it works on."""
 
@@ -202,6 +222,7 @@ class _Worker:
             theirs.close()
         self.trial: Trial | None = None
         self.since = 0.0
+        self.told: float | None = None
         self.held = 0.0
         self.killed = False
         self._space: Space | None = None
@@ -226,11 +247,17 @@ class _Worker:
         space = trial.subnet.space
         new = space is not self._space
         self._space = space
-        self.trial, self.since = trial, time.monotonic()
+        self.trial, self.since, self.told = trial, time.monotonic(), None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its death is noticed by `receive`
             self.connection.send((trial.number, trial.subnet.choices, space if new else None))
 
-    def receive(self) -> Outcome:
+    def answer(self, stop: bool) -> None:
+        if stop and self.told is None:
+            self.told = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.connection.send(stop)
+
+    def receive(self) -> Outcome | _Report:
         assert self.trial is not None, 'only of busy workers'
         try:
             return self.connection.recv()
@@ -294,7 +321,8 @@ def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
         space = given if given is not None else space
         assert space is not None, 'the first trial brings its space'
         with _output_to(settings.logs, number):
-            outcome = evaluate_trial(evaluate, Trial(number, space.from_picks(choices)), settings.seed)
+            decide = functools.partial(_ask, connection, number)
+            outcome = evaluate_trial(evaluate, Trial(number, space.from_picks(choices)), settings.seed, decide)
             if outcome.trace is not None:
                 print(outcome.trace, file=sys.stderr)
         try:
@@ -304,6 +332,11 @@ def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
         except Exception as error:
             text = f'what the evaluation returned cannot be sent back ({type(error).__name__}: {error}); return numbers'
             connection.send(replace(outcome, returned=None, error=text))
+
+
+def _ask(connection: Connection, number: int, step: int, value: float) -> bool:
+    connection.send(_Report(number, step, value))
+    return bool(connection.recv())
 
 
 def _die_with_parent(parent: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from strop.errors import StropError
 from strop.files import atomic_write
 from strop.mutables import Space
-from strop.search.trial import Trial, best_first, pareto_front
+from strop.search.trial import FAILED, Trial, best_first, pareto_front
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SearchResult:
     Args:
         space: What was searched.
         objectives: Objective -> direction.
-        trials: Finished trials by number, failed ones too.
+        trials: Finished trials by number, failed ones and those stopped early too.
         stopped: Why it ended: `'trials'`, `'seconds'` or `'exhausted'` (the space has no further subnet).
         name: Name of the search.
         seed: Its seed.
@@ -52,7 +52,12 @@ class SearchResult:
     @property
     def failed(self) -> list[Trial]:
         """The trials that failed."""
-        return [trial for trial in self.trials if not trial.complete]
+        return [trial for trial in self.trials if trial.state == FAILED]
+
+    @property
+    def stopped_early(self) -> list[Trial]:
+        """The trials that a pruner stopped."""
+        return [trial for trial in self.trials if trial.stopped]
 
     @property
     def front(self) -> list[Trial]:

@@ -6,6 +6,7 @@ Everything is JSON or database columns; nothing is pickled.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -15,6 +16,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Union
@@ -26,14 +28,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from strop.errors import StoreError, SubnetError, listed
 from strop.mutables import Domain, Numeric, Space, Subnet, chosen
+from strop.search.early_stopping import EarlyStopping
 from strop.search.journal import JournalFile
-from strop.search.trial import COMPLETE, FAILED, RUNNING, Trial
+from strop.search.trial import COMPLETE, FAILED, RUNNING, STOPPED, Trial
 
 VERSION = 1
 StoreLike = Union[None, str, os.PathLike[str], BaseStorage]
 
 _logger = logging.getLogger(__name__)
-_STATES = {TrialState.COMPLETE: COMPLETE, TrialState.FAIL: FAILED, TrialState.PRUNED: FAILED, TrialState.RUNNING: RUNNING}
+_STATES = {TrialState.COMPLETE: COMPLETE, TrialState.FAIL: FAILED, TrialState.PRUNED: STOPPED, TrialState.RUNNING: RUNNING}
 _LIVE: set[str] = set()
 
 
@@ -103,10 +106,13 @@ class Store:
         self.order: list[int] = []
         self._ids: list[int] = []
         self._foreign: set[int] = set()
+        self._attempts: dict[int, _Attempt] = {}
         self._params = _Params(space)
         with self._errors():
             self._storage, self._journal = open_storage(store)
             self._study = self._open_study(dict(settings or {}), resume)
+            # Reads only what may have changed, where the storage itself would read a whole database.
+            self._all_trials = optuna.storages.get_storage(self._storage)
         _LIVE.add(self.run)
 
     @property
@@ -164,8 +170,15 @@ class Store:
             notes['error'] = trial.error
         if trial.seconds is not None:
             notes['seconds'] = trial.seconds
-        state = TrialState.COMPLETE if trial.complete else TrialState.FAIL
+        state = next(state for state, name in _STATES.items() if name == trial.state)
         values = [trial.values[name] for name in self.objectives] if trial.values is not None else None
+        attempt = self._attempts.pop(trial.number, None)
+        if attempt is not None:
+            trial = replace(trial, reports=dict(sorted(attempt.reports.items())))
+        if trial.stopped and trial.reports:
+            # As Optuna does it: the last report stands for the value.
+            last = trial.reports[max(trial.reports)]
+            values = [last] if math.isfinite(last) and len(self.objectives) == 1 else None
         with self._errors():
             try:
                 with self._journal.together() if self._journal is not None else nullcontext():
@@ -178,6 +191,35 @@ class Store:
                 trial = self._read(self._storage.get_trial(trial_id))
         self._set(trial)
         return trial
+
+    def report(self, number: int, step: int, value: float, stopping: EarlyStopping | None = None) -> bool:
+        """Write what a trial reports on its way and tell whether it is to end; one write.
+
+        The first report for a step stands. One for an earlier step than the last is kept, but decides nothing.
+        """
+        attempt = self._attempts.setdefault(number, _Attempt())
+        if step in attempt.reports:
+            return False
+        decides = stopping is not None and step > max(attempt.reports, default=-1)
+        attempt.reports[step] = value
+        trial_id, stop, marks = self._ids[number], False, dict[str, Any]()
+        with self._errors():
+            if decides and stopping is not None:
+                frozen = copy.copy(self._storage.get_trial(trial_id))
+                frozen.intermediate_values = dict(attempt.reports)
+                frozen._system_attrs = dict(attempt.marks)
+                stop, marks = stopping.decide(self._all_trials, self._study, frozen)
+                attempt.marks.update(marks)
+            try:
+                with self._journal.together() if self._journal is not None else nullcontext():
+                    for key, mark in marks.items():
+                        self._storage.set_trial_system_attr(trial_id, key, mark)
+                    self._storage.set_trial_intermediate_value(trial_id, step, value)
+                if self._journal is not None:
+                    self._storage.get_trial_number_from_id(trial_id)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return True  # another process took it over and has ended it
+        return stop
 
     def take_abandoned(self) -> list[Trial]:
         """Return the trials whose process is gone, now marked as evaluated by this one."""
@@ -310,7 +352,7 @@ class Store:
             raise StoreError(
                 f'{where} with the constraints {stored.get("constraints", [])}, but {about.get("constraints", [])} were given.'
             )
-        for key in ('seed', 'strategy'):
+        for key in ('seed', 'strategy', 'pruner'):
             if stored.get(key) != about.get(key):
                 _logger.warning('The search goes on with another %s: %r, it had %r.', key, about.get(key), stored.get(key))
 
@@ -346,6 +388,7 @@ class Store:
             info=dict(attributes.get('info', {})),
             seconds=attributes.get('seconds'),
             error=attributes.get('error'),
+            reports=dict(sorted(frozen.intermediate_values.items())) if state != RUNNING else {},
         )
 
     @contextmanager
@@ -359,6 +402,14 @@ class Store:
         except Exception as error:
             # Optuna raises its own errors, SQLAlchemy's, KeyError and AssertionError for stores that do not hold together.
             raise StoreError(f'The store {self.where} cannot be used: {type(error).__name__}: {_one_line(error)}') from error
+
+
+@dataclass
+class _Attempt:
+    """What this process has reported of a trial; what an earlier one left in the store does not count."""
+
+    reports: dict[int, float] = field(default_factory=dict)
+    marks: dict[str, Any] = field(default_factory=dict)
 
 
 class _Params:

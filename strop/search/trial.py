@@ -15,6 +15,7 @@ from strop.mutables import Subnet
 RUNNING = 'running'
 COMPLETE = 'complete'
 FAILED = 'failed'
+STOPPED = 'stopped'
 
 DIRECTIONS = ('maximize', 'minimize')
 Objectives = Union[str, Mapping[str, str]]
@@ -27,12 +28,13 @@ class Trial:
     Args:
         number: Position in the search, from 0.
         subnet: What is evaluated.
-        state: `'running'`, `'complete'` or `'failed'`.
+        state: `'running'`, `'complete'`, `'failed'` or `'stopped'` (early, by a pruner).
         values: Objective -> value, once complete.
         info: Anything else that was measured: the resources that constraints bound, and what the
             evaluation returned beside its objectives.
         seconds: How long the evaluation took.
         error: Why it failed.
+        reports: Step -> value of what it reported on its way.
 
     >>> from strop.mutables import OneOf, Space
     >>> subnet = Space({'kernel': OneOf((3, 5))}).subnet({'kernel': 3})
@@ -47,6 +49,7 @@ class Trial:
     info: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     error: str | None = None
+    reports: dict[int, float] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -55,8 +58,13 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """Whether the trial has ended, with values or with an error."""
+        """Whether the trial has ended: with values, with an error, or early."""
         return self.state != RUNNING
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the trial was stopped early."""
+        return self.state == STOPPED
 
     def to_dict(self) -> dict[str, Any]:
         """Return the trial as JSON holds it."""
@@ -68,6 +76,7 @@ class Trial:
             'seconds': self.seconds,
             'error': self.error,
             'choices': dict(self.subnet),
+            **({'reports': [[step, value] for step, value in self.reports.items()]} if self.reports else {}),
         }
 
 

@@ -2,12 +2,14 @@
 
 A trial has a folder, given by the environment variable `STROP_TRIAL_DIR`: its parameters lie there as
 `parameters.json`, and what it reports goes, a line each, to `metrics.jsonl`. Without the variable a script runs
-*standalone*: there are no parameters, and results are printed.
+*standalone*: there are no parameters, and results are printed. Inside an evaluation that is a function,
+`report_intermediate_result` reports to the search directly.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -19,13 +21,17 @@ from warnings import warn
 
 from strop.errors import ComponentTypeError, ConfigError, ModeError, StropError
 from strop.files import atomic_write
+from strop.search.reports import Reporter, current_reporter
 
 FOLDER_VARIABLE = 'STROP_TRIAL_DIR'
+EXPERIMENT_VARIABLE = 'STROP_EXPERIMENT'
 #: The variable in which NNI's scripts are told where to write their search space.
 SPACE_VARIABLE = 'NNI_GEN_SEARCH_SPACE'
 
 PARAMETERS, METRICS = 'parameters.json', 'metrics.jsonl'
 INTERMEDIATE, FINAL = 'intermediate', 'final'
+
+_logger = logging.getLogger(__name__)
 
 
 class TrialReportError(StropError, ValueError):
@@ -92,7 +98,7 @@ def get_trial_id() -> str:
 def get_experiment_id() -> str:
     """Return the name of the search that this trial is part of, `'STANDALONE'` without one."""
     folder = _current().folder
-    return 'STANDALONE' if folder is None else folder.resolve().parent.name
+    return os.environ.get(EXPERIMENT_VARIABLE) or ('STANDALONE' if folder is None else folder.resolve().parent.name)
 
 
 def get_sequence_id() -> int:
@@ -101,16 +107,27 @@ def get_sequence_id() -> int:
     return 0 if state.folder is None else int(_content(state)['parameter_id'])
 
 
-def report_intermediate_result(metric: Any) -> None:
-    """Report a result on the way, such as the accuracy after an epoch.
+def report_intermediate_result(metric: Any, step: int | None = None) -> None:
+    """Report a result on the way, such as the accuracy after an epoch; in a script, or in a function that a search evaluates.
+
+    The value is kept in the store, and the pruner of the search may end the trial here: a function's by raising
+    `TrialStopped` in this call, a script's by killing its processes. Of several reports for one step the first counts.
 
     Args:
         metric: A number, a NumPy or torch scalar, or a mapping with the number under `'default'` and more beside it.
+        step: How far the trial is, such as the number of epochs; by default one more than at the last report, from 1.
 
     Raises:
-        ComponentTypeError: If it is none of these.
+        ComponentTypeError: If `metric` is none of these, or `step` is no whole number, 0 or more.
     """
-    _report(INTERMEDIATE, metric)
+    reporter = current_reporter()
+    if reporter is not None:
+        value = _plain(metric, 'report_intermediate_result')
+        reporter.report(value['default'] if isinstance(value, dict) else value, step)
+        return
+    if step is not None and (not isinstance(step, int) or isinstance(step, bool) or step < 0):
+        raise ComponentTypeError(f'The step of a report is a whole number, 0 or more, but got {step!r}.')
+    _report(INTERMEDIATE, metric, step)
 
 
 def report_final_result(metric: Any) -> None:
@@ -129,8 +146,8 @@ def report_final_result(metric: Any) -> None:
     _report(FINAL, metric)
 
 
-def _report(kind: str, metric: Any) -> None:
-    state = _current()
+def _report(kind: str, metric: Any, step: int | None = None) -> None:
+    state, sequence = _current(), 0
     value = _plain(metric, f'report_{kind}_result')
     text = json.dumps(value)
     if kind == FINAL:
@@ -141,11 +158,12 @@ def _report(kind: str, metric: Any) -> None:
             )
         state.final = True
     else:
-        state.sequence += 1
+        sequence = state.sequence + 1 if step is None else step
+        state.sequence = max(state.sequence, sequence)
     if state.folder is None:
         print(f'{kind} result: {text}')
         return
-    line = json.dumps({'type': kind, 'sequence': state.sequence if kind == INTERMEDIATE else 0, 'value': value})
+    line = json.dumps({'type': kind, 'sequence': sequence, 'value': value})
     # One write of one line, so that a reader never sees half of one.
     with open(state.folder / METRICS, 'a', encoding='utf-8') as stream:
         stream.write(line + '\n')
@@ -291,6 +309,52 @@ def read_report(folder: str | os.PathLike[str]) -> TrialReport:
         raise TrialReportError(f'The final result of the trial must be a finite number, but it reported {value!r}.')
     more = {key: item for key, item in final.items() if key != 'default'} if isinstance(final, Mapping) else {}
     return TrialReport(float(value), more, tuple(intermediate))
+
+
+class ReportReader:
+    """Reads what a running trial reports on its way, each line once.
+
+    Args:
+        folder: The trial's folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._path = Path(folder) / METRICS
+        self._offset = 0
+        self._told = False
+
+    def forward(self, reporter: Reporter) -> None:
+        """Hand what is new to a reporter. What is no number, or no report at all, is left out: the end of the trial judges it.
+
+        Raises:
+            TrialStopped: If the trial is to end.
+        """
+        try:
+            with open(self._path, 'rb') as stream:
+                stream.seek(self._offset)
+                content = stream.read()
+        except OSError:
+            return
+        whole = content[: content.rfind(b'\n') + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                entry = json.loads(line)
+                kind, value, step = entry['type'], entry['value'], entry.get('sequence')
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+            if kind != INTERMEDIATE:
+                continue
+            number = _number(value.get('default') if isinstance(value, Mapping) else value)
+            if number is None:
+                if not self._told:
+                    self._told = True
+                    _logger.warning(
+                        'Trial %d reported %r on its way, which is no number; it is left out.', reporter.number, value
+                    )
+                continue
+            fits = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+            reporter.report(number, step if fits else None)
 
 
 def generating() -> Path | None:

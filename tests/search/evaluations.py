@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from strop.search import report_intermediate_result
+
 
 def plain(subnet):
     return float(subnet['a'] * 10 + subnet['b'])
@@ -64,3 +66,19 @@ class Supernet:
         if not self.weight.is_shared():
             raise RuntimeError('the weights were copied')
         return {'score': float(self.weight.sum()) + subnet['b'], 'pid': os.getpid(), 'threads': torch.get_num_threads()}
+
+
+def reporting(subnet):
+    """A curve that rises to the result."""
+    for epoch in range(1, 4):
+        report_intermediate_result(subnet['a'] * epoch / 2 + float(torch.rand(())))
+    return float(subnet['a'])
+
+
+def stubborn(subnet):
+    """Goes on when it is told to stop."""
+    try:
+        report_intermediate_result(subnet['a'])
+    except BaseException:
+        time.sleep(60)
+    return float(subnet['a'])
