@@ -10,6 +10,7 @@ from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
 from strop.search.policy import PolicyGradient
 from strop.search.processes import LocalProcesses
+from strop.search.ray_actors import RayExecutor
 from strop.search.reports import TrialStopped
 from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
@@ -47,6 +48,7 @@ __all__ = [
     'Outcome',
     'PolicyGradient',
     'RandomSearch',
+    'RayExecutor',
     'RegularizedEvolution',
     'SPOSEvolution',
     'SPOSTuner',
