@@ -28,6 +28,7 @@ from strop.search.trial import Trial
 _POLL = 0.5  # seconds between two looks at limits
 _WATCH = 0.2  # seconds between two looks of an actor at its memory
 _PLACEMENT = 300.0  # seconds in which an actor that fits must be there; a busy machine is slow
+_OBEY = 10.0  # seconds in which a trial that is told to stop must have ended
 _STARTS = 5  # actors that may fail to start, one after another
 
 
@@ -127,7 +128,7 @@ class RayExecutor:
                 here = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                     self._ray.get_runtime_context().get_node_id(), soft=False
                 )
-                self._desk = self._ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+                self._desk = self._ray.remote(_desk()).options(num_cpus=0, scheduling_strategy=here).remote()
             settings = {
                 'seed': seed,
                 'threads': self.threads,
@@ -245,13 +246,12 @@ class RayExecutor:
                 self._answer()
             elif (outcome := self._heard(actor)) is not None:
                 outcomes.append(outcome)
-        if self.seconds is not None:
-            outcomes += [self._late(actor) for actor in self._actors if actor.trial is not None and actor.taken > self.seconds]
+        outcomes += [outcome for actor in list(self._actors) if (outcome := self._late(actor)) is not None]
         if any(actor.ready for actor in self._actors):
             self._alive = time.monotonic()
         elif time.monotonic() - self._alive > _PLACEMENT:
             raise StropError(
-                f'Ray placed no actor within {_PLACEMENT:g} s (each needs {self._needs()}): something else holds the resources, '
+                f'Ray placed no actor within {_PLACEMENT:g} s (each needs {self._needs()}): something else has the resources, '
                 'or machines were lost. `ray status` says what.'
             )
         self._dispatch()
@@ -295,9 +295,15 @@ class RayExecutor:
             return None
         return Outcome(trial.number, None, taken, f'{text}{self._log_text(trial)}')
 
-    def _late(self, actor: _Actor) -> Outcome:
+    def _late(self, actor: _Actor) -> Outcome | None:
         trial, taken = actor.trial, actor.taken
-        assert trial is not None, 'only of busy actors'
+        if trial is None:
+            return None
+        if actor.told is not None and time.monotonic() - actor.told > _OBEY:
+            self._replace(actor)
+            return Outcome(trial.number, None, taken, stopped=True)
+        if self.seconds is None or taken <= self.seconds:
+            return None
         self._replace(actor)
         text = f'the trial was killed after {taken:.3g} s: its limit is {self.seconds:g} s'
         return Outcome(trial.number, None, taken, f'{text}{self._log_text(trial)}')
@@ -311,12 +317,15 @@ class RayExecutor:
         """Ask the driver what a trial asked, and hand the answer back."""
         reference, self._question = self._question, None
         try:
-            number, step, value = self._ray.get(reference)
+            question, number, step, value = self._ray.get(reference)
         except self._ray.exceptions.RayError:
             self._desk = None  # trials go on to their ends
             return
-        known = any(actor.trial is not None and actor.trial.number == number for actor in self._actors)
-        self._desk.answer.remote(number, bool(self.on_report(number, step, value)) if known else True)
+        asker = next((each for each in self._actors if each.trial is not None and each.trial.number == number), None)
+        stop = asker is None or bool(self.on_report(number, step, value))
+        if asker is not None and stop and asker.told is None:
+            asker.told = time.monotonic()
+        self._desk.answer.remote(question, stop)
 
     def _noted(self, number: int) -> float | None:
         if self.memory is None or self._desk is None:
@@ -338,6 +347,7 @@ class _Actor:
         self.ready = False
         self.trial: Trial | None = None
         self.attempts = 0
+        self.told: float | None = None
         self.reference = handle.ready.remote()
         self._since = 0.0
         self._space: Space | None = None
@@ -350,7 +360,8 @@ class _Actor:
     def send(self, trial: Trial, attempts: int, asks: bool) -> None:
         space = trial.subnet.space
         given = space if space is not self._space else None
-        self.trial, self.attempts, self._since, self._space = trial, attempts, time.monotonic(), space
+        self.trial, self.attempts, self.told, self._space = trial, attempts, None, space
+        self._since = time.monotonic()
         self.reference = self.handle.evaluate.remote(trial.number, trial.subnet.choices, given, asks)
 
     def free(self) -> None:
@@ -382,6 +393,39 @@ def _environment(**values: str) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+def _desk() -> type:
+    """Return the class of the actor where others leave what the search has to know while they evaluate.
+
+    A class without a place is sent as its code, so that its process need not import anything.
+    """
+
+    class Desk:
+        def __init__(self) -> None:
+            self.questions: asyncio.Queue[tuple[int, int, int, float]] = asyncio.Queue()
+            self.answers: list[asyncio.Future[bool]] = []
+            self.notes: dict[int, float] = {}
+
+        async def ask(self, number: int, step: int, value: float) -> bool:
+            answer = asyncio.get_running_loop().create_future()
+            self.answers.append(answer)
+            await self.questions.put((len(self.answers) - 1, number, step, value))
+            return await answer
+
+        async def next(self) -> tuple[int, int, int, float]:
+            return await self.questions.get()
+
+        async def answer(self, question: int, stop: bool) -> None:
+            self.answers[question].set_result(stop)
+
+        async def note(self, number: int, held_mib: float) -> None:
+            self.notes[number] = held_mib
+
+        async def noted(self, number: int) -> float | None:
+            return self.notes.pop(number, None)
+
+    return Desk
 
 
 # -- in the cluster ----------------------------------------------------------------------------
@@ -449,31 +493,3 @@ class _Evaluator:
                     with contextlib.suppress(psutil.Error):
                         child.kill()
                 os.kill(os.getpid(), signal.SIGKILL)
-
-
-class _Desk:
-    """Where actors leave what the search has to know while they evaluate."""
-
-    def __init__(self) -> None:
-        self._questions: asyncio.Queue[tuple[int, int, float]] = asyncio.Queue()
-        self._answers: dict[int, asyncio.Future[bool]] = {}
-        self._notes: dict[int, float] = {}
-
-    async def ask(self, number: int, step: int, value: float) -> bool:
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        await self._questions.put((number, step, value))
-        return await answer
-
-    async def next(self) -> tuple[int, int, float]:
-        return await self._questions.get()
-
-    async def answer(self, number: int, stop: bool) -> None:
-        answer = self._answers.pop(number, None)
-        if answer is not None and not answer.done():
-            answer.set_result(stop)
-
-    async def note(self, number: int, held_mib: float) -> None:
-        self._notes[number] = held_mib
-
-    async def noted(self, number: int) -> float | None:
-        return self._notes.pop(number, None)

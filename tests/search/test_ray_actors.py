@@ -119,6 +119,19 @@ def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path):
     assert str(log_file(tmp_path, told[3].number)) in told[3].error
 
 
+def test_reports_reach_the_pruner_and_who_does_not_obey_is_killed(cluster, monkeypatch):
+    monkeypatch.setattr('strop.search.ray_actors._OBEY', 0.3)
+
+    def evaluate(subnet):
+        return evaluations.stubborn(subnet) if subnet['b'] == 4 else evaluations.reporting(subnet)
+
+    options = {'strategy': 'grid', 'trials': 4, 'pruner': {'type': 'threshold', 'lower': 1.0}, 'seed': 3}
+    result = run(SPACE, evaluate, executor=RayExecutor(1), **options)
+    alone = run(SPACE, evaluations.reporting, **options)
+    assert [trial.state for trial in result.trials] == ['stopped'] * 4 == [trial.state for trial in alone.trials]
+    assert [trial.reports for trial in result.trials][:3] == [trial.reports for trial in alone.trials][:3]
+
+
 def test_what_does_not_fit_is_refused_instead_of_waiting_for_ever(cluster):
     for options in ({'workers': 4}, {'cpus': 3}, {'gpus': 1}):
         with pytest.raises(ConfigError, match='wait for ever'):
@@ -138,7 +151,7 @@ def test_an_evaluation_that_cannot_be_opened_there_is_told(cluster):
         def __call__(self, subnet):
             return 1.0
 
-    with pytest.raises(StropError, match='could not open the evaluation: ValueError: .*no number'):
+    with pytest.raises(StropError, match=r'could not open the evaluation: ValueError: .*no number'):
         run(SPACE, Broken(), trials=2, executor=RayExecutor(1))
 
 
