@@ -5,6 +5,7 @@ from strop.search.driver import run
 from strop.search.early_stopping import PRUNERS, EarlyStopping
 from strop.search.evolution import RegularizedEvolution, SPOSEvolution
 from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
+from strop.search.executor_choice import EXECUTORS, build_executor
 from strop.search.greedy import GreedySlimming
 from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
@@ -31,6 +32,7 @@ from strop.search.trial_side import (
 from strop.search.tuner import NoMoreTrialError, StrategyTuner, Tuner, TunerError, TunerStrategy, tuner_names
 
 __all__ = [
+    'EXECUTORS',
     'NSGA2',
     'PRUNERS',
     'STRATEGIES',
@@ -64,6 +66,7 @@ __all__ = [
     'Tuner',
     'TunerError',
     'TunerStrategy',
+    'build_executor',
     'build_strategy',
     'evaluate_trial',
     'get_current_parameter',
