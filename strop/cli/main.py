@@ -29,6 +29,7 @@ COMMANDS = {
     'prune': 'strop.cli.pruning:prune',
     'estimate': 'strop.cli.estimate:estimate',
     'show': 'strop.cli.show:show',
+    'dashboard': 'strop.cli.dashboard:dashboard',
     'ss-gen': 'strop.cli.space_files:ss_gen',
     'doctor': 'strop.cli.doctor:doctor',
     'demo': 'strop.cli.demo:demo',

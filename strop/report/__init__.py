@@ -1,5 +1,9 @@
-"""Reports: what was found, as a table, as JSON and as a picture."""
+"""Reports: what was found, as a table, as JSON, as a picture and in the browser."""
 
 from strop.report.comparison import Comparison, Row
+from strop.report.dashboard import Dashboard
+from strop.report.search_picture import draw_search
+from strop.report.space_picture import draw_space
+from strop.report.study_view import StudyView
 
-__all__ = ['Comparison', 'Row']
+__all__ = ['Comparison', 'Dashboard', 'Row', 'StudyView', 'draw_search', 'draw_space']
