@@ -30,6 +30,7 @@ LOCATIONS = [
     'strop.mutators',
     'strop.engine',
     'strop.algorithms',
+    'strop.export',
 ]
 
 
@@ -115,6 +116,9 @@ FUNCTIONS = _registry(_root.FUNCTIONS)
 STRATEGIES = _registry(_root.STRATEGIES)
 VISUALIZERS = _registry(_root.VISUALIZERS)
 VISBACKENDS = _registry(_root.VISBACKENDS)
+
+#: For `type='timm.TimmModel'`, which is written with the name of the package that the model comes from.
+TIMM_MODELS = Registry(_root.MODELS.name, parent=_root.MODELS, scope='timm', locations=['strop.architectures'])
 
 # Names under which MMRazor 0.x kept the same classes apart.
 ALGORITHMS = MUTATORS = MUTABLES = DISTILLERS = PRUNERS = LOSSES = ARCHITECTURES = OPS = MODELS

@@ -35,6 +35,7 @@ from strop.architectures.losses import CrossEntropyLoss, LabelSmoothLoss
 from strop.architectures.mobilenet import SearchableMobileNetV2
 from strop.architectures.shufflenet import SearchableShuffleNetV2
 from strop.architectures.stages import StagedBackbone, build_mutable
+from strop.architectures.timm_model import TimmModel, create_timm
 from strop.architectures.wide_resnet import WideResNet
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     'ShuffleBlock',
     'ShuffleXception',
     'StagedBackbone',
+    'TimmModel',
     'WideResNet',
     'ZSKTGenerator',
     'build_activation_layer',
@@ -77,6 +79,7 @@ __all__ = [
     'build_mutable',
     'build_norm_layer',
     'channel_shuffle',
+    'create_timm',
     'drop_path',
     'make_divisible',
     'recomputed',

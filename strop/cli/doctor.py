@@ -42,7 +42,8 @@ OPTIONAL = {
     'tensorboard': ('tensorboard', 'tensorboard'),
     'cmaes': ('cmaes', 'samplers'),
     'mlxtend': ('mlxtend', 'demo'),
-    'timm': ('timm', 'dev'),
+    'timm': ('timm', 'timm'),
+    'transformers': ('transformers', 'transformers'),
 }
 OK, ABSENT, WARNING, BROKEN = 'ok', 'absent', 'warning', 'broken'
 _STYLES = {OK: 'green', ABSENT: 'dim', WARNING: 'yellow', BROKEN: 'bold red'}

@@ -14,7 +14,7 @@ from torch import nn
 
 from strop.cli.configs import SUFFIXES, load_config
 from strop.cli.console import note
-from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, near, try_import
+from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, near
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -86,7 +86,7 @@ def open_target(
     if settings:
         raise ConfigError(f'--cfg-options change a config, but {name!r} is none.')
     kind, _, rest = name.partition(':')
-    model = _timm(rest) if kind == 'timm' else _made(kind, rest)
+    model = _of_timm(rest) if kind == 'timm' else _made(kind, rest)
     shape = input_shape or _own_shape(model)
     return Target(name, model.eval(), torch.zeros(tuple(shape), device=_device(model)))
 
@@ -167,12 +167,10 @@ def _sample(config: Any, algorithm: nn.Module) -> Any:
     return torch.zeros(DEFAULT_SHAPE, device=_device(algorithm))
 
 
-def _timm(name: str) -> nn.Module:
-    timm = try_import('timm', 'dev')
-    if not timm.is_model(name):
-        raise ConfigError(f'timm has no model {name!r}.{near(name, timm.list_models())}')
-    model: nn.Module = timm.create_model(name, pretrained=False)
-    return model
+def _of_timm(name: str) -> nn.Module:
+    from strop.architectures import create_timm
+
+    return create_timm(name)
 
 
 def located(module: str, name: str) -> Any:

@@ -211,7 +211,7 @@ def _names_in(value: Any) -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             if isinstance(item, str) and key in ('type', '_scope_'):
                 yield key, item
-            elif key == 'init_weight_from_supernet' and item:
+            elif key in ('init_weight_from_supernet', 'checkpoint_path') and item:
                 yield key, str(item)
             else:
                 yield from _names_in(item)
@@ -309,7 +309,7 @@ def portable(value: Any, place: str, config: bool = False) -> Any:
                 item = choices_of(read_document(item, 'a subnet file'))
             elif key == 'fix_subnet' and isinstance(item, Subnet):
                 item = dict(item)
-            elif (key == 'pretrained' and isinstance(item, str)) or key == 'init_weight_from_supernet':
+            elif key in ('init_weight_from_supernet', 'checkpoint_path') or (key == 'pretrained' and item):
                 continue
             result[key] = portable(item, f'{place}[{key!r}]', config)
         return result
