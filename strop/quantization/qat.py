@@ -1,0 +1,358 @@
+"""Quantization-aware training: fake quantizers on the layers of any model, which stays what it is.
+
+`prepare_qat` puts one on the weight and one on the input of each convolution and linear layer. Names of parameters, classes
+and code of the model stay as they are: while a layer's forward runs, its weight is hidden by the quantized one. `convert`
+takes the result apart again and gives layers with integer weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from strop.errors import ConfigError, DataError, listed, near
+from strop.graph.forward import training_mode_kept
+from strop.quantization.batches import Batches
+from strop.quantization.fake_quantize import FakeQuantizer
+from strop.quantization.qconfig import QConfig
+
+#: Names under which a layer holds its fake quantizers.
+WEIGHT, INPUT = 'weight_fake_quant', 'input_fake_quant'
+
+
+class _Hide:
+    """Before a layer's forward: quantize its input, and hide its weight by the quantized one."""
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+        weight = getattr(layer, WEIGHT, None)
+        if weight is not None:
+            # Elastic widths hide weights in the same place.
+            shown = [layer.__dict__['weight']] if 'weight' in layer.__dict__ else []
+            full = layer.weight
+            layer.__dict__.setdefault('_hidden_weights', []).append(shown)
+            layer.__dict__['weight'] = weight(full)
+        quantizer = getattr(layer, INPUT, None)
+        if quantizer is None or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return None
+        return (quantizer(args[0]), *args[1:])
+
+
+class _Show:
+    """After a layer's forward, also where it failed: show the weight again."""
+
+    def __call__(self, layer: nn.Module, args: Any, output: Any) -> None:
+        hidden = layer.__dict__.get('_hidden_weights')
+        if hidden:
+            shown = hidden.pop()
+            layer.__dict__.pop('weight', None)
+            if shown:
+                layer.__dict__['weight'] = shown[0]
+
+
+def quantizable(model: nn.Module, ignored: Iterable[str] = ()) -> dict[str, nn.Module]:
+    """Return name -> layer of the convolutions and linear layers, in the order in which the model holds them.
+
+    Args:
+        model: The model.
+        ignored: Patterns (`fnmatch`) of names of layers, or of modules that hold some, to be left out.
+
+    >>> list(quantizable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 2)), ignored=['2']))
+    ['0']
+    """
+    patterns = list(ignored)
+    found: dict[str, nn.Module] = {}
+    # Attention reads the weight of its output layer without calling it.
+    inner = {id(child) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, (_ConvNd, nn.Linear)) and id(module) not in inner and not _matched(name, patterns):
+            found[name] = module
+    return found
+
+
+def _matched(name: str, patterns: Iterable[str]) -> str | None:
+    """Return the pattern that a name, or the name of a module around it, matches."""
+    parts = name.split('.')
+    for pattern in patterns:
+        if any(fnmatchcase('.'.join(parts[:end]), pattern) for end in range(1, len(parts) + 1)):
+            return pattern
+    return None
+
+
+def fake_quantizers(model: nn.Module) -> dict[str, FakeQuantizer]:
+    """Return name -> fake quantizer of a prepared model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantizer)}
+
+
+def prepare_qat(
+    model: nn.Module,
+    qconfig: str | QConfig = 'int8',
+    *,
+    overrides: Mapping[str, str | QConfig | None] | None = None,
+    ignored: Iterable[str] = (),
+    first_last: str | QConfig | None = 'auto',
+    inplace: bool = False,
+) -> nn.Module:
+    """Put fake quantizers on the layers of a model, to train it with them.
+
+    Batch norms stay apart: weights are quantized before them, and `convert` folds them exactly, since a factor for each
+    channel goes into that channel's step.
+
+    Args:
+        model: A float model; or a prepared and calibrated one, whose steps are taken over where codes and channels agree.
+        qconfig: A `QConfig`, or a name such as 'int8', 'lsq4' (see `QConfig.of`).
+        overrides: Pattern (`fnmatch`, of a layer or of a module around it) -> other qconfig, or None to leave it in float. The
+            first that matches counts.
+        ignored: Patterns of layers left in float.
+        first_last: What the first and the last layer (in the order in which the model holds them) take. 'auto': 8 bits of the
+            same method where the others have fewer, as the paper of LSQ does; None: the same as the others.
+        inplace: Prepare the model itself instead of a copy.
+
+    Raises:
+        ConfigError: If a pattern matches no layer, or there is nothing to quantize.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    >>> prepared = prepare_qat(model, 'lsq4')
+    >>> {name: quantizer.quant_max for name, quantizer in fake_quantizers(prepared).items() if 'weight' in name}
+    {'0.weight_fake_quant': 127, '2.weight_fake_quant': 7, '4.weight_fake_quant': 127}
+    >>> list(prepared.state_dict())[:2]
+    ['0.weight', '0.bias']
+    """
+    chosen = QConfig.of(qconfig)
+    model = model if inplace else copy.deepcopy(model)
+    overrides, ignored = dict(overrides or {}), list(ignored)
+    every = quantizable(model)
+    if not every:
+        raise ConfigError(f'{type(model).__name__} has no convolution or linear layer to quantize.')
+    for pattern in (*overrides, *ignored):
+        if not any(_matched(name, [pattern]) for name in every):
+            raise ConfigError(f'No layer to quantize matches {pattern!r}.{near(pattern, every)} There are {listed(every, 4)}.')
+    ends = _ends(chosen, qconfig, first_last)
+    names = list(every)
+    for name, layer in every.items():
+        if _matched(name, ignored):
+            detach(layer)
+            continue
+        own = QConfig.of(ends) if ends is not None and name in (names[0], names[-1]) else chosen
+        pattern = _matched(name, overrides)
+        if pattern is not None:
+            other = overrides[pattern]
+            if other is None:
+                detach(layer)
+                continue
+            own = QConfig.of(other)
+        attach(layer, own)
+    if not fake_quantizers(model):
+        raise ConfigError('Nothing is left to quantize: every layer is ignored, or has None in `overrides`.')
+    if not any(getattr(hook, 'hook', hook) is _check_forms for hook in model._load_state_dict_pre_hooks.values()):
+        model.register_load_state_dict_pre_hook(_check_forms)
+    return model
+
+
+def _ends(chosen: QConfig, given: str | QConfig, first_last: str | QConfig | None) -> QConfig | None:
+    if first_last is None or first_last != 'auto':
+        return None if first_last is None else QConfig.of(first_last)
+    if chosen.bits >= 8:
+        return None
+    if isinstance(given, str):
+        return QConfig.of(given.rstrip('0123456789') + '8')
+    sides = [None if spec is None else replace(spec, bits=8) for spec in (chosen.weight, chosen.input)]
+    return QConfig(*sides)
+
+
+def attach(layer: nn.Module, qconfig: QConfig) -> None:
+    """Put fake quantizers on one layer; those that it had are replaced, and give their steps where they fit."""
+    axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    for name, spec in ((WEIGHT, qconfig.weight), (INPUT, qconfig.input)):
+        old = getattr(layer, name, None)
+        if name in layer._modules:
+            del layer._modules[name]
+        if spec is None:
+            continue
+        quantizer = spec.build(is_weight=name == WEIGHT, ch_axis=axis if name == WEIGHT else 1)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if name == WEIGHT:
+            quantizer.resize(weight)
+        layer.add_module(name, quantizer.to(weight.device).train(layer.training))
+        if isinstance(old, FakeQuantizer) and bool(old.observed):
+            _take_over(quantizer, old)
+    if not any(isinstance(hook, _Hide) for hook in layer._forward_pre_hooks.values()):
+        layer.register_forward_pre_hook(_Hide())
+        layer.register_forward_hook(_Show(), always_call=True)
+
+
+def _take_over(new: FakeQuantizer, old: FakeQuantizer) -> None:
+    same = bool(torch.equal(new.form[:4], old.form[:4])) or (
+        new.form[:3].tolist() == old.form[:3].tolist() and not new.symmetric
+    )
+    if not same:
+        return
+    if type(new) is type(old):
+        new.load_state_dict(old.state_dict())
+    elif hasattr(new, 'begin'):
+        new.begin(*old.calculate_qparams())
+
+
+def detach(layer: nn.Module) -> None:
+    """Take the fake quantizers of one layer off."""
+    for name in (WEIGHT, INPUT):
+        layer._modules.pop(name, None)
+    for hooks, kind in ((layer._forward_pre_hooks, _Hide), (layer._forward_hooks, _Show)):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+            del hooks[key]
+
+
+_FORM = ('lowest code', 'highest code', 'step for each channel', 'symmetric', 'kind')
+
+
+def _check_forms(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    """Refuse a checkpoint of another qconfig before anything of it is loaded."""
+    own = {f'{prefix}{name}': quantizer for name, quantizer in fake_quantizers(model).items()}
+    stored = {
+        name.removesuffix('.form'): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix) and name.endswith(('_fake_quant.form',))
+    }
+    if not stored:
+        return  # weights alone, of a float model
+    different = []
+    for name in dict.fromkeys((*own, *stored)):
+        if name not in own or name not in stored:
+            different.append(f'{name} is only in {"the checkpoint" if name in stored else "the model"}')
+            continue
+        pairs = zip(_FORM, stored[name].tolist(), own[name].form.tolist(), strict=True)
+        parts = [f'{what} {theirs}, not {ours}' for what, theirs, ours in pairs if theirs != ours]
+        if parts:
+            different.append(f'{name} has {", ".join(parts)}')
+    if different:
+        shown = '; '.join(different[:3])
+        raise ConfigError(
+            f'The checkpoint is of another qconfig: {len(different)} of {len(own)} quantizers differ. {shown}. '
+            'Build the model with the qconfig that it was trained with, or load its weights alone into the float model.'
+        )
+
+
+@contextmanager
+def calibrating(model: nn.Module) -> Iterator[None]:
+    """Let the fake quantizers of a model look at data in any mode.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8').eval()
+    >>> with calibrating(model):
+    ...     _ = model(torch.ones(1, 2))
+    """
+    quantizers = list(fake_quantizers(model).values())
+    for quantizer in quantizers:
+        quantizer.calibrating = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibrating = False
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Module:
+    """Find the steps of a prepared model from data alone: post-training quantization.
+
+    While observers look, tensors pass unrounded, so that what later layers see is what the float model gives them.
+
+    Args:
+        model: What `prepare_qat` returned; it is changed and returned.
+        data: Batches, as `Batches.of` takes them.
+        steps: Use at most this many of them.
+
+    Raises:
+        ConfigError: If the model was not prepared.
+        DataError: If there are no batches, or they are not finite.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
+    >>> out = calibrate(model, [torch.rand(4, 2)])(torch.rand(3, 2))
+    """
+    quantizers = fake_quantizers(model)
+    if not quantizers:
+        raise ConfigError('This model has no fake quantizers: call prepare_qat first.')
+    device = next((parameter.device for parameter in model.parameters()), None)
+    batches = Batches.of(data, steps, device)
+    before = {name: quantizer.fake_quant_enabled.clone() for name, quantizer in quantizers.items()}
+    with training_mode_kept(model), calibrating(model):
+        model.eval()
+        for quantizer in quantizers.values():
+            quantizer.disable_fake_quant()
+        try:
+            for args, kwargs in batches:
+                model(*args, **kwargs)
+        finally:
+            for name, quantizer in quantizers.items():
+                quantizer.fake_quant_enabled.copy_(before[name])
+    unseen = [name for name, quantizer in quantizers.items() if not quantizer.observed]
+    if unseen:
+        raise DataError(
+            f'Calibration did not reach {listed(unseen, 3)}: the model does not call these layers. Give them to `ignored`.'
+        )
+    return model
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Keep the statistics of batch norms from now on, until `train()` is called again."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def apply_schedule(
+    model: nn.Module,
+    epoch: int,
+    *,
+    fake_quant_begin: int = -1,
+    disable_observer_begin: int = -1,
+    freeze_bn_begin: int = -1,
+) -> None:
+    """Set the switches of a prepared model for an epoch (or a step); call it after `model.train()`.
+
+    Each argument names the first epoch, counted from 1, from which something holds; -1 is for never, or from the start for
+    rounding. It is a function of the epoch alone, so that a resumed run does the same.
+
+    Args:
+        model: What `prepare_qat` returned, or a module that has it inside.
+        epoch: The epoch, from 1.
+        fake_quant_begin: Rounding begins; before it, observers look at the float model.
+        disable_observer_begin: Observed steps stay as they are. Learned ones go on learning.
+        freeze_bn_begin: Statistics of batch norms stay as they are.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), 'lsq8').train()
+    >>> apply_schedule(model, 3, freeze_bn_begin=3)
+    >>> model[1].training
+    False
+    """
+    for quantizer in fake_quantizers(model).values():
+        quantizer.enable_fake_quant(fake_quant_begin < 0 or epoch >= fake_quant_begin)
+        quantizer.enable_observer(not 0 <= disable_observer_begin <= epoch)
+    if 0 <= freeze_bn_begin <= epoch:
+        freeze_batch_norms(model)
+
+
+@contextmanager
+def float_again(model: nn.Module) -> Iterator[None]:
+    """Let a prepared model compute in float with its trained weights.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
+    >>> with float_again(model):
+    ...     _ = model.eval()(torch.ones(1, 2))
+    """
+    before = [(quantizer, quantizer.fake_quant_enabled.clone()) for quantizer in fake_quantizers(model).values()]
+    for quantizer, _ in before:
+        quantizer.disable_fake_quant()
+    try:
+        yield
+    finally:
+        for quantizer, enabled in before:
+            quantizer.fake_quant_enabled.copy_(enabled)
