@@ -1,7 +1,11 @@
 """Quantization: calibration, learned steps, weight-only formats, and the backends that run them."""
 
 from strop.quantization.fake_quantize import FakeQuantize, FakeQuantizer
+from strop.quantization.gptq import gptq_round
+from strop.quantization.grouping import Grid, Rounded, round_weight
+from strop.quantization.language import perplexity, token_windows
 from strop.quantization.learned_step import LearnableFakeQuantize, LSQObserver, LSQPerChannelObserver, LSQPlusObserver
+from strop.quantization.packed import PackedLinear, load_packed, packed_layers, save_packed, unpacked
 from strop.quantization.pact import PACTFakeQuantize
 from strop.quantization.qat import (
     apply_schedule,
@@ -16,18 +20,25 @@ from strop.quantization.qat import (
 from strop.quantization.qat_convert import QuantizedLayer, convert
 from strop.quantization.qconfig import QConfig, QuantSpec
 from strop.quantization.rounding import fake_quantize, learned_clip, learned_step
+from strop.quantization.weight_only import quantize_weights
+from strop.quantization.weight_record import QuantizedWeights, WeightRecord
 
 __all__ = [
     'FakeQuantize',
     'FakeQuantizer',
+    'Grid',
     'LSQObserver',
     'LSQPerChannelObserver',
     'LSQPlusObserver',
     'LearnableFakeQuantize',
     'PACTFakeQuantize',
+    'PackedLinear',
     'QConfig',
     'QuantSpec',
     'QuantizedLayer',
+    'QuantizedWeights',
+    'Rounded',
+    'WeightRecord',
     'apply_schedule',
     'calibrate',
     'calibrating',
@@ -36,8 +47,17 @@ __all__ = [
     'fake_quantizers',
     'float_again',
     'freeze_batch_norms',
+    'gptq_round',
     'learned_clip',
     'learned_step',
+    'load_packed',
+    'packed_layers',
+    'perplexity',
     'prepare_qat',
     'quantizable',
+    'quantize_weights',
+    'round_weight',
+    'save_packed',
+    'token_windows',
+    'unpacked',
 ]
