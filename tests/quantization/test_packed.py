@@ -152,7 +152,7 @@ class TestWhatDoesNotFit:
     @pytest.mark.parametrize('options', [(3, 16), (4, 8), (8, 16)])
     def test_another_configuration_is_refused_with_what_differs(self, file, options):
         other, _ = quantize_weights(net(), *options)
-        with pytest.raises(ConfigError, match="'0' was packed in another way: (bits 4 there|group size 16 there)"):
+        with pytest.raises(ConfigError, match=r"'0' was packed in another way: (bits 4 there|group size 16 there)"):
             load_packed(other, file)
 
     def test_a_state_dict_of_another_configuration_is_refused(self):
@@ -171,7 +171,7 @@ class TestWhatDoesNotFit:
             load_packed(other, file)
 
     def test_a_model_with_more_tensors_is_refused(self, file):
-        with pytest.raises(ConfigError, match="it lacks '4.weight'"):
+        with pytest.raises(ConfigError, match=r"it lacks '4\.weight'"):
             load_packed(nn.Sequential(*net(), nn.LayerNorm(12)), file)
 
     def test_a_layer_with_a_bias_too_many_is_refused(self, file):
