@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from optuna.storages import BaseStorage
 from strop.errors import ConfigError, try_import
 from strop.report.stores import READ_ONLY, open_read_only
 from strop.report.study_view import StudyView
+from strop.search.urls import hide_secrets
 
 LOG_FOLDERS = ('', 'logs', 'trials')
 
@@ -71,6 +73,8 @@ class Dashboard:
         around = [] if folder is None else [folder / name for name in LOG_FOLDERS]
         where = type(store).__name__ if isinstance(store, BaseStorage) else os.fspath(store)
         self.view = StudyView(storage, [*around, *map(Path, logs)], where)
+        # What the page's own code logs when a store does not answer may hold the store's address.
+        logging.getLogger('optuna_dashboard._bottle_util').addFilter(_without_secrets)
         self.host = host
         self.local = _is_loopback(host)
         guarded = _Guard(create_app(self.view, artifact_store=self.view), self.local)
@@ -112,6 +116,11 @@ class Dashboard:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = hide_secrets(record.getMessage()), ()
+    return True
 
 
 class _Guard:

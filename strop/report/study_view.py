@@ -35,6 +35,7 @@ _REDRAW = 10.0
 _LOG_BYTES = 5 * 2**20
 _PREFIX = 'artifacts:'
 _OURS = ('strop:space',)
+_INTERNAL = ('subnet', 'ticket')
 _STATES = {TrialState.COMPLETE: COMPLETE, TrialState.RUNNING: RUNNING, TrialState.WAITING: RUNNING}
 
 
@@ -278,7 +279,7 @@ class StudyView(BaseStorage):
     def _trial(self, search: _Search, frozen: FrozenTrial, files: Mapping[str, Path]) -> FrozenTrial:
         log = self._log_of(search, frozen, files)
         known = search.shown.get(frozen._trial_id)
-        if known is not None and known[0] is log and frozen.state.is_finished():
+        if known is not None and known[0] == log and frozen.state.is_finished():
             return known[1]
         shown = copy.copy(frozen)
         shown._user_attrs = _flat(frozen.user_attrs)
@@ -382,10 +383,13 @@ def _subnet_file(choices: Mapping[str, Any]) -> bytes:
 
 
 def _read_log(path: Path) -> bytes:
-    with open(path, 'rb') as stream:
-        size = stream.seek(0, io.SEEK_END)
-        stream.seek(max(0, size - _LOG_BYTES))
-        text = stream.read(_LOG_BYTES).decode('utf-8', 'replace')
+    try:
+        with open(path, 'rb') as stream:
+            size = stream.seek(0, io.SEEK_END)
+            stream.seek(max(0, size - _LOG_BYTES))
+            text = stream.read(_LOG_BYTES).decode('utf-8', 'replace')
+    except OSError as error:
+        return f'[this log cannot be read: {error.strerror}]\n'.encode()
     head = f'[the first {size - _LOG_BYTES} bytes are left out]\n' if size > _LOG_BYTES else ''
     return hide_secrets(head + text).encode()
 
@@ -413,7 +417,7 @@ def _flat(attributes: Mapping[str, Any]) -> dict[str, Any]:
             shown.update((name, _clean(item)) for name, item in value.items())
         elif key == 'owner' and isinstance(value, Mapping):
             shown['evaluated by'] = f'{value.get("host")}:{value.get("pid")}'
-        elif key != 'subnet':
+        elif key not in _INTERNAL:
             shown[key] = _clean(value)
     return shown
 

@@ -176,6 +176,22 @@ def test_a_closed_dashboard_gives_its_port_back(folder: Path) -> None:
         assert b'study_summaries' in _get(f'{second.url}/api/studies')
 
 
+def test_a_store_that_stops_answering_is_logged_without_its_password(tmp_path: Path, monkeypatch, caplog) -> None:
+    run(SPACE, lambda net: net['width'], strategy='grid', store=tmp_path)
+
+    def gone(*_: Any) -> None:
+        raise OSError('no answer from postgresql://ada:s3cret@db/trials')
+
+    with Dashboard(tmp_path, port=0) as dashboard:
+        monkeypatch.setattr(dashboard.view._storage, 'get_all_studies', gone)
+        with pytest.raises(urllib.error.HTTPError, match='500'):
+            _get(f'{dashboard.url}/api/studies')
+        monkeypatch.undo()
+        assert b'study_summaries' in _get(f'{dashboard.url}/api/studies')
+    assert 's3cret' not in caplog.text
+    assert 'ada:***@db' in caplog.text
+
+
 # -- bad input -----------------------------------------------------------------------------
 
 

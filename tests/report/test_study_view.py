@@ -106,6 +106,15 @@ def test_a_long_log_is_cut_at_its_beginning(storage: BaseStorage, tmp_path: Path
     assert len(content) < 5.1 * 2**20
 
 
+def test_a_log_that_vanished_says_so(storage: BaseStorage, tmp_path: Path) -> None:
+    _search(storage, trials=1)
+    (tmp_path / 'trial_0.log').write_text('short-lived')
+    view = StudyView(storage, [tmp_path])
+    metas = {meta.filename: meta.artifact_id for meta in get_all_artifact_meta(_study(view).trials[0], storage=view)}
+    (tmp_path / 'trial_0.log').unlink()
+    assert b'cannot be read: No such file' in view.open_reader(metas['trial_0.log']).read()
+
+
 def test_no_password_is_shown_anywhere(storage: BaseStorage, tmp_path: Path) -> None:
     _search(storage)
     (tmp_path / 'trial_2.log').write_text('connecting to postgresql://ada:s3cret@db/data')
