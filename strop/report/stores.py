@@ -8,14 +8,15 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 import optuna
+import yaml
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from strop.errors import StoreError, StropError, near
 from strop.search.journal import JournalFile
-from strop.search.urls import hide_secrets
+from strop.search.urls import HIDDEN, hide_secrets
 
 READ_ONLY = 'This view of the store only reads; nothing was changed.'
-JOURNAL = 'search.journal'
+JOURNAL, EXPERIMENT = 'search.journal', 'experiment.yaml'
 
 
 class JournalReader(JournalFile):
@@ -41,7 +42,7 @@ def open_read_only(store: str | os.PathLike[str] | BaseStorage) -> tuple[BaseSto
     """Return Optuna's storage for a store that exists, and the folder it lies in (None for a server's).
 
     Args:
-        store: A journal, the folder of one, an SQLite file, a database URL, or an Optuna storage.
+        store: A journal, the folder of one or of an experiment, an SQLite file, a database URL, or an Optuna storage.
 
     Raises:
         StoreError: If there is none, or if it cannot be read; passwords in URLs are left out of the message.
@@ -52,6 +53,8 @@ def open_read_only(store: str | os.PathLike[str] | BaseStorage) -> tuple[BaseSto
     try:
         if '://' in text:
             return _open_database(text)
+        if (Path(text) / EXPERIMENT).is_file() and not list(Path(text).glob('*.journal')):
+            return _open_experiment(Path(text))
         path = _find(Path(text))
         with open(path, 'rb') as stream:
             if stream.read(15) == b'SQLite format 3':
@@ -84,6 +87,19 @@ def _find(path: Path) -> Path:
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise StoreError(f'There is no store {path}.{near(path.name, names)} A search makes it when it starts.')
     return path
+
+
+def _open_experiment(folder: Path) -> tuple[BaseStorage, Path | None]:
+    content = yaml.safe_load((folder / EXPERIMENT).read_text(encoding='utf-8'))
+    store = content.get('store') if isinstance(content, dict) else None
+    if not isinstance(store, str):
+        raise StoreError(f'The experiment in {folder} has no trials yet: there is no {JOURNAL}.')
+    store = os.path.expandvars(store)
+    if HIDDEN in store:
+        raise StoreError(
+            f'The trials of {folder} are in {store}. Give that address with its password, and the logs in {folder}.'
+        )
+    return open_read_only(store)[0], folder
 
 
 def _open_database(url: str) -> tuple[BaseStorage, Path | None]:

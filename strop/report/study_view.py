@@ -34,7 +34,7 @@ _IDS = uuid.UUID('6f0ff3a5-5a4c-4c0e-9b4c-1d6e2f6f9a30')
 _REDRAW = 10.0
 _LOG_BYTES = 5 * 2**20
 _PREFIX = 'artifacts:'
-_OURS = ('strop:space',)
+_PRIVATE = 'strop:'
 _INTERNAL = ('subnet', 'ticket')
 _STATES = {TrialState.COMPLETE: COMPLETE, TrialState.RUNNING: RUNNING, TrialState.WAITING: RUNNING}
 
@@ -405,7 +405,7 @@ def _clean(value: Any) -> Any:
 def _shown(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a study's attributes one by one, and the space by its digest: in full it is an artefact."""
     about = attributes['strop'] if isinstance(attributes.get('strop'), Mapping) else {}
-    rest = {key: value for key, value in attributes.items() if key not in _OURS and not (key == 'strop' and about)}
+    rest = {key: value for key, value in attributes.items() if not key.startswith(_PRIVATE) and not (key == 'strop' and about)}
     return {key: _clean(value) for key, value in {**about, **rest}.items()}
 
 

@@ -115,3 +115,29 @@ def test_a_database_that_does_not_answer_is_an_error_without_its_password(url: s
         open_read_only(url)
     assert 's3cret' not in str(caught.value)
     assert ':***@127.0.0.1' in str(caught.value)
+
+
+def test_the_folder_of_an_experiment_leads_to_its_store(tmp_path: Path, monkeypatch) -> None:
+    _searched(f'sqlite:///{tmp_path}/trials.db')
+    folder = tmp_path / 'experiment'
+    folder.mkdir()
+    monkeypatch.setenv('TRIALS', str(tmp_path))
+    (folder / 'experiment.yaml').write_text('name: search\nstore: sqlite:///$TRIALS/trials.db\n')
+    assert _numbers(folder) == [0, 1, 2]
+    assert open_read_only(folder)[1] == folder
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ('name: search\n', 'has no trials yet'),
+        (
+            'store: postgresql://ada:***@db/trials\n',
+            r'are in postgresql://ada:\*\*\*@db/trials. Give that address with its password',
+        ),
+    ],
+)
+def test_an_experiment_whose_store_is_not_known_says_what_to_give(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / 'experiment.yaml').write_text(content)
+    with pytest.raises(StoreError, match=said):
+        open_read_only(tmp_path)
