@@ -256,20 +256,25 @@ def _probe(model: nn.Module, targets: Mapping[str, Target], call: Call) -> tuple
 
 
 def _chains(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, list[str]]:
-    """Return the lists of modules that share the layers out among most members: list -> paths of its members."""
+    """Return the lists of modules that share the layers out best: list -> paths of its members.
+
+    A long list is better than a short one, because less is rounded at once, and one of equal members (decoder layers) better
+    than one of different ones (the parts of a decoder layer), because that is what is repeated.
+    """
 
     def best(path: str, module: nn.Module) -> tuple[int, dict[str, list[str]]]:
         inner: dict[str, list[str]] = {}
-        number = 0
+        most = 0
         for name, child in module.named_children():
-            count, found = best(f'{path}.{name}' if path else name, child)
-            number, inner = number + count, {**inner, **found}
+            worth, found = best(f'{path}.{name}' if path else name, child)
+            most, inner = max(most, worth), {**inner, **found}
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            members = [f'{path}.{name}' if path else name for name in module._modules]
-            holding = sum(any(_within(target, member) for target in targets) for member in members)
-            if holding > 1 and holding >= number:
-                return holding, {path: members}
-        return number, inner
+            members = {f'{path}.{name}' if path else name: member for name, member in module._modules.items()}
+            holding = [type(members[one]) for one in members if any(_within(target, one) for target in targets)]
+            worth = len(holding) * (2 if len(set(holding)) == 1 else 1)
+            if len(holding) > 1 and worth >= most:
+                return worth, {path: list(members)}
+        return most, inner
 
     return best('', model)[1]
 
