@@ -15,6 +15,7 @@ from strop.errors import ConfigError
 from strop.mutables import Subnet, choices_of, dump_subnet, read_document
 from strop.registry import LOOPS
 from strop.search import Constraint, SearchResult, SPOSEvolution, Strategy, Trial
+from strop.search.executor_choice import ExecutorLike
 
 
 @LOOPS.register_module()
@@ -49,6 +50,9 @@ class EvolutionSearchLoop(SearchLoop):
         score_key: Metric to maximize.
         init_candidates: Subnets to score first: a list, or a file that holds one.
         seed: Seed of the search; the runner's by default.
+        workers: How many candidates are scored at once, each in a process of this machine; in this process by default.
+            A generation begins when the one before has ended, so that the trials are those of one process.
+        executor: Where they are scored, instead of `workers`: what `strop.search.build_executor` takes.
 
     Raises:
         ConfigError: If an argument breaks a rule.
@@ -76,6 +80,8 @@ class EvolutionSearchLoop(SearchLoop):
         score_key: str = 'accuracy/top1',
         init_candidates: str | os.PathLike[str] | Iterable[Mapping[str, Any]] | None = None,
         seed: int | None = None,
+        workers: int | None = None,
+        executor: ExecutorLike = None,
     ) -> None:
         super().__init__(
             runner,
@@ -86,6 +92,8 @@ class EvolutionSearchLoop(SearchLoop):
             estimator_cfg=estimator_cfg,
             resume_from=resume_from,
             seed=seed,
+            workers=workers,
+            executor=executor,
         )
         if predictor_cfg is not None:
             raise ConfigError('`predictor_cfg` is not supported: candidates are scored by the supernet itself. Leave it out.')
@@ -128,6 +136,7 @@ class EvolutionSearchLoop(SearchLoop):
         return SPOSEvolution(
             population=self.num_candidates,
             top_k=self.top_k,
+            synchronous=not self.alone,
             mutations=self.num_mutation,
             crossovers=self.num_crossover,
             mutate_prob=self.mutate_prob,

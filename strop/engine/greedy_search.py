@@ -15,6 +15,7 @@ from strop.errors import BudgetError, ConfigError
 from strop.mutables import Ordered, Subnet, dump_subnet
 from strop.registry import LOOPS
 from strop.search import GreedySlimming, SearchResult, Strategy
+from strop.search.executor_choice import ExecutorLike
 
 
 @LOOPS.register_module()
@@ -38,6 +39,8 @@ class AutoSlimGreedySearchLoop(SearchLoop):
         calibrate_sample_num: Training images for batch-norm recalibration of each subnet; none if not positive.
         seed: Seed of the search; the runner's by default.
         per_cost: Judge a step by what it loses for what it saves; see `GreedySlimming`.
+        workers: How many widths are scored at once, each in a process of this machine; in this process by default.
+        executor: Where they are scored, instead of `workers`: what `strop.search.build_executor` takes.
 
     Raises:
         ConfigError: If a target is no positive number, or the whole network is within it.
@@ -59,6 +62,8 @@ class AutoSlimGreedySearchLoop(SearchLoop):
         calibrate_sample_num: int = -1,
         seed: int | None = None,
         per_cost: bool = False,
+        workers: int | None = None,
+        executor: ExecutorLike = None,
     ) -> None:
         super().__init__(
             runner,
@@ -69,6 +74,8 @@ class AutoSlimGreedySearchLoop(SearchLoop):
             estimator_cfg=estimator_cfg,
             resume_from=str(resume_from) if isinstance(resume_from, os.PathLike) else resume_from,
             seed=seed,
+            workers=workers,
+            executor=executor,
         )
         targets: list[Any] = list(target_flops) if isinstance(target_flops, (list, tuple)) else [target_flops]
         if not targets or not all(isinstance(t, (int, float)) and not isinstance(t, bool) and t > 0 for t in targets):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
+from mmengine.registry import DefaultScope, init_default_scope
 
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
@@ -19,6 +21,10 @@ from strop.search import Constraint
 
 # Resource -> (name in the space estimator, size of its unit). MMRazor calls MACs flops and counts them in millions.
 UNITS = {'flops': ('macs', 1e6), 'macs': ('macs', 1e6), 'params': ('params', 1e6), 'memory': ('activation_bytes', 2**20)}
+
+
+#: How the message begins that no other subnet can escape.
+NO_SUCH_KEY = '`score_key`'
 
 
 def mutator_of(algorithm: Any) -> Any:
@@ -57,6 +63,8 @@ def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
 class Scorer:
     """Score the subnets of a runner's algorithm by its evaluator, with batch norms recalibrated first if asked.
 
+    A scorer can be pickled: it leaves the runner behind and takes the algorithm, the data and the calibration images along.
+
     Args:
         runner: MMEngine's runner.
         dataloader: Data that subnets are scored on.
@@ -74,11 +82,31 @@ class Scorer:
         self.images = calibrate_sample_num
         self.fp16 = fp16
         self._calibration: list[Any] | None = None
+        self._model: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The runner's model, in any distributed wrapper."""
+        return self._model if self.runner is None else self.runner.model
 
     @property
     def algorithm(self) -> Any:
         """The algorithm, out of any distributed wrapper."""
-        return unwrapped(self.runner.model)
+        return unwrapped(self.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.prepare()
+        loader = copy.copy(self.dataloader)
+        if getattr(loader, '_iterator', None) is not None:
+            loader._iterator = None  # the processes of persistent workers stay here
+        scope = DefaultScope.get_current_instance()
+        taken = {'runner': None, 'dataloader': loader, '_model': self.algorithm, 'scope': scope and scope.scope_name}
+        return {**self.__dict__, **taken}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Metrics and transforms may build parts by name only when they are called.
+        init_default_scope(state.pop('scope') or 'strop')
+        self.__dict__.update(state)
 
     def prepare(self) -> None:
         """Load the calibration images, if any are asked for; what is wrong with them shows before the first subnet."""
@@ -100,7 +128,7 @@ class Scorer:
         device = next(self.algorithm.parameters()).device.type
         with torch.autocast(device, dtype=torch.bfloat16 if device == 'cpu' else torch.float16, enabled=self.fp16):
             for batch in self.dataloader:
-                self.evaluator.process(data_samples=self.runner.model.val_step(batch), data_batch=batch)
+                self.evaluator.process(data_samples=self.model.val_step(batch), data_batch=batch)
         return self.evaluator.evaluate(len(self.dataloader.dataset))
 
     def _forward(self, batch: Any) -> int:
@@ -130,6 +158,31 @@ class Scorer:
                     if count >= self.images:
                         break
         return self._calibration
+
+
+class SubnetScores:
+    """The evaluation of a search: a scorer's metrics of a subnet, as numbers. Workers that it is sent to share the weights.
+
+    Args:
+        scorer: What scores.
+        score_key: The metric that the search is for.
+
+    Raises:
+        ConfigError: When called, if the evaluator has no such metric.
+    """
+
+    def __init__(self, scorer: Scorer, score_key: str) -> None:
+        self.scorer = scorer
+        self.score_key = score_key
+
+    def __call__(self, subnet: Mapping[str, Any]) -> dict[str, float]:
+        metrics = self.scorer.metrics(subnet)
+        if self.score_key not in metrics:
+            raise ConfigError(
+                f'{NO_SUCH_KEY} {self.score_key!r} is none of the metrics of the evaluator: {listed(metrics)}.'
+                f'{near(self.score_key, metrics)}'
+            )
+        return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
 def _batch_length(batch: Any) -> int:

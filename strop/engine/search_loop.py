@@ -15,13 +15,14 @@ from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner.base_loop import BaseLoop
 
-from strop.engine.scoring import ResourceMeter, Scorer, mutator_of, sample_batch, set_subnet
+from strop.engine.scoring import NO_SUCH_KEY, ResourceMeter, Scorer, SubnetScores, mutator_of, sample_batch, set_subnet
 from strop.engine.train_loop import unwrapped
-from strop.errors import BudgetError, ConfigError, StoreError, StropError, listed, near
+from strop.errors import BudgetError, ConfigError, StoreError, StropError
 from strop.files import atomic_write
 from strop.graph.forward import training_mode_kept
 from strop.mutables import Subnet, dump_subnet
-from strop.search import Constraint, SearchResult, Strategy, Trial, run
+from strop.search import Constraint, InProcess, SearchResult, Strategy, Trial, build_executor, run
+from strop.search.executor_choice import ExecutorLike
 
 BEST_FILE = 'best_fix_subnet.yaml'
 RESULT_FILE = 'search.json'
@@ -32,7 +33,8 @@ class SearchLoop(BaseLoop):
     """Score the subnets that a strategy proposes by the evaluator; a subclass says which strategy, and what is written.
 
     All trials are in `<work_dir>/search.journal` (an Optuna journal), from which a killed search goes on; in the end they
-    are in `search.json` too. Under DDP, rank 0 proposes and all ranks score.
+    are in `search.json` too. Under DDP, rank 0 proposes and all ranks score. With `workers` or an `executor`, several
+    subnets are scored at once, each by one process; all of them read the same weights.
 
     Args:
         runner: MMEngine's runner.
@@ -43,6 +45,9 @@ class SearchLoop(BaseLoop):
         estimator_cfg: MMRazor's estimator config; `input_shape` is used.
         resume_from: True to go on with the trials in the work directory; a path for another store.
         seed: Seed of the search; the runner's by default.
+        workers: How many subnets are scored at once, each in a process of this machine; in this process by default.
+        executor: Where they are scored, instead of `workers`: what `strop.search.build_executor` takes, such as
+            `dict(type='RayExecutor', address='auto')`.
     """
 
     #: The hooks that are called before and after.
@@ -59,8 +64,15 @@ class SearchLoop(BaseLoop):
         estimator_cfg: Mapping[str, Any] | None = None,
         resume_from: str | bool | None = None,
         seed: int | None = None,
+        workers: int | None = None,
+        executor: ExecutorLike = None,
     ) -> None:
         super().__init__(runner, dataloader)
+        if workers is not None and executor is not None:
+            raise ConfigError('Give `workers` or an `executor`, which has workers of its own, but not both.')
+        self.executor = build_executor(workers if executor is None else executor)
+        if is_distributed() and not self.alone:
+            raise ConfigError('Under DDP all ranks score each subnet together: leave `workers` and `executor` out.')
         self.evaluator = evaluator if isinstance(evaluator, Evaluator) else runner.build_evaluator(evaluator)
         if hasattr(self.dataloader.dataset, 'metainfo'):
             self.evaluator.dataset_meta = self.dataloader.dataset.metainfo
@@ -73,7 +85,11 @@ class SearchLoop(BaseLoop):
         self.result: SearchResult | None = None
         #: Functions that are called with each finished trial.
         self.callbacks: list[Callable[[Trial], Any]] = []
-        self._fatal: ConfigError | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether subnets are scored one after another in this process."""
+        return isinstance(self.executor, InProcess)
 
     @property
     @abstractmethod
@@ -145,8 +161,9 @@ class SearchLoop(BaseLoop):
         try:
             return run(
                 mutator.space,
-                self._evaluate,
+                self._evaluate if self.alone else SubnetScores(self.scorer, self.score_key),
                 strategy=strategy,
+                executor=self.executor,
                 store=store,
                 trials=self.max_iters,
                 objectives={self.score_key: 'maximize'},
@@ -173,15 +190,7 @@ class SearchLoop(BaseLoop):
 
     def _evaluate(self, subnet: Subnet) -> dict[str, float]:
         self._tell_ranks(subnet)
-        metrics = self.scorer.metrics(subnet)
-        if self.score_key not in metrics:
-            # No other candidate can do better: `_report` stops the search instead of recording failures.
-            self._fatal = ConfigError(
-                f'`score_key` {self.score_key!r} is none of the metrics of the evaluator: {listed(metrics)}.'
-                f'{near(self.score_key, metrics)}'
-            )
-            raise self._fatal
-        return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+        return SubnetScores(self.scorer, self.score_key)(subnet)
 
     def _tell_ranks(self, subnet: Subnet | None) -> None:
         if is_distributed():
@@ -193,9 +202,10 @@ class SearchLoop(BaseLoop):
         return heard[0]
 
     def _report(self, trial: Trial) -> None:
-        if self._fatal is not None:
-            raise self._fatal
-        self._iter = trial.number + 1
+        if trial.error is not None and trial.error.startswith(f'ConfigError: {NO_SUCH_KEY}'):
+            # No other subnet can do better: the search stops instead of recording failures.
+            raise ConfigError(trial.error.removeprefix('ConfigError: '))
+        self._iter = max(self._iter, trial.number + 1)
         resources = ' '.join(f'{name}={value:.4g}' for name, value in trial.info.items() if isinstance(value, float))
         if trial.values is None:
             self.runner.logger.warning(f'{self.label(trial)} failed: {trial.error}')

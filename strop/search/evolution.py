@@ -25,6 +25,8 @@ class SPOSEvolution(Strategy):
         mutations: Mutations in a generation.
         crossovers: Crossovers in a generation.
         mutate_prob: Probability with which a mutation redraws each decision.
+        synchronous: Begin a generation when all of the one before have ended, so that several workers make the trials of one;
+            by default a worker that is free begins at once.
         **options: `unique`, `initial`, `sample`, `mutate`, `crossover`, see `Strategy`.
 
     Reference:
@@ -50,6 +52,7 @@ class SPOSEvolution(Strategy):
         mutations: int = 25,
         crossovers: int = 25,
         mutate_prob: float = 0.1,
+        synchronous: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -62,9 +65,12 @@ class SPOSEvolution(Strategy):
             raise ConfigError(f'`mutate_prob` must be in (0, 1], but got {mutate_prob}.')
         self.population, self.top_k = population, top_k
         self.mutations, self.crossovers, self.mutate_prob = mutations, crossovers, mutate_prob
+        self.synchronous = synchronous
 
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         generation, place = divmod(number, self.population)
+        if self.synchronous and any(pending < generation * self.population for pending in self.pending):
+            return None
         parents = [trial.subnet for trial in self._parents(generation)]
         if not parents or place >= self.mutations + self.crossovers:
             return self.random(rng)

@@ -44,6 +44,7 @@ class LocalProcesses:
         logs: Folder in which each trial's output is kept as `trial_<number>.log`; by default it goes where this process's goes.
         threads: PyTorch threads of each worker; by default the cores are divided among the workers.
         devices: What `CUDA_VISIBLE_DEVICES` is set to in each worker, such as `['0', '1']`: a slot for each.
+        retries: How often a trial whose process died (not by a limit) is tried again before it fails.
 
     Raises:
         ConfigError: If an argument is out of range.
@@ -64,12 +65,15 @@ class LocalProcesses:
         logs: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         devices: Sequence[str] | None = None,
+        retries: int = 0,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         workers = (len(devices) if devices else cores) if workers is None else workers
         for name, value in (('workers', workers), ('threads', 1 if threads is None else threads)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f'`{name}` must be a whole number, 1 or more, but got {value!r}.')
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+            raise ConfigError(f'`retries` must be a whole number, 0 or more, but got {retries!r}.')
         for name, limit in (('seconds', seconds), ('memory', memory)):
             if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or limit <= 0):
                 raise ConfigError(f'`{name}` must be a positive number or None, but got {limit!r}.')
@@ -80,7 +84,9 @@ class LocalProcesses:
         self.logs = None if logs is None else Path(logs)
         self.threads = threads or max(cores // workers, 1)
         self.devices = list(devices or [])
+        self.retries = retries
         self.on_report: OnReport | None = None
+        self._tried: dict[int, int] = {}
         self._workers: list[_Worker] = []
         self._psutil: Any = try_import('psutil', 'parallel') if memory is not None else None
 
@@ -91,6 +97,7 @@ class LocalProcesses:
             ConfigError: If the evaluation cannot be sent to another process, or the workers do not start.
         """
         self.close()
+        self._tried = {}
         if self.logs is not None:
             self.logs.mkdir(parents=True, exist_ok=True)
         self._parcel, self._seed = pack(evaluate), seed
@@ -126,8 +133,12 @@ class LocalProcesses:
                 outcome = received
                 if outcome is None:
                     continue
-                outcomes.append(outcome)
-                worker.trial = None
+                trial, worker.trial = worker.trial, None
+                if worker.died and trial is not None and self._tried.get(trial.number, 0) < self.retries:
+                    self._tried[trial.number] = self._tried.get(trial.number, 0) + 1
+                    self.submit(trial)
+                else:
+                    outcomes.append(outcome)
             if outcomes:
                 return outcomes
 
@@ -225,6 +236,7 @@ class _Worker:
         self.told: float | None = None
         self.held = 0.0
         self.killed = False
+        self.died = False
         self._space: Space | None = None
 
     @property
@@ -265,6 +277,7 @@ class _Worker:
             self.process.join(5)
             code = self.process.exitcode
             self.kill()
+            self.died = True
             why = f'signal {-code} ({signal.Signals(-code).name})' if code is not None and code < 0 else f'exit code {code}'
             hint = '; the system may have run out of memory' if code == -signal.SIGKILL else ''
             return Outcome(

@@ -354,6 +354,18 @@ class TestTheRealThing:
         resumed = build_runner(search, task='test', work_dir=tmp_path / 'search')
         assert resumed.test() == metrics, 'a finished search is replayed from its store'
 
+    def test_two_workers_narrow_as_one_process(self, backbone, tmp_path):
+        torch.set_num_threads(1)
+        found = []
+        for name, executor in (('one', None), ('two', dict(type='LocalProcesses', workers=2, threads=1))):
+            loop = dict(type='AutoSlimGreedySearchLoop', target_flops=[0.006], calibrate_sample_num=32, executor=executor)
+            runner = build_runner(config(test_cfg=loop), task='test', work_dir=tmp_path / name)
+            metrics = runner.test()
+            trials = runner.test_loop.result.trials
+            found.append((metrics, [(trial.number, trial.subnet, trial.values) for trial in trials]))
+        assert found[0] == found[1]
+        assert len(found[0][1]) > 3, 'several rounds'
+
     def test_targets_out_of_reach(self, backbone, tmp_path):
         for target, error in ((1e-6, BudgetError), (5.0, ConfigError), ([], ConfigError), ('all', ConfigError)):
             cfg = config(test_cfg=dict(type='AutoSlimGreedySearchLoop', target_flops=target))

@@ -27,6 +27,21 @@ def test_a_generation_of_spos_is_mutations_then_crossovers_then_random() -> None
     assert any(min(differences(trial.subnet, parent) for parent in parents) > 4 for trial in trials[34:])
 
 
+def test_a_synchronous_generation_waits_for_the_one_before() -> None:
+    strategy = SPOSEvolution(population=4, top_k=2, mutations=2, crossovers=1, synchronous=True).bind(SPACE, 'maximize', seed=0)
+
+    def ask(number: int) -> Subnet | None:
+        return strategy.ask(number, counter_rng(0, 'proposal', number))
+
+    first = {number: ask(number) for number in range(4)}
+    for number in (3, 0, 2):
+        strategy.tell(Trial(number, first[number], 'complete', {'score': total(first[number])}))
+        assert ask(4) is None
+    strategy.tell(Trial(1, first[1], 'complete', {'score': total(first[1])}))
+    alone = run(SPACE, total, strategy=SPOSEvolution(population=4, top_k=2, mutations=2, crossovers=1), trials=5)
+    assert ask(4) == alone.trials[4].subnet, 'as if trials had ended in their order'
+
+
 def test_spos_with_a_space_smaller_than_its_population() -> None:
     space = Space({'a': OneOf((0, 1, 2))})
     result = run(space, lambda subnet: float(subnet['a']), strategy='spos')

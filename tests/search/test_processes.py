@@ -98,6 +98,21 @@ def test_a_worker_that_dies_between_two_trials_is_replaced():
         executor.close()
 
 
+def test_a_trial_whose_process_died_is_tried_again(tmp_path):
+    def evaluate(subnet):
+        mark = tmp_path / str(subnet['a'])
+        tries = len(mark.read_text()) if mark.exists() else 0
+        mark.write_text('x' * (tries + 1))
+        if tries < subnet['a']:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(tries)
+
+    space = Space({'a': OneOf((0, 1, 2))})
+    result = run(space, evaluate, strategy='grid', trials=3, executor=LocalProcesses(2, retries=1))
+    assert [trial.values for trial in result.trials] == [{'score': 0.0}, {'score': 1.0}, None]
+    assert 'SIGKILL' in result.trials[2].error
+
+
 def test_a_closure_travels_by_value():
     factor = 3
     result = run(PLAIN, lambda subnet: factor * subnet['b'], strategy='random', trials=4, executor=LocalProcesses(1))
@@ -164,7 +179,7 @@ def test_a_killed_search_leaves_no_workers_and_loses_no_trial(tmp_path):
 
 
 def test_bad_arguments():
-    for options in ({'workers': 0}, {'workers': 1.5}, {'seconds': -1}, {'memory': 0}, {'threads': 0}):
+    for options in ({'workers': 0}, {'workers': 1.5}, {'seconds': -1}, {'memory': 0}, {'threads': 0}, {'retries': -1}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             LocalProcesses(**options)
     with pytest.raises(ConfigError, match='1 slots for 2 workers'):
