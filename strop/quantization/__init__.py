@@ -4,7 +4,13 @@ from strop.quantization.fake_quantize import FakeQuantize, FakeQuantizer
 from strop.quantization.gptq import gptq_round
 from strop.quantization.grouping import Grid, Rounded, round_weight
 from strop.quantization.language import perplexity, token_windows
-from strop.quantization.learned_step import LearnableFakeQuantize, LSQObserver, LSQPerChannelObserver, LSQPlusObserver
+from strop.quantization.learned_step import (
+    LearnableFakeQuantize,
+    LSQObserver,
+    LSQPerChannelObserver,
+    LSQPlusObserver,
+    learned_spec,
+)
 from strop.quantization.packed import PackedLinear, load_packed, packed_layers, save_packed, unpacked
 from strop.quantization.pact import PACTFakeQuantize
 from strop.quantization.qat import (
@@ -49,6 +55,7 @@ __all__ = [
     'freeze_batch_norms',
     'gptq_round',
     'learned_clip',
+    'learned_spec',
     'learned_step',
     'load_packed',
     'packed_layers',

@@ -218,6 +218,8 @@ class Constructor:
 
     def __init__(self, make: Callable[..., Any], **kwargs: Any) -> None:
         self.make, self.kwargs = make, kwargs
+        # torchao passes the axis of channels on to what has these words in its name.
+        self.__name__ = f'PerChannel{getattr(make, "__name__", "")}'
 
     def with_args(self, **kwargs: Any) -> Constructor:
         """Return a constructor with more arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -277,3 +278,25 @@ class LearnableFakeQuantize(FakeQuantizer):
         # Saved for the backward pass; training changes the buffer in place before it where a module runs twice.
         zero_point = self.zero_point.clone() if self.offset is not None else self.zero_point
         return learned_step(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis, scaled, self.offset)
+
+
+def learned_spec(spec: Any, *, is_weight: bool = False, observer: Any = LSQObserver, **options: Any) -> Any:
+    """Return the spec of a PT2E quantizer with learned steps in the place of its observer or fake quantizer.
+
+    Codes, scheme and axis stay those of the backend, so that its graph is what learns, and what conversion gives is what it
+    runs.
+
+    Args:
+        spec: A `QuantizationSpec` of torchao, such as `config.weight` of an x86 quantizer's configuration.
+        is_weight: Whether it is of a parameter.
+        observer: What begins; see `LearnableFakeQuantize`.
+        options: More of its arguments.
+
+    >>> from torchao.quantization.pt2e.quantizer import QuantizationSpec
+    >>> from torchao.quantization.pt2e import MinMaxObserver
+    >>> spec = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_symmetric)
+    >>> type(learned_spec(spec, is_weight=True).observer_or_fake_quant_ctr())
+    <class 'strop.quantization.learned_step.LearnableFakeQuantize'>
+    """
+    make = LearnableFakeQuantize.with_args(observer=observer, is_weight=is_weight, **options)
+    return dataclasses.replace(spec, observer_or_fake_quant_ctr=make)

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+
+from strop.quantization import LearnableFakeQuantize, LSQObserver, LSQPerChannelObserver, LSQPlusObserver, fake_quantize
+
+SIGNED = dict(qscheme=torch.per_tensor_symmetric, dtype=torch.qint8)
+ROWS = dict(qscheme=torch.per_channel_symmetric, dtype=torch.qint8, is_weight=True)
+UNSIGNED = dict(qscheme=torch.per_tensor_symmetric, dtype=torch.quint8)
+X = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(('low', 'high'), [(-128, 127), (-8, 7), (-4, 3), (-2, 1)])
+def test_the_first_step_is_that_of_the_paper(low, high):
+    quantizer = LearnableFakeQuantize(LSQObserver, low, high, is_weight=True, **SIGNED)
+    quantizer(X)
+    torch.testing.assert_close(quantizer.scale.detach(), (2 * X.abs().mean() / math.sqrt(high))[None])
+    rows = LearnableFakeQuantize(LSQPerChannelObserver, low, high, **ROWS)
+    rows(X)
+    torch.testing.assert_close(rows.scale.detach(), 2 * X.abs().mean(1) / math.sqrt(high))
+
+
+def test_zero_takes_the_middle_code_where_values_are_below_it():
+    positive, mixed = (LearnableFakeQuantize(LSQObserver, 0, 15, **UNSIGNED) for _ in range(2))
+    positive(X.relu())
+    mixed(X)
+    assert positive.calculate_qparams()[1].item() == 0
+    assert mixed.calculate_qparams()[1].item() == 8
+    assert positive.scale.item() == pytest.approx(2 * X.relu().mean().item() / math.sqrt(15), rel=1e-6)
+    assert mixed.scale.item() == pytest.approx(2 * X.abs().mean().item() / math.sqrt(7), rel=1e-6)
+
+
+def test_the_first_steps_of_lsq_plus_are_those_of_the_paper_for_weights():
+    quantizer = LearnableFakeQuantize(LSQPlusObserver, -8, 7, is_weight=True, **SIGNED)
+    quantizer(X)
+    mean, spread = X.mean(), X.std(unbiased=False)
+    wanted = max(abs(mean - 3 * spread), abs(mean + 3 * spread)) / 8
+    torch.testing.assert_close(quantizer.scale.item(), wanted.item())
+
+
+def test_the_first_steps_of_lsq_plus_round_better_than_the_range_for_inputs():
+    x = torch.cat([torch.randn(4000, generator=torch.Generator().manual_seed(2)), torch.tensor([12.0])])
+    observer = LSQPlusObserver(quant_min=0, quant_max=15)
+    observer(x)
+    scale, zero = observer.calculate_qparams()
+    error = (fake_quantize(x, scale, zero, 0, 15) - x).square().mean()
+    span = torch.tensor([(12 - x.min()) / 15])
+    plain = (fake_quantize(x, span, (-x.min() / span).round(), 0, 15) - x).square().mean()
+    assert error < 0.8 * plain
+
+
+@pytest.mark.parametrize(('is_weight', 'rows', 'number'), [(True, False, 40), (True, True, 5), (False, False, 5)])
+def test_gradients_are_scaled_by_the_values_that_share_a_step(is_weight, rows, number):
+    observer, scheme = (LSQPerChannelObserver, ROWS) if rows else (LSQObserver, {**SIGNED, 'is_weight': is_weight})
+    grads = []
+    for scaled in (True, False):
+        quantizer = LearnableFakeQuantize(observer, -8, 7, use_grad_scaling=scaled, **scheme)
+        quantizer(X).pow(2).sum().backward()
+        grads.append(quantizer.scale.grad)
+    torch.testing.assert_close(grads[0], grads[1] / math.sqrt(number * 7))
+
+
+def test_only_the_first_batch_begins_a_step():
+    quantizer = LearnableFakeQuantize(LSQObserver, -8, 7, **SIGNED)
+    quantizer(X)
+    before = quantizer.scale.detach().clone()
+    quantizer(10 * X)
+    assert torch.equal(quantizer.scale.detach(), before)
+    assert quantizer.scale.requires_grad
+
+
+def test_the_offset_learns_and_rounds_to_a_whole_code():
+    quantizer = LearnableFakeQuantize(
+        LSQPlusObserver, 0, 15, zero_point_trainable=True, qscheme=torch.per_tensor_affine, dtype=torch.quint8
+    )
+    quantizer(X)
+    scale, zero = quantizer.calculate_qparams()
+    assert zero.item() == round(-quantizer.offset.item() / scale.item())
+    optimizer = torch.optim.SGD(quantizer.parameters(), 0.5)
+    quantizer(X).sum().backward()
+    optimizer.step()
+    assert quantizer.offset.grad.item() != 0
+    out = quantizer(X)
+    scale, zero = quantizer.calculate_qparams()
+    assert torch.equal(out, fake_quantize(X, scale, zero, 0, 15))
+    assert set(quantizer.codes(X).unique().tolist()) <= set(range(16))
+
+
+def test_a_step_that_becomes_negative_is_made_positive():
+    quantizer = LearnableFakeQuantize(LSQObserver, -8, 7, **SIGNED)
+    quantizer(X)
+    with torch.no_grad():
+        quantizer.scale.fill_(-1)
+    assert torch.isfinite(quantizer(X)).all()
+    assert quantizer.scale > 0
+
+
+@pytest.mark.parametrize('bits', [8, 4, 3, 2])
+def test_learning_makes_the_error_of_rounding_smaller(bits):
+    high = 2 ** (bits - 1) - 1
+    quantizer = LearnableFakeQuantize(LSQObserver, -high - 1, high, is_weight=True, use_grad_scaling=False, **SIGNED)
+    x = torch.randn(2000, generator=torch.Generator().manual_seed(1))
+    quantizer(x)
+    with torch.no_grad():
+        quantizer.scale.mul_(1.7)
+    optimizer = torch.optim.Adam(quantizer.parameters(), 0.02 * quantizer.scale.item())
+    errors = []
+    for _ in range(60):
+        loss = (quantizer(x) - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(loss.item())
+    assert errors[-1] < 0.9 * errors[0]

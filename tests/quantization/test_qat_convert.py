@@ -1,0 +1,128 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from strop.quantization import LearnableFakeQuantize, QConfig, calibrate, convert, learned_spec, prepare_qat
+from strop.quantization.qat_convert import QuantizedLayer
+
+from .test_qat import NAMES, X, net, trained
+
+pytest.importorskip('torchao')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_codes_and_factors_of_folded_batch_norms_give_the_weight_in_float64(name):
+    prepared = prepare_qat(net(), name)
+    trained(prepared, steps=2)
+    folded = convert(prepared, X)
+    for path, conv, norm in (('stem', prepared.stem, prepared.norm1), ('body.0', prepared.body[0], prepared.body[1])):
+        factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        weight = conv.weight_fake_quant(conv.weight).double() * factor[:, None, None, None]
+        layer = folded.get_submodule(path)
+        torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-5, atol=1e-12)
+        bias = 0.0 if conv.bias is None else conv.bias.double()
+        torch.testing.assert_close(
+            layer.layer.bias.double(), (bias - norm.running_mean) * factor + norm.bias, rtol=1e-4, atol=1e-6
+        )
+        if path == 'stem':
+            assert (factor < 0).any()
+
+
+def test_a_batch_norm_stays_where_something_else_reads_the_convolution():
+    class Forked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = Forked()
+    nn.init.normal_(model.norm.bias)
+    prepared = calibrate(prepare_qat(model, 'int8'), [X]).eval()
+    integers = convert(prepared, X)
+    assert isinstance(integers.norm, nn.BatchNorm2d)
+    assert torch.equal(integers(X), prepared(X))
+
+
+def test_a_batch_norm_stays_where_the_negative_of_a_code_is_none():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
+    nn.init.constant_(model[1].weight, -1.0)
+    spec = dataclasses.replace(QConfig.of('lsq8').weight, narrow=False)
+    prepared = calibrate(prepare_qat(model, QConfig(spec, None)), [X]).eval()
+    with torch.no_grad():
+        model_weight = prepared[0].weight
+        model_weight[0, 0] = -1000.0
+    integers = convert(prepared, X)
+    assert isinstance(integers[1], nn.BatchNorm2d)
+    assert torch.equal(integers(X), prepared(X))
+
+
+def test_the_exported_graph_holds_the_integers():
+    prepared = prepare_qat(net(), 'lsq4')
+    trained(prepared, steps=2)
+    integers = convert(prepared, X)
+    program = torch.export.export(integers, (X,))
+    torch.testing.assert_close(program.module()(X), integers(X))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum('quantize_per_tensor' in target for target in targets) == 8
+    assert sum('dequantize_per_channel' in target for target in targets) == 4
+    stored = [value for name, value in program.state_dict.items() if name.endswith('codes')]
+    assert len(stored) == 4
+    assert all(value.dtype == torch.int8 for value in stored)
+
+
+def test_a_model_that_is_one_layer_converts():
+    prepared = calibrate(prepare_qat(nn.Linear(4, 2), 'int8'), [torch.rand(8, 4)]).eval()
+    integers, x = convert(prepared), torch.rand(3, 4)
+    assert isinstance(integers, QuantizedLayer)
+    assert torch.equal(integers(x), prepared(x))
+
+
+def test_integers_are_saved_and_loaded():
+    prepared = prepare_qat(net(), 'lsq4')
+    trained(prepared, steps=2)
+    first, second = convert(prepared, X), None
+    fresh = prepare_qat(net(), 'lsq4')
+    trained(fresh, steps=1)
+    second = convert(fresh, X)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(X), first(X))
+
+
+def test_learned_steps_go_through_the_flow_of_pt2e():
+    """Put in the place of a backend's fake quantizers, they learn in its graph, and conversion keeps what they learned."""
+    pt2e = pytest.importorskip('torchao.quantization.pt2e')
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    config = x86.get_default_x86_inductor_quantization_config(is_qat=True)
+
+    config = dataclasses.replace(
+        config, input_activation=learned_spec(config.input_activation), weight=learned_spec(config.weight, is_weight=True)
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    graph = torch.export.export(model.train(), (X,), strict=True).module()
+    prepared = prepare_qat_pt2e(graph, x86.X86InductorQuantizer().set_global(config))
+    learners = [module for module in prepared.modules() if isinstance(module, LearnableFakeQuantize)]
+    assert len(learners) >= 3
+    prepared(X)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.05)
+    for _ in range(3):
+        loss = nn.functional.cross_entropy(prepared(X), torch.arange(16) % 3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    steps = [module.scale.grad for module in learners]
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in steps)
+    pt2e.move_exported_model_to_eval(prepared)
+    wanted = prepared(X)
+    scale = next(float(module.calculate_qparams()[0]) for module in learners if not module.is_weight)
+    integers = convert_pt2e(prepared)
+    assert (integers(X) - wanted).abs().max() < 0.02 * wanted.abs().max()
+    constants = [argument for node in integers.graph.nodes for argument in node.args if isinstance(argument, float)]
+    assert scale in constants
