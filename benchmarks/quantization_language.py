@@ -27,6 +27,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,13 @@ class Study:
                 module.weight = nn.Parameter(module.weight.dequantize(), requires_grad=False)
         return model, {}
 
-    def neural_compressor(self, bits: int, group: int, symmetric: bool) -> tuple[nn.Module, dict[str, Any]]:
+    def neural_compressor(self, bits: int, group: int) -> tuple[nn.Module, dict[str, Any]]:
         """GPTQ of Intel's Neural Compressor, with the same windows and damping."""
         from neural_compressor.torch.quantization import GPTQConfig, convert, prepare
 
         model = copy.deepcopy(self.model)
         config = GPTQConfig(
-            bits=bits, group_size=group, use_sym=symmetric, act_order=True, static_groups=True, block_size=128, percdamp=0.01
+            bits=bits, group_size=group, use_sym=False, act_order=True, static_groups=True, block_size=128, percdamp=0.01
         )
         config.set_local('lm_head', GPTQConfig(dtype='fp32'))
         model = prepare(model, config)
@@ -188,20 +189,22 @@ def floats_of(model: nn.Module) -> nn.Module:
 
 def plan(study: Study) -> dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]]:
     cells: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {'fp32': study.float}
-    for bits in (3, 2, 4):
+    for bits in (3, 2):
         cells[f'rtn-{bits}-64'] = study.ours(bits, 64)
         cells[f'gptq-{bits}-64'] = study.ours(bits, 64, method='gptq')
+    cells['rtn-8-channel'] = study.ours(8, None)
+    for group in (64, 32, 128):
+        for bits in (4, 3, 2):
+            cells.setdefault(f'rtn-{bits}-{group}', study.ours(bits, group))
     for bits in (3, 2):
         cells[f'rtn-search-{bits}-64'] = study.ours(bits, 64, search=True)
-        cells[f'gptq-search-{bits}-64'] = study.ours(bits, 64, method='gptq', search=True)
         if importlib.util.find_spec('torchao'):
-            cells[f'torchao-hqq-{bits}-64'] = lambda bits=bits: study.hqq(bits, 64)
+            cells[f'torchao-hqq-{bits}-64'] = partial(study.hqq, bits, 64)
+    cells['gptq-4-64'] = study.ours(4, 64, method='gptq')
+    for bits in (3, 2):
         if importlib.util.find_spec('neural_compressor'):
-            cells[f'inc-gptq-{bits}-64'] = lambda bits=bits: study.neural_compressor(bits, 64, symmetric=False)
-    cells['rtn-8-channel'] = study.ours(8, None)
-    for group in (32, 128):
-        for bits in (4, 3, 2):
-            cells[f'rtn-{bits}-{group}'] = study.ours(bits, group)
+            cells[f'inc-gptq-{bits}-64'] = partial(study.neural_compressor, bits, 64)
+        cells[f'gptq-search-{bits}-64'] = study.ours(bits, 64, method='gptq', search=True)
     if study.options.full:
         for group in (32, 128):
             for bits in (4, 3, 2):

@@ -339,13 +339,21 @@ class _Feed:
 
     @classmethod
     def captured(cls, model: nn.Module, blocks: list[nn.Module], calls: Sequence[Call]) -> _Feed:
-        """Run the model on every batch up to the last block, and note what each block is called with."""
-        found: list[list[tuple[list[Any], Any]]] = []
-        for index, call in enumerate(calls):
-            taken, last = cls._capture(model, blocks, call)
-            if index == 0:
-                cls._check(cls([taken]), blocks, last)
-            found.append(_interned(taken, found[0]) if found else taken)
+        """Run the model on every batch up to the last block, and note what each block is called with.
+
+        Where the blocks of the first batch share all that the ones before them don't give, the rest run up to the first block.
+        """
+        first, last = cls._capture(model, blocks, calls[0])
+        cls._check(cls([first]), blocks, last)
+        found = [first]
+        alike = _alike(first)
+        for call in calls[1:]:
+            if alike:
+                [(leaves, structure)], _ = cls._capture(model, blocks[:1], call)
+                taken = [(_filled(marked, leaves), structure) for marked, _ in first]
+            else:
+                taken, _ = cls._capture(model, blocks, call)
+            found.append(_interned(taken, first))
         return cls(found)
 
     @staticmethod
@@ -416,6 +424,19 @@ class _Feed:
         leaves, structure = self.calls[batch][number]
         carried = self.carried[batch]
         return [carried[leaf.place] if isinstance(leaf, _FromPrevious) else leaf for leaf in leaves], structure
+
+
+def _alike(taken: list[tuple[list[Any], Any]]) -> bool:
+    """Whether each block is called as the first one is, but for what the block before it gives."""
+    leaves, structure = taken[0]
+    return all(
+        other == structure and all(isinstance(one, _FromPrevious) or one is leaf for one, leaf in zip(marked, leaves))
+        for marked, other in taken
+    )
+
+
+def _filled(marked: list[Any], leaves: list[Any]) -> list[Any]:
+    return [one if isinstance(one, _FromPrevious) else leaf for one, leaf in zip(marked, leaves, strict=True)]
 
 
 def _interned(taken: list[tuple[list[Any], Any]], first: list[tuple[list[Any], Any]]) -> list[tuple[list[Any], Any]]:
