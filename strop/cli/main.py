@@ -24,6 +24,7 @@ COMMANDS = {
     'train': 'strop.cli.runs:train',
     'search': 'strop.cli.runs:search',
     'test': 'strop.cli.runs:test',
+    'experiment': 'strop.cli.experiments:experiment',
     'export': 'strop.cli.exporting:export',
     'units': 'strop.cli.units:units',
     'prune': 'strop.cli.pruning:prune',

@@ -155,7 +155,7 @@ def _trial(frozen: FrozenTrial, space: Space, objectives: Mapping[str, str]) -> 
     return Trial(
         number=frozen.number,
         subnet=space.subnet(notes['subnet']),
-        state='complete' if complete else 'failed' if frozen.state.is_finished() else 'running',
+        state={'COMPLETE': 'complete', 'PRUNED': 'stopped', 'FAIL': 'failed'}.get(frozen.state.name, 'running'),
         values=dict(zip(objectives, frozen.values, strict=True)) if complete else None,
         info=dict(notes.get('info', {})),
         seconds=notes.get('seconds'),

@@ -6,6 +6,7 @@ from strop.search.early_stopping import PRUNERS, EarlyStopping
 from strop.search.evolution import RegularizedEvolution, SPOSEvolution
 from strop.search.executor import Executor, InProcess, Outcome, evaluate_trial
 from strop.search.executor_choice import EXECUTORS, build_executor
+from strop.search.experiment import Experiment, stop_search
 from strop.search.greedy import GreedySlimming
 from strop.search.local import LocalSearch
 from strop.search.optuna_sampler import NSGA2, OptunaStrategy, sampler_names
@@ -17,6 +18,7 @@ from strop.search.result import SearchResult
 from strop.search.sampling import GridSearch, RandomSearch
 from strop.search.spos_evolution import SPOSTuner
 from strop.search.store import Store
+from strop.search.stored import StoredSearch, read_search
 from strop.search.strategy import STRATEGIES, Strategy, build_strategy, register_strategy
 from strop.search.surrogate import SurrogateSearch
 from strop.search.trial import Trial, pareto_front
@@ -40,6 +42,7 @@ __all__ = [
     'Constraints',
     'EarlyStopping',
     'Executor',
+    'Experiment',
     'GreedySlimming',
     'GridSearch',
     'InProcess',
@@ -56,6 +59,7 @@ __all__ = [
     'SPOSTuner',
     'SearchResult',
     'Store',
+    'StoredSearch',
     'Strategy',
     'StrategyTuner',
     'SurrogateSearch',
@@ -73,10 +77,12 @@ __all__ = [
     'get_next_parameter',
     'get_sequence_id',
     'pareto_front',
+    'read_search',
     'register_strategy',
     'report_final_result',
     'report_intermediate_result',
     'run',
     'sampler_names',
+    'stop_search',
     'tuner_names',
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -47,6 +47,8 @@ def run(
     pruner: PrunerLike = None,
     seed: int = 0,
     resume: bool | str = True,
+    halt: Callable[[], bool] | None = None,
+    about: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = False,
 ) -> SearchResult:
@@ -74,6 +76,8 @@ def run(
         seed: Seed of all that is random.
         resume: Go on with what the store holds; with False a store that holds this search is an error. `'takeover'`
             also evaluates again what a process on another machine left unfinished.
+        halt: Asked before each new trial; once it returns True the trials under way are finished, and no more are begun.
+        about: What else the store shall say of the search, as JSON.
         callbacks: Called with each finished trial.
         progress: Show a bar with the best value and the time left.
 
@@ -108,6 +112,7 @@ def run(
         'strategy': chosen.name,
         'constraints': [constraint.to_dict() for constraint in bounds.all],
         **({} if stopping is None else {'pruner': stopping.to_dict()}),
+        **(about or {}),
     }
     kept = Store(store, space, directions, name=name, settings=settings, resume=resume)
     with ExitStack() as stack:
@@ -120,7 +125,7 @@ def run(
             executor.on_report = search.report
         search.executor.start(evaluate, seed)
         stack.callback(search.executor.close)
-        stopped = search.loop(trials, seconds, callbacks)
+        stopped = search.loop(trials, seconds, callbacks, halt or (lambda: False))
         return SearchResult(
             space=space,
             objectives=directions,
@@ -157,7 +162,7 @@ class _Search:
             if not trial.finished:
                 strategy.pend(trial.number, trial.subnet)
 
-    def loop(self, trials: int, seconds: float | None, callbacks: Sequence[Callback]) -> str:
+    def loop(self, trials: int, seconds: float | None, callbacks: Sequence[Callback], halt: Callable[[], bool]) -> str:
         begin = time.monotonic()
         stopped = 'trials'
         asking = True
@@ -165,6 +170,8 @@ class _Search:
             while asking and len(self.running) < self.executor.capacity:
                 if seconds is not None and time.monotonic() - begin >= seconds:
                     asking, stopped = False, 'seconds'
+                elif halt():
+                    asking, stopped = False, 'halt'
                 elif not self.queue and self.planned >= trials:
                     asking = False
                 elif not self.start():
@@ -174,8 +181,16 @@ class _Search:
             if self.running:
                 for outcome in self.executor.wait():
                     self.end(outcome, callbacks)
+            elif stopped == 'trials' and self.retake():
+                asking = True
             else:
                 return stopped
+
+    def retake(self) -> bool:
+        """Take the trials of processes that have died meanwhile."""
+        self.learn()
+        self.queue = self.store.take_abandoned()
+        return bool(self.queue)
 
     @property
     def planned(self) -> int:

@@ -103,11 +103,18 @@ class JournalFile(BaseJournalBackend):
         content = ''.join(json.dumps(log, separators=(',', ':')) + '\n' for log in logs).encode()
         self._lock.acquire()
         try:
-            with open(self.path, 'rb+') as stream:
+            with open(self.path, 'rb+', buffering=0) as stream:
                 self._drop_torn_record(stream)
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+                end = stream.tell()
+                try:
+                    left = memoryview(content)
+                    while left:
+                        left = left[stream.write(left) :]
+                    os.fsync(stream.fileno())
+                except OSError:
+                    # The disk is full: all of the records or none.
+                    os.truncate(self.path, end)
+                    raise
         finally:
             self._lock.release()
 
@@ -129,6 +136,7 @@ class JournalFile(BaseJournalBackend):
             return
         stream.seek(end - 1)
         if stream.read(1) == b'\n':
+            stream.seek(end)
             return
         position = end
         while position > 0:

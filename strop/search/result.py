@@ -24,7 +24,8 @@ class SearchResult:
         space: What was searched.
         objectives: Objective -> direction.
         trials: Finished trials by number, failed ones and those stopped early too.
-        stopped: Why it ended: `'trials'`, `'seconds'` or `'exhausted'` (the space has no further subnet).
+        stopped: Why it ended: `'trials'`, `'seconds'`, `'halt'` (it was asked to) or `'exhausted'` (the space has
+            no further subnet).
         name: Name of the search.
         seed: Its seed.
         strategy: Name of its strategy.

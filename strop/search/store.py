@@ -7,12 +7,10 @@ Everything is JSON or database columns; nothing is pickled.
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import logging
 import math
 import os
-import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -26,11 +24,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from strop.errors import StoreError, SubnetError, listed
+from strop.errors import StoreError, StropError, SubnetError, listed
 from strop.mutables import Domain, Numeric, Space, Subnet, chosen
+from strop.search.database import PatientDatabase
 from strop.search.early_stopping import EarlyStopping
 from strop.search.journal import JournalFile
+from strop.search.presence import is_alive, process_started, this_process
 from strop.search.trial import COMPLETE, FAILED, RUNNING, STOPPED, Trial
+from strop.search.urls import hide_secrets
 
 VERSION = 1
 StoreLike = Union[None, str, os.PathLike[str], BaseStorage]
@@ -57,16 +58,19 @@ def open_storage(store: StoreLike) -> tuple[BaseStorage, JournalFile | None]:
     text = os.fspath(store)
     try:
         if '://' in text:
-            return RDBStorage(text), None
+            return PatientDatabase(text), None
         path = Path(text)
         if path.is_dir() or not path.suffix:
             path = path / 'search.journal'
         journal = JournalFile(path)
         return JournalStorage(journal), journal
-    except StoreError:
+    except StropError:
         raise
     except Exception as error:
-        raise StoreError(f'The store {text} cannot be opened: {type(error).__name__}: {_one_line(error)}') from error
+        # Without its cause, whose text may show the password.
+        raise StoreError(
+            f'The store {hide_secrets(text)} cannot be opened: {type(error).__name__}: {hide_secrets(_one_line(error))}'
+        ) from None
 
 
 class Store:
@@ -100,7 +104,7 @@ class Store:
         self.objectives = dict(objectives)
         self.name = name
         self._owned = not isinstance(store, BaseStorage)
-        self.where = 'memory' if store is None else str(store) if self._owned else type(store).__name__
+        self.where = 'memory' if store is None else hide_secrets(str(store)) if self._owned else type(store).__name__
         self.run = uuid.uuid4().hex
         self.trials: list[Trial] = []
         self.order: list[int] = []
@@ -133,7 +137,7 @@ class Store:
         Trials that other processes created meanwhile come before it: its number may be larger than `len(trials)` was.
         """
         params, distributions = self._params.of(subnet)
-        attributes: dict[str, Any] = {'subnet': dict(subnet), 'owner': {**_process(), 'run': self.run}}
+        attributes: dict[str, Any] = {'subnet': dict(subnet), 'owner': {**this_process(), 'run': self.run}}
         if info:
             attributes['info'] = dict(info)
         template = FrozenTrial(
@@ -227,13 +231,24 @@ class Store:
         for trial in self.trials:
             if trial.finished:
                 continue
-            owner = self._owner(trial.number)
-            if self._alive(owner):
+            if self._alive(self._owner(trial.number)):
                 self._foreign.add(trial.number)
                 continue
-            with self._errors():
-                self._storage.set_trial_user_attr(self._ids[trial.number], 'owner', {**_process(), 'run': self.run})
-            taken.append(trial)
+            mine = {**this_process(), 'run': self.run}
+            try:
+                with self._errors():
+                    self._storage.set_trial_user_attr(self._ids[trial.number], 'owner', mine)
+            except StoreError as error:
+                if not isinstance(error.__cause__, optuna.exceptions.UpdateFinishedTrialError):
+                    raise
+                self._foreign.add(trial.number)
+                continue
+            # Of two processes that took it at one moment the later one has it.
+            if self._owner(trial.number) == mine:
+                self._foreign.discard(trial.number)
+                taken.append(trial)
+            else:
+                self._foreign.add(trial.number)
         return taken
 
     def sync(self) -> list[Trial]:
@@ -281,10 +296,14 @@ class Store:
             return dict(self._storage.get_trial(self._ids[number]).user_attrs.get('owner', {}))
 
     def _alive(self, owner: Mapping[str, Any]) -> bool:
-        here = _process()
+        here = this_process()
         if owner.get('host') != here['host']:
             if self.takeover:
                 return False
+            with self._errors():
+                seen = is_alive(owner, self._storage.get_study_user_attrs(self._study))
+            if seen is not None:
+                return seen
             _logger.warning(
                 'A trial of %s is held by process %s on %s, which cannot be seen from here. If that process is gone, '
                 "resume='takeover' evaluates its trial again.",
@@ -295,7 +314,7 @@ class Store:
             return True
         if owner.get('pid') == here['pid'] and owner.get('started') == here['started']:
             return owner.get('run') in _LIVE
-        return _started(int(owner.get('pid', -1))) == owner.get('started')
+        return process_started(int(owner.get('pid', -1))) == owner.get('started')
 
     def _open_study(self, settings: dict[str, Any], resume: bool | str) -> int:
         self.takeover = resume == 'takeover'
@@ -398,10 +417,12 @@ class Store:
         except StoreError:
             raise
         except OSError as error:
-            raise StoreError(f'The store {self.where} cannot be used: {error}') from error
+            raise StoreError(f'The store {self.where} cannot be used: {hide_secrets(str(error))}') from error
         except Exception as error:
             # Optuna raises its own errors, SQLAlchemy's, KeyError and AssertionError for stores that do not hold together.
-            raise StoreError(f'The store {self.where} cannot be used: {type(error).__name__}: {_one_line(error)}') from error
+            raise StoreError(
+                f'The store {self.where} cannot be used: {type(error).__name__}: {hide_secrets(_one_line(error))}'
+            ) from error
 
 
 @dataclass
@@ -469,43 +490,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(level)
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process started (boot and clock tick), None if it does not run; `'?'` where the system cannot tell."""
-    try:
-        stat = Path(f'/proc/{pid}/stat').read_text()
-        fields = stat.rpartition(')')[2].split()
-        if fields[0] == 'Z':
-            return None
-        return f'{_boot()}:{fields[19]}'
-    except FileNotFoundError:
-        if Path('/proc/self/stat').exists():
-            return None
-    except OSError:
-        return None
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return None
-    except PermissionError:
-        pass
-    return '?'
-
-
-def _boot() -> str:
-    try:
-        return Path('/proc/sys/kernel/random/boot_id').read_text().strip()[:8]
-    except OSError:
-        return ''
-
-
-@functools.lru_cache(maxsize=4)
-def _describe_process(pid: int) -> tuple[str, str | None]:
-    return socket.gethostname(), _started(pid)
-
-
-def _process() -> dict[str, Any]:
-    pid = os.getpid()
-    host, started = _describe_process(pid)
-    return {'host': host, 'pid': pid, 'started': started}
