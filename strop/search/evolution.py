@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,14 @@ class SPOSEvolution(Strategy):
         self.mutations, self.crossovers, self.mutate_prob = mutations, crossovers, mutate_prob
         self.synchronous = synchronous
 
+    def setup(self) -> None:
+        self._told: Counter[int] = Counter()
+        self._known: tuple[int, int] = (0, 0)
+        self._best: list[Trial] = []
+
+    def observe(self, trial: Trial) -> None:
+        self._told[trial.number // self.population] += 1
+
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         generation, place = divmod(number, self.population)
         if self.synchronous and any(pending < generation * self.population for pending in self.pending):
@@ -86,7 +95,12 @@ class SPOSEvolution(Strategy):
     def _parents(self, generation: int) -> list[Trial]:
         if generation == 0:
             return []
-        return self.ranked(trial for trial in self.trials if trial.number < generation * self.population)[: self.top_k]
+        # Ranking thousands of trials takes longer than evaluating some: once for all proposals that see the same ones.
+        known = generation, sum(count for earlier, count in self._told.items() if earlier < generation)
+        if known != self._known:
+            ranked = self.ranked(trial for trial in self.trials if trial.number < generation * self.population)
+            self._known, self._best = known, ranked[: self.top_k]
+        return self._best
 
 
 @register_strategy('regularized')

@@ -75,3 +75,21 @@ def test_failed_trials_never_become_parents() -> None:
         result = run(SPACE, evaluate, strategy=strategy, trials=80)
         assert {trial.subnet['op0'] for trial in result.failed} == {3}
         assert total(result.best.subnet) >= 17
+
+
+def test_parents_are_ranked_once_for_all_proposals_that_know_the_same_trials(monkeypatch) -> None:
+    strategy = SPOSEvolution(population=4, top_k=1, mutations=4, crossovers=0)
+    strategy.bind(SPACE)
+    calls = []
+    ranked = strategy.ranked
+    monkeypatch.setattr(strategy, 'ranked', lambda trials: calls.append(1) or ranked(trials))
+    subnets = [strategy.ask(number, counter_rng(0, 'proposal', number)) for number in range(4)]
+    for number in range(3):
+        strategy.tell(Trial(number, subnets[number], 'complete', {'score': float(number)}))
+    for number in (4, 5, 6):
+        strategy.ask(number, counter_rng(0, 'proposal', number))
+    assert (len(calls), strategy._parents(1)[0].number) == (1, 2)
+    # The last one of the generation comes in late, and is the best.
+    strategy.tell(Trial(3, subnets[3], 'complete', {'score': 9.0}))
+    strategy.ask(7, counter_rng(0, 'proposal', 7))
+    assert (len(calls), strategy._parents(1)[0].number) == (2, 3)
