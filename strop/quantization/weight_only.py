@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from strop.errors import ConfigError, DataError, listed, near
 from strop.quantization.blockwise import Options, round_by_blocks
@@ -88,7 +89,7 @@ def quantize_weights(
     if method == 'gptq' and data is None:
         raise ConfigError("GPTQ looks at calibration data: give `data=`, batches as the model takes them. 'rtn' needs none.")
     targets, left = select(model, grid, layers, ignored, overrides)
-    notes = _ties(model, targets)
+    notes = [*_ties(model, targets), *_fused(model)]
     figures: dict[str, tuple[float | None, float | None]] = {}
     with memory_shared(model) as work:
         # The same layers in a model with modules of its own: blocks may be replaced in it and the original stays whole.
@@ -147,6 +148,25 @@ def _ties(model: nn.Module, targets: list[Target]) -> list[str]:
         elif same and target.path == users[0][0]:
             notes.append(f'{target.path} and {listed(same)} share one weight; it was rounded once and is still shared.')
     return notes
+
+
+def _fused(model: nn.Module) -> list[str]:
+    """Say which large weights of three axes stay as they are."""
+    every = sum(parameter.numel() for parameter in model.parameters())
+    found = [
+        f'{path}.{name}' if path else name
+        for path, module in model.named_modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.dim() == 3
+        and not isinstance(module, _ConvNd)
+        and parameter.numel() > every / 100
+    ]
+    return (
+        [f'Weights of three axes, such as fused experts, are not linear layers and stay floats: {listed(found)}.']
+        if found
+        else []
+    )
 
 
 def _measured(model: nn.Module, packed: nn.Module, inputs: Any) -> tuple[float, float]:

