@@ -22,7 +22,15 @@ PATIENCE = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 # What no waiting mends, though it comes as the same kind of error.
-_LASTING = ('no such table', 'readonly database', 'disk is full', 'not a database', 'permission denied', 'does not exist')
+_LASTING = (
+    'no such table',
+    'readonly database',
+    'disk is full',
+    'not a database',
+    'permission denied',
+    'authentication failed',
+    'does not exist',
+)
 _DRIVERS = ('psycopg2', 'psycopg')
 
 _logger = logging.getLogger(__name__)
