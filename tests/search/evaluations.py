@@ -15,6 +15,12 @@ def plain(subnet):
     return float(subnet['a'] * 10 + subnet['b'])
 
 
+def broken_for_some(subnet):
+    if subnet['a'] == 1:
+        raise ValueError('this one breaks')
+    return plain(subnet)
+
+
 def drawn(subnet):
     """A function of the trial's own seed alone."""
     return float(torch.rand(()))
@@ -82,3 +88,10 @@ def stubborn(subnet):
     except BaseException:
         time.sleep(60)
     return float(subnet['a'])
+
+
+def paced(subnet):
+    """Takes long enough to be killed in."""
+    score = reporting(subnet)
+    time.sleep(0.03)
+    return score + float(torch.rand(()))

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from strop.errors import ConfigError
-from strop.search import InProcess, LocalProcesses, build_executor
+from strop.search import EXECUTORS, InProcess, LocalProcesses, RayExecutor, build_executor
+
+from .executor_contract import check
 
 
 def test_names_numbers_and_configs() -> None:
@@ -23,6 +27,15 @@ def test_names_numbers_and_configs() -> None:
 def test_ray_by_name() -> None:
     pytest.importorskip('ray', reason='Ray is not installed')
     assert build_executor({'type': 'ray', 'workers': 5, 'cpus': 0.5}).capacity == 5
+
+
+@pytest.mark.parametrize('make', [InProcess, lambda: LocalProcesses(2)])
+def test_executors_keep_their_contract(make: Any) -> None:
+    check(make())
+
+
+def test_every_executor_is_under_the_contract() -> None:
+    assert set(EXECUTORS.values()) == {InProcess, LocalProcesses, RayExecutor}, 'test_ray_actors.py has the last one'
 
 
 @pytest.mark.parametrize(

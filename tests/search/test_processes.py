@@ -19,6 +19,8 @@ from strop.search import LocalProcesses, Trial, run
 from strop.search.parcel import pack
 from strop.search.processes import log_file
 
+from .executor_contract import check_kills
+
 PLAIN = Space({'a': OneOf((0, 1, 2)), 'b': OneOf((1, 2, 3, 4))})
 
 
@@ -111,6 +113,15 @@ def test_a_trial_whose_process_died_is_tried_again(tmp_path):
     result = run(space, evaluate, strategy='grid', trials=3, executor=LocalProcesses(2, retries=1))
     assert [trial.values for trial in result.trials] == [{'score': 0.0}, {'score': 1.0}, None]
     assert 'SIGKILL' in result.trials[2].error
+
+
+def test_workers_killed_at_random_moments_lose_no_trial_and_count_none_twice(tmp_path):
+    check_kills(LocalProcesses(2, retries=100), tmp_path, trials=16, kills=3, seed=1)
+
+
+@pytest.mark.slow
+def test_thirty_workers_killed_at_random_moments(tmp_path):
+    check_kills(LocalProcesses(2, retries=100), tmp_path, trials=60, kills=30, seed=2)
 
 
 def test_a_closure_travels_by_value():
