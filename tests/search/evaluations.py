@@ -15,12 +15,6 @@ def plain(subnet):
     return float(subnet['a'] * 10 + subnet['b'])
 
 
-def broken_for_some(subnet):
-    if subnet['a'] == 1:
-        raise ValueError('this one breaks')
-    return plain(subnet)
-
-
 def drawn(subnet):
     """A function of the trial's own seed alone."""
     return float(torch.rand(()))
@@ -79,6 +73,13 @@ def reporting(subnet):
     for epoch in range(1, 4):
         report_intermediate_result(subnet['a'] * epoch / 2 + float(torch.rand(())))
     return float(subnet['a'])
+
+
+def of_all_kinds(subnet):
+    """Reports, and fails for some."""
+    if subnet['b'] == 4:
+        raise ValueError('this one breaks')
+    return reporting(subnet) + float(torch.rand(()))
 
 
 def stubborn(subnet):

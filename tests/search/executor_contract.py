@@ -25,23 +25,21 @@ def facts(result: Any) -> list[Any]:
 
 
 def check(executor: Any) -> None:
-    """One instance serves several searches: their trials are those of one process, also those that fail or report."""
-    options = {'strategy': 'random', 'trials': 10, 'seed': 3}
-    for evaluate in (evaluations.drawn, evaluations.broken_for_some):
-        assert facts(run(SPACE, evaluate, executor=executor, **options)) == facts(run(SPACE, evaluate, **options))
-    stopping = {**options, 'pruner': {'type': 'threshold', 'lower': 1.0}}
-    there, here = (run(SPACE, evaluations.reporting, **stopping, **more) for more in ({'executor': executor}, {}))
+    """One instance serves several searches: their trials are those of one process, also those that fail or are stopped."""
+    options: Any = {'strategy': 'random', 'trials': 10, 'seed': 3, 'pruner': {'type': 'threshold', 'lower': 1.0}}
+    there = run(SPACE, evaluations.of_all_kinds, executor=executor, **options)
+    here = run(SPACE, evaluations.of_all_kinds, **options)
     assert facts(there) == facts(here)
     assert [trial.reports for trial in there.trials] == [trial.reports for trial in here.trials]
+    assert {trial.state for trial in here.trials} == {'complete', 'failed', 'stopped'}
     executor.start(evaluations.plain, 0)
     executor.submit(Trial(7, SPACE.subnet({'a': 2, 'b': 1})))
     executor.close()
     executor.close()
     executor.start(evaluations.plain, 0)
     executor.submit(Trial(8, SPACE.subnet({'a': 2, 'b': 1})))
-    assert [(outcome.number, outcome.returned) for outcome in executor.wait()] == [(8, 21.0)], (
-        'what was not waited for is dropped'
-    )
+    outcomes = executor.wait()
+    assert [(outcome.number, outcome.returned) for outcome in outcomes] == [(8, 21.0)], 'what was not waited for is dropped'
     executor.close()
 
 
