@@ -12,6 +12,7 @@ import yaml
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from strop.errors import StoreError, StropError, near
+from strop.search.database import with_driver
 from strop.search.journal import JournalFile
 from strop.search.urls import HIDDEN, hide_secrets
 
@@ -105,6 +106,7 @@ def _open_experiment(folder: Path) -> tuple[BaseStorage, Path | None]:
 def _open_database(url: str) -> tuple[BaseStorage, Path | None]:
     from sqlalchemy.engine import make_url
 
+    url = with_driver(url)
     parsed = make_url(url)
     folder = None
     options: dict[str, Any] = {}
