@@ -7,7 +7,6 @@ A weight matrix `(outputs, inputs)` is cut along its inputs into groups of `grou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,10 +114,6 @@ class Rounded:
         """Return the rounded weights, `(outputs, inputs)`, in the dtype of the scales unless told otherwise."""
         return dequantized(self.codes, self.scales, self.zeros, self.grid, dtype)
 
-    def rows(self, index: Any) -> Rounded:
-        """Return some of the outputs."""
-        return Rounded(self.grid, self.codes[index], self.scales[index], None if self.zeros is None else self.zeros[index])
-
 
 def ranges(weight: Tensor, grid: Grid, scale_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the scales and the codes of zero of each group of a weight matrix.
@@ -188,7 +183,8 @@ def dequantized(codes: Tensor, scales: Tensor, zeros: Tensor | None, grid: Grid,
     centre = middle if zeros is None else zeros.to(dtype).unsqueeze(2)
     if inputs % size:
         codes = torch.nn.functional.pad(codes, (0, -inputs % size))
-    values = ((codes.view(rows, -1, size).to(dtype) - centre) * scales).view(rows, -1)
+    # In place: fresh memory for a whole weight costs more than the arithmetic.
+    values = codes.view(rows, -1, size).to(dtype).sub_(centre).mul_(scales).view(rows, -1)
     return values[:, :inputs] if values.shape[1] != inputs else values
 
 

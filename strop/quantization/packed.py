@@ -18,6 +18,8 @@ from strop.files import atomic_path
 from strop.quantization.grouping import Grid, Rounded, dequantized
 
 FORMAT = 'strop.weight_only/1'
+# Weights that are unpacked at once in a forward: 2 MB of floats.
+_CHUNK = 1 << 19
 _LAYOUT = ('bits', 'group size', 'inputs', 'outputs', 'symmetric', 'transposed')
 
 
@@ -114,21 +116,29 @@ class PackedLinear(nn.Module):
         weight = self.rounded_weight()
         return weight.t() if self.transposed else weight
 
-    def rounded_weight(self) -> Tensor:
-        """Return the rounded weight, `(out_features, in_features)`."""
-        rounded = self.rounded()
+    def rounded_weight(self, rows: slice = slice(None)) -> Tensor:
+        """Return the rounded weight, `(out_features, in_features)`, or some of its rows."""
+        rounded = self.rounded(rows)
         return dequantized(rounded.codes, rounded.scales, rounded.zeros, self.grid, self.dtype)
 
-    def rounded(self) -> Rounded:
-        """Return codes, scales and zeros unpacked."""
-        groups = self.grid.groups(self.in_features)
-        zeros = None if self.zeros is None else unpack(self.zeros, self.grid.bits, groups)
-        return Rounded(self.grid, unpack(self.codes, self.grid.bits, self.in_features), self.scales, zeros)
+    def rounded(self, rows: slice = slice(None)) -> Rounded:
+        """Return codes, scales and zeros unpacked, of all outputs or of some."""
+        bits = self.grid.bits
+        zeros = None if self.zeros is None else unpack(self.zeros[rows], bits, self.grid.groups(self.in_features))
+        return Rounded(self.grid, unpack(self.codes[rows], bits, self.in_features), self.scales[rows], zeros)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `inputs @ weight.T + bias`, inputs `(..., in_features)`."""
-        weight: Tensor = self.rounded_weight()
-        bias: Tensor | None = self.bias
+        # A part of the rows at a time stays in the cache; compiled code needs no such help.
+        rows = max(1, _CHUNK // self.in_features)
+        if rows >= self.out_features or torch.compiler.is_compiling():
+            return self._product(inputs, slice(None))
+        parts = [self._product(inputs, slice(begin, begin + rows)) for begin in range(0, self.out_features, rows)]
+        return torch.cat(parts, dim=-1)
+
+    def _product(self, inputs: Tensor, rows: slice) -> Tensor:
+        weight: Tensor = self.rounded_weight(rows)
+        bias: Tensor | None = None if self.bias is None else self.bias[rows]
         if inputs.dtype != weight.dtype and not torch.is_autocast_enabled(inputs.device.type):
             weight, bias = weight.to(inputs.dtype), None if bias is None else bias.to(inputs.dtype)
         return F.linear(inputs, weight, bias)

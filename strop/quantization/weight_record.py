@@ -104,7 +104,7 @@ class WeightRecord:
         else:
             console.print(
                 'Speed was not measured (`measure=` example inputs does). Packed layers unpack their weight in every forward: '
-                'on a CPU that takes about the time of the original for long inputs, and many times its time for one token. '
+                'on a CPU that takes about the time of the original for long inputs, and several times its time for one token. '
                 '`unpacked(model)` runs as fast as the original.'
             )
         for name, reason in self.left.items():

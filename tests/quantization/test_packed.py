@@ -51,6 +51,16 @@ class TestLayer:
         assert torch.equal(layer.weight, rounded.values())
         assert torch.equal(layer(inputs), nn.functional.linear(inputs, rounded.values(), plain.bias))
 
+    def test_a_large_layer_is_computed_in_parts_that_change_nothing(self, monkeypatch):
+        torch.manual_seed(0)
+        plain = nn.Linear(40, 30).double()
+        layer = PackedLinear(round_weight(plain.weight.detach(), Grid(3, 16)), plain.bias, torch.float64)
+        inputs = torch.randn(2, 3, 40, dtype=torch.float64)
+        whole = layer(inputs)
+        monkeypatch.setattr('strop.quantization.packed._CHUNK', 7 * 40)
+        assert torch.allclose(layer(inputs), whole, atol=1e-12)
+        assert layer(inputs).shape == whole.shape
+
     def test_three_bits_take_three_bits_a_weight(self):
         layer = PackedLinear(round_weight(torch.randn(16, 64), Grid(3, 64), torch.float16), None, torch.float32)
         assert layer.codes.numel() == 16 * 64 * 3 // 8
