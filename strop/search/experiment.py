@@ -243,7 +243,7 @@ class Experiment:
         evaluate = plan.evaluate
         by = f'command {evaluate.command!r} in {evaluate.cwd}' if isinstance(evaluate, TrialCommand) else trial.get('function')
         limits = ', '.join(
-            f'{name} {value:g}' for name in ('seconds', 'memory', 'gpus') if (value := self._option(name)) is not None
+            f'{name} {value}' for name in ('seconds', 'memory', 'gpus') if (value := self._option(name)) is not None
         )
         trials = self._content.get('trials', 100)
         return {

