@@ -19,6 +19,7 @@ from strop.mutables import OneOf, Space
 from strop.report import Dashboard
 from strop.search import LocalProcesses, run
 from tests.report.browser import CHROMIUM, Browser
+from tests.search.postgres import PASSWORD, Postgres, postgres  # noqa: F401
 
 SPACE = Space({'op': OneOf(('skip', 'conv')), 'width': OneOf((8, 16, 32))})
 BOTH = {'accuracy': 'maximize', 'megaflops': 'minimize'}
@@ -167,6 +168,19 @@ def test_a_search_goes_on_while_it_is_looked_at(tmp_path: Path) -> None:
     alone = run(SPACE, lambda net: net['width'], strategy='grid', trials=6)
     assert [trial.subnet for trial in watched.trials] == [trial.subnet for trial in alone.trials]
     assert sorted(path.name for path in tmp_path.iterdir()) == ['search.journal']
+
+
+def test_a_search_in_postgresql_is_shown_without_its_password(postgres: Postgres) -> None:  # noqa: F811
+    run(SPACE, _two, strategy='grid', store=postgres.url, objectives=BOTH, trials=2)
+    with Dashboard(postgres.url, port=0) as dashboard:
+        number = _json(f'{dashboard.url}/api/studies')['study_summaries'][0]['study_id']
+        text = _get(f'{dashboard.url}/api/studies/{number}').decode()
+        with pytest.raises(Exception, match=r'read-only transaction|exception is raised during the commit'):
+            dashboard.view._storage.set_study_user_attr(number, 'x', 1)
+    study = json.loads(text)
+    assert [len(trial['artifacts']) for trial in study['trials']] == [1, 1]
+    assert f'postgresql://ada:***@127.0.0.1:{postgres.port}/postgres' in study['note']['body']
+    assert PASSWORD not in text
 
 
 def test_a_closed_dashboard_gives_its_port_back(folder: Path) -> None:
