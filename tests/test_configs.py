@@ -43,6 +43,8 @@ def small(path, images, tmp_path, **more):
     loaders = [name for name in ('train_dataloader', 'val_dataloader', 'test_dataloader') if name in config]
     inner = [name for name in ('dataloader', 'mutator_dataloader') if name in config.train_cfg]
     names = [*loaders, *(f'train_cfg.{name}' for name in inner)]
+    if 'calibrate_dataloader' in (config.get('test_cfg') or {}):
+        names.append('test_cfg.calibrate_dataloader')
     for name in names:
         options |= {f'{name}.batch_size': 6, f'{name}.num_workers': 0}
         if 'cifar10' in path.stem:
@@ -83,6 +85,11 @@ def small(path, images, tmp_path, **more):
     if 'teacher_ckpt' in config.model:
         torch.save(MODELS.build(config.model.teacher).state_dict(), tmp_path / 'teacher.pth')
         options['model.teacher_ckpt'] = str(tmp_path / 'teacher.pth')
+    for key in ('model', 'model.architecture'):
+        quantized = config.model if key == 'model' else config.model.get('architecture', {})
+        if 'float_checkpoint' in quantized:
+            torch.save(MODELS.build(quantized.architecture).state_dict(), tmp_path / 'float.pth')
+            options[f'{key}.float_checkpoint'] = str(tmp_path / 'float.pth')
     config.merge_from_dict(options)
     return config
 

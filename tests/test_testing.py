@@ -222,6 +222,23 @@ ALGORITHMS = {
         ),
     ],
     **DISTILLING,
+    'MMArchitectureQuant': [
+        (
+            lambda: strop.algorithms.MMArchitectureQuant(
+                normed(), dict(type='mmrazor.TorchNativeQuantizer', global_qconfig='int8'), data_preprocessor=dict()
+            ),
+            IMAGES,
+        ),
+        (
+            dict(
+                type='mmrazor.MMArchitectureQuant',
+                architecture=dict(type='sub_model', cfg=supernet, fix_subnet=SHUFFLE),
+                quantizer=dict(type='mmrazor.AcademicQuantizer', qconfig_mapping=dict(_global_='lsq4')),
+                data_preprocessor=preprocessor,
+            ),
+            IMAGES,
+        ),
+    ],
     'BaseAlgorithm': [
         (lambda: BaseAlgorithm(nn.Linear(3, 2)), (X, torch.tensor([0, 1]))),
         (

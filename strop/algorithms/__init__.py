@@ -16,6 +16,7 @@ from strop.algorithms.ite_prune import ItePruneAlgorithm
 from strop.algorithms.overhaul import OverhaulFeatureDistillation
 from strop.algorithms.plain_architecture import FunctionMetric, PlainArchitecture
 from strop.algorithms.proxyless import ProxylessNasTrainer, ProxylessTrainer, expected_cost
+from strop.algorithms.quantized import MMArchitectureQuant
 from strop.algorithms.second_order import architecture_gradient, hypergradient
 from strop.algorithms.self_distill import SelfDistill
 from strop.algorithms.single_path import SinglePathTrainer, SPOSSupernetTrainer, SPOSSupernetTrainingMutator
@@ -37,6 +38,7 @@ __all__ = [
     'FunctionMetric',
     'ItePruneAlgorithm',
     'LossResults',
+    'MMArchitectureQuant',
     'OverhaulFeatureDistillation',
     'PlainArchitecture',
     'PredictResults',

@@ -26,7 +26,7 @@ _NAMES = {
         'strop.algorithms': 'BaseAlgorithm SPOS SlimmableNetwork ItePruneAlgorithm LossResults TensorResults PredictResults '
         'ForwardResults *',
         'strop.engine.distributed': 'SlimmableNetworkDDP=DistributedAlgorithm AutoSlimDDP=DistributedAlgorithm '
-        'DartsDDP=DistributedAlgorithm',
+        'DartsDDP=DistributedAlgorithm MMArchitectureQuantDDP=DistributedAlgorithm',
     },
     'mmrazor.models.mutators': {
         'strop.mutators': 'BaseMutator OneShotMutator OneShotModuleMutator NasMutator ChannelMutator OneShotChannelMutator '
@@ -74,6 +74,16 @@ _NAMES = {
         'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
         'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '
         'DistillDeliveryManager DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
+        'strop.quantization': 'CustomTracer',
+    },
+    'mmrazor.models.fake_quants': {
+        'strop.quantization': 'LearnableFakeQuantize FakeQuantize',
+    },
+    'mmrazor.models.observers': {
+        'strop.quantization': 'LSQObserver LSQPerChannelObserver',
+    },
+    'mmrazor.models.quantizers': {
+        'strop.quantization': 'AcademicQuantizer BaseQuantizer OpenVINOQuantizer TensorRTQuantizer TorchNativeQuantizer',
     },
     'mmrazor.engine': {
         'strop.engine': 'EvolutionSearchLoop AutoSlimGreedySearchLoop SubnetValLoop SlimmableValLoop ItePruneValLoop '
@@ -168,21 +178,19 @@ _MODULES = {
 
 # The registered names of 1.x and the public ones of 0.x, so that an error can tell "not yet" from "never was".
 _LATER = """
-AcademicQuantizer AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BackwardTracer BaseDemoInput
-BaseEstimator BaseQuantizer BigNAS BigNASDDP BigNasConv2d CalibrateBNMixin Candidates CartsHandler
-CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConvBNReLU CustomTracer DCFF DCFFChannelMutator DCFFChannelUnit DMCP
-DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS DSNASDDP DefaultDemoInput DefaultMMClsDemoInput
-DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput DefaultMMRotateDemoInput DefaultMMSegDemoInput
-DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffMutableModule DynamicInputResizer
-DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d GaussProcessHandler GeneralDistill
-GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator GroupFisherChannelUnit GroupFisherDDP
-GroupFisherDeploySubModel GroupFisherSubModel ImageClassifierPseudoLoss LSQEpochBasedLoop LSQObserver LSQPerChannelObserver
-LearnableFakeQuantize MLPHandler MMArchitectureQuant MMArchitectureQuantDDP MetricPredictor ModuleMutator
-MutableChannelContainer OFAConv2d OpenVINOQuantizer PTQLoop PruningStructureHook QATEpochBasedLoop QATValLoop RBFHandler
-RatioPruner ResourceInfoHook SEARCHERS SearchSubnetHook SelfDistiller SimpleMutableChannel SingleStageDetectorPseudoLoss
-SingleTeacherDistiller SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TensorRTQuantizer
-TopdownPoseEstimatorPseudoLoss TorchNativeQuantizer TwoStageDetectorPseudoLoss ValueMutator build_searcher convert_fix_subnet
-export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model train_mmdet_model train_mmseg_model
+AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BackwardTracer BaseDemoInput BaseEstimator BigNAS
+BigNASDDP BigNasConv2d CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConvBNReLU DCFF
+DCFFChannelMutator DCFFChannelUnit DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS
+DSNASDDP DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput
+DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffMutableModule
+DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d
+GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
+GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel ImageClassifierPseudoLoss MLPHandler
+MetricPredictor ModuleMutator MutableChannelContainer OFAConv2d PruningStructureHook RBFHandler RatioPruner ResourceInfoHook
+SEARCHERS SearchSubnetHook SelfDistiller SimpleMutableChannel SingleStageDetectorPseudoLoss SingleTeacherDistiller
+SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TopdownPoseEstimatorPseudoLoss TwoStageDetectorPseudoLoss
+ValueMutator build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model
+train_mmdet_model train_mmseg_model
 """
 
 MMRAZOR = Table('mmrazor', _NAMES, _MODULES, _LATER)

@@ -21,6 +21,7 @@ from strop.engine.launch import build_runner, prepare_config
 from strop.engine.meters import AverageMeter, AverageMeterGroup
 from strop.engine.precision import AmpOptimWrapper
 from strop.engine.pretrained import load_pretrained
+from strop.engine.quantization_loops import LSQEpochBasedLoop, PTQLoop, QATEpochBasedLoop, QATValLoop
 from strop.engine.scoring import ResourceMeter, Scorer
 from strop.engine.search_loop import SearchLoop
 from strop.engine.separate_optim import SeparateOptimWrapperConstructor
@@ -49,9 +50,13 @@ __all__ = [
     'EvolutionSearchLoop',
     'ItePruneValLoop',
     'IterBasedTrainLoop',
+    'LSQEpochBasedLoop',
     'LRSchedulerCallback',
     'ModelCheckpoint',
     'NaiveVisualizationHook',
+    'PTQLoop',
+    'QATEpochBasedLoop',
+    'QATValLoop',
     'RazorVisualizationHook',
     'ResourceMeter',
     'Scorer',

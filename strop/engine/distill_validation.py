@@ -16,7 +16,7 @@ from strop.graph.forward import training_mode_kept
 from strop.registry import LOOPS
 
 
-class _DistillLoop(ValLoop):
+class CombinedLoop(ValLoop):
     """A loop whose metrics are put together before hooks see them; it serves for validation and for test."""
 
     def run(self) -> dict[str, float]:
@@ -33,9 +33,10 @@ class _DistillLoop(ValLoop):
 
     def metrics(self, algorithm: Any) -> dict[str, float]:
         """Return all metrics."""
-        return self._student(algorithm)
+        return self.evaluated(algorithm)
 
-    def _student(self, algorithm: Any) -> dict[str, float]:
+    def evaluated(self, algorithm: Any) -> dict[str, float]:
+        """Run the algorithm over the data and return the metrics."""
         algorithm.eval()
         for index, batch in enumerate(self.dataloader):
             self.run_iter(index, batch)
@@ -43,7 +44,7 @@ class _DistillLoop(ValLoop):
 
 
 @LOOPS.register_module()
-class SingleTeacherDistillValLoop(_DistillLoop):
+class SingleTeacherDistillValLoop(CombinedLoop):
     """Validate the student and then each teacher, whose metrics are prefixed `teacher.` (`teacher.<name>.` for several).
 
     Args:
@@ -64,7 +65,7 @@ class SingleTeacherDistillValLoop(_DistillLoop):
                 f'SingleTeacherDistillValLoop validates a teacher, but {type(algorithm).__name__} has none. Leave the type of '
                 'the loop out, or take SingleTeacherDistill.'
             )
-        metrics = self._student(algorithm)
+        metrics = self.evaluated(algorithm)
         teachers: Mapping[str, nn.Module] = getattr(algorithm, 'teachers', {'': teacher})
         for name, one in teachers.items():
             prefix = f'teacher.{name}.' if name else 'teacher.'
@@ -84,7 +85,7 @@ class SingleTeacherDistillValLoop(_DistillLoop):
 
 
 @LOOPS.register_module()
-class SelfDistillValLoop(_DistillLoop):
+class SelfDistillValLoop(CombinedLoop):
     """Validate the architecture that teaches itself; metrics are prefixed `student.`.
 
     Args:
@@ -96,4 +97,4 @@ class SelfDistillValLoop(_DistillLoop):
 
     def metrics(self, algorithm: Any) -> dict[str, float]:
         """Return the metrics of the architecture."""
-        return {f'student.{name}': value for name, value in self._student(algorithm).items()}
+        return {f'student.{name}': value for name, value in self.evaluated(algorithm).items()}

@@ -18,7 +18,14 @@ from strop.registry import MODEL_WRAPPERS
 
 
 @MODEL_WRAPPERS.register_module(
-    name=['DistributedAlgorithm', 'MMDistributedDataParallel', 'SlimmableNetworkDDP', 'AutoSlimDDP', 'DartsDDP']
+    name=[
+        'DistributedAlgorithm',
+        'MMDistributedDataParallel',
+        'SlimmableNetworkDDP',
+        'AutoSlimDDP',
+        'DartsDDP',
+        'MMArchitectureQuantDDP',
+    ]
 )
 class DistributedAlgorithm(MMDistributedDataParallel):
     """DDP whose `train_step` is the algorithm's own, with its forward going through DDP.

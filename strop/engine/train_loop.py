@@ -22,7 +22,8 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
-def _seed_data(runner: Any, purpose: str, counter: int) -> None:
+def seed_data(runner: Any, purpose: str, counter: int) -> None:
+    """Seed the global generators of this process for the data of a step."""
     seed_everything(derive_seed(runner.seed or 0, f'{purpose}/{get_rank()}', counter))
 
 
@@ -83,7 +84,7 @@ class _Batches:
 
     def _fetch(self) -> Any:
         iterator = self._begun()  # which draws from the global generator, so the seed comes after it
-        _seed_data(self._runner, self._purpose, self._count)
+        seed_data(self._runner, self._purpose, self._count)
         return next(iterator)
 
     def _begun(self) -> Iterator[Any]:
@@ -124,11 +125,11 @@ class EpochBasedTrainLoop(_EpochBasedTrainLoop):
         """Iterate over one epoch, or over what is left of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        _seed_data(self.runner, 'epoch', self._epoch)
+        seed_data(self.runner, 'epoch', self._epoch)
         done = self._iter - self._epoch * len(self.dataloader)
         batches = iter(self.dataloader)
         for index in range(len(self.dataloader)):
-            _seed_data(self.runner, 'batch', self._epoch * len(self.dataloader) + index)
+            seed_data(self.runner, 'batch', self._epoch * len(self.dataloader) + index)
             batch = next(batches)
             if index < done:
                 continue

@@ -25,11 +25,22 @@ from strop.quantization.qat import (
 )
 from strop.quantization.qat_convert import QuantizedLayer, convert
 from strop.quantization.qconfig import QConfig, QuantSpec
+from strop.quantization.quantizers import (
+    AcademicQuantizer,
+    BaseQuantizer,
+    CustomTracer,
+    OpenVINOQuantizer,
+    TensorRTQuantizer,
+    TorchNativeQuantizer,
+)
 from strop.quantization.rounding import fake_quantize, learned_clip, learned_step
 from strop.quantization.weight_only import quantize_weights
 from strop.quantization.weight_record import QuantizedWeights, WeightRecord
 
 __all__ = [
+    'AcademicQuantizer',
+    'BaseQuantizer',
+    'CustomTracer',
     'FakeQuantize',
     'FakeQuantizer',
     'Grid',
@@ -37,6 +48,7 @@ __all__ = [
     'LSQPerChannelObserver',
     'LSQPlusObserver',
     'LearnableFakeQuantize',
+    'OpenVINOQuantizer',
     'PACTFakeQuantize',
     'PackedLinear',
     'QConfig',
@@ -45,6 +57,8 @@ __all__ = [
     'QuantizedWeights',
     'Rounded',
     'WeightRecord',
+    'TensorRTQuantizer',
+    'TorchNativeQuantizer',
     'apply_schedule',
     'calibrate',
     'calibrating',

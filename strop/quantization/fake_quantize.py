@@ -15,7 +15,7 @@ from strop.quantization.rounding import fake_quantize
 from strop.registry import MODELS
 
 #: Observers of torchao that are registered under their names; torchao is imported when one is built.
-OBSERVERS = (
+TORCHAO_OBSERVERS = (
     'FixedQParamsObserver',
     'HistogramObserver',
     'MinMaxObserver',
@@ -33,7 +33,7 @@ def _observer(name: str, **kwargs: Any) -> nn.Module:
     return getattr(try_import('torchao.quantization.pt2e', 'quantization'), name)(**kwargs)
 
 
-for _name in OBSERVERS:
+for _name in TORCHAO_OBSERVERS:
     _make = functools.partial(_observer, _name)
     _make.__name__ = _name  # type: ignore[attr-defined]
     _make.__module__ = __name__
@@ -164,11 +164,15 @@ class FakeQuantizer(nn.Module):
         """
         if self.observes():
             with torch.no_grad():
+                seen = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
+                # Before anything is kept of it: a moving average would not forget a NaN.
+                if not bool(torch.isfinite(seen.sum())):
+                    raise TrainingError(
+                        'A quantizer is to find its steps from data with NaN or infinity in it; nothing is changed.'
+                    )
                 self.resize(x)
-                self.observe(x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach())
+                self.observe(seen)
                 self.observed.fill_(1)
-                if not bool(torch.isfinite(self.calculate_qparams()[0]).all()):
-                    raise TrainingError('Quantization steps are not finite: the data they come from has NaN or infinity in it.')
         if not self.fake_quant_enabled:
             return x
         if not self.observed:
@@ -265,7 +269,7 @@ class FakeQuantize(FakeQuantizer):
     Inside that range gradients pass as they are, outside they are zero.
 
     Args:
-        observer: Class, name or config of the observer: one of torchao's (`OBSERVERS`), or `LSQObserver`.
+        observer: Class, name or config of the observer: one of torchao's (`TORCHAO_OBSERVERS`), or `LSQObserver`.
         quant_min: Lowest code.
         quant_max: Highest code.
         observer_kwargs: What both know (`dtype`, `qscheme`, `ch_axis`, see `FakeQuantizer`), and more for the observer.

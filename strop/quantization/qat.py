@@ -243,17 +243,22 @@ def _check_forms(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *
 
 @contextmanager
 def calibrating(model: nn.Module) -> Iterator[None]:
-    """Let the fake quantizers of a model look at data in any mode.
+    """Let the fake quantizers of a model look at data in any mode, and pass it on unrounded.
+
+    So what later layers see is what the float model gives them.
 
     >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8').eval()
     >>> with calibrating(model):
     ...     _ = model(torch.ones(1, 2))
+    >>> model(torch.ones(1, 2)).shape
+    torch.Size([1, 2])
     """
     quantizers = list(fake_quantizers(model).values())
     for quantizer in quantizers:
         quantizer.calibrating = True
     try:
-        yield
+        with float_again(model):
+            yield
     finally:
         for quantizer in quantizers:
             quantizer.calibrating = False
@@ -263,8 +268,6 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Module:
     """Find the steps of a prepared model from data alone: post-training quantization.
 
-    While observers look, tensors pass unrounded, so that what later layers see is what the float model gives them.
-
     Args:
         model: What `prepare_qat` returned; it is changed and returned.
         data: Batches, as `Batches.of` takes them.
@@ -272,33 +275,34 @@ def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Modul
 
     Raises:
         ConfigError: If the model was not prepared.
-        DataError: If there are no batches, or they are not finite.
+        DataError: If there are no batches, they are not finite, or a layer was not reached.
 
     >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
     >>> out = calibrate(model, [torch.rand(4, 2)])(torch.rand(3, 2))
     """
-    quantizers = fake_quantizers(model)
-    if not quantizers:
+    if not fake_quantizers(model):
         raise ConfigError('This model has no fake quantizers: call prepare_qat first.')
     device = next((parameter.device for parameter in model.parameters()), None)
     batches = Batches.of(data, steps, device)
-    before = {name: quantizer.fake_quant_enabled.clone() for name, quantizer in quantizers.items()}
     with training_mode_kept(model), calibrating(model):
         model.eval()
-        for quantizer in quantizers.values():
-            quantizer.disable_fake_quant()
-        try:
-            for args, kwargs in batches:
-                model(*args, **kwargs)
-        finally:
-            for name, quantizer in quantizers.items():
-                quantizer.fake_quant_enabled.copy_(before[name])
-    unseen = [name for name, quantizer in quantizers.items() if not quantizer.observed]
+        for args, kwargs in batches:
+            model(*args, **kwargs)
+    check_calibrated(model)
+    return model
+
+
+def check_calibrated(model: nn.Module) -> None:
+    """Check that all fake quantizers have seen data.
+
+    Raises:
+        DataError: If one has not.
+    """
+    unseen = [name for name, quantizer in fake_quantizers(model).items() if not quantizer.observed]
     if unseen:
         raise DataError(
             f'Calibration did not reach {listed(unseen, 3)}: the model does not call these layers. Give them to `ignored`.'
         )
-    return model
 
 
 def freeze_batch_norms(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.algorithms import SPOS, AutoSlim, SlimmableNetwork
+from strop.algorithms import SPOS, AutoSlim, MMArchitectureQuant, SlimmableNetwork
 from strop.engine import DistributedAlgorithm, build_runner, start_process_group
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
@@ -56,13 +56,22 @@ def autoslim():
     return AutoSlim(nn.Sequential(*layers), dict(type='OneShotChannelMutator', parse_cfg=dict(demo_input=(2, 4))), distiller)
 
 
+def quantized(qconfig='lsq4'):
+    """A network with fake quantizers."""
+    torch.manual_seed(0)
+    quantizer = dict(type='TorchNativeQuantizer', global_qconfig=qconfig)
+    return MMArchitectureQuant(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), quantizer
+    )
+
+
 # One script does everything, since starting two processes and their imports is what takes the time.
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from engine.test_distributed import POINTS, autoslim, linear_supernet, slimmable
+from engine.test_distributed import POINTS, autoslim, linear_supernet, quantized, slimmable
 from engine.tiny import preprocessor, search_config, supernet, train_config
 from strop.algorithms import BaseAlgorithm
 from strop.engine import DistributedAlgorithm, build_runner
@@ -116,6 +125,13 @@ optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
 for _ in range(3):
     wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
 torch.save(algorithm.state_dict(), f'{{out}}/autoslim_{{rank}}.pt')
+for name in ('lsq4', 'lsq+4', 'int8'):
+    algorithm = quantized(name)
+    wrapped = MODEL_WRAPPERS.build(dict(type='mmrazor.MMArchitectureQuantDDP', module=algorithm, find_unused_parameters=False))
+    optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
+    for _ in range(3):
+        wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
+    torch.save(algorithm.state_dict(), f'{{out}}/{{name}}_{{rank}}.pt')
 search = build_runner(search_config(), task='search', work_dir=f'{{out}}/search', launcher='pytorch')
 search.train()
 assert (search.train_loop.result is None) == (rank == 1)
@@ -166,7 +182,8 @@ def test_ranks_draw_the_subnets_that_one_process_draws(two_processes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'make', 'steps'), [('linear', linear_supernet, 4), ('slimmable', slimmable, 3), ('autoslim', autoslim, 3)]
+    ('name', 'make', 'steps'),
+    [('linear', linear_supernet, 4), ('slimmable', slimmable, 3), ('autoslim', autoslim, 3), ('lsq4', quantized, 3)],
 )
 def test_gradients_are_those_of_the_whole_batch(two_processes, name, make, steps):
     algorithm = make()
@@ -177,6 +194,13 @@ def test_gradients_are_those_of_the_whole_batch(two_processes, name, make, steps
     for name, value in algorithm.state_dict().items():
         assert torch.equal(states[0][name], states[1][name])
         assert torch.allclose(states[0][name], value, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['lsq4', 'lsq+4', 'int8'])
+def test_steps_and_observed_ranges_are_equal_on_all_ranks(two_processes, name):
+    states = [torch.load(two_processes / f'{name}_{rank}.pt') for rank in (0, 1)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any('input_fake_quant' in key for key in states[0])
 
 
 def test_search_on_two_ranks_is_the_search_of_one(two_processes, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from strop.errors import ConfigError, TrainingError
 from strop.quantization import FakeQuantize, FakeQuantizer, LearnableFakeQuantize
-from strop.quantization.fake_quantize import OBSERVERS
+from strop.quantization.fake_quantize import TORCHAO_OBSERVERS
 from strop.registry import MODELS
 
 pt2e = pytest.importorskip('torchao.quantization.pt2e')
@@ -69,7 +69,7 @@ def test_codes_that_do_not_fit_their_type_are_refused():
 
 
 def test_observers_of_torchao_have_their_old_names():
-    for name in OBSERVERS:
+    for name in TORCHAO_OBSERVERS:
         assert name in MODELS
     built = MODELS.build(dict(type='mmrazor.PerChannelMinMaxObserver', ch_axis=0))
     assert type(built) is pt2e.PerChannelMinMaxObserver
