@@ -158,8 +158,16 @@ class Study:
         from neural_compressor.torch.quantization import GPTQConfig, convert, prepare
 
         model = copy.deepcopy(self.model)
+        # It insists on a folder of the model, which it then doesn't read.
         config = GPTQConfig(
-            bits=bits, group_size=group, use_sym=False, act_order=True, static_groups=True, block_size=128, percdamp=0.01
+            model_path=str(self.root),
+            bits=bits,
+            group_size=group,
+            use_sym=False,
+            act_order=True,
+            static_groups=False,
+            block_size=128,
+            percdamp=0.01,
         )
         config.set_local('lm_head', GPTQConfig(dtype='fp32'))
         model = prepare(model, config)
@@ -189,18 +197,16 @@ def floats_of(model: nn.Module) -> nn.Module:
 
 def plan(study: Study) -> dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]]:
     cells: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {'fp32': study.float}
-    for bits in (3, 2):
-        cells[f'rtn-{bits}-64'] = study.ours(bits, 64)
-        cells[f'gptq-{bits}-64'] = study.ours(bits, 64, method='gptq')
     cells['rtn-8-channel'] = study.ours(8, None)
     for group in (64, 32, 128):
         for bits in (4, 3, 2):
-            cells.setdefault(f'rtn-{bits}-{group}', study.ours(bits, group))
+            cells[f'rtn-{bits}-{group}'] = study.ours(bits, group)
     for bits in (3, 2):
-        cells[f'rtn-search-{bits}-64'] = study.ours(bits, 64, search=True)
         if importlib.util.find_spec('torchao'):
             cells[f'torchao-hqq-{bits}-64'] = partial(study.hqq, bits, 64)
-    cells['gptq-4-64'] = study.ours(4, 64, method='gptq')
+        cells[f'rtn-search-{bits}-64'] = study.ours(bits, 64, search=True)
+    for bits in (3, 2, 4):
+        cells[f'gptq-{bits}-64'] = study.ours(bits, 64, method='gptq')
     for bits in (3, 2):
         if importlib.util.find_spec('neural_compressor'):
             cells[f'inc-gptq-{bits}-64'] = partial(study.neural_compressor, bits, 64)
