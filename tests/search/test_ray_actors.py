@@ -1,28 +1,23 @@
 """Trials in Ray actors of two real nodes: the trials of one process, deaths, limits, and requests that cannot be met."""
 
 import os
-import random
 import signal
 import sys
-import threading
 import time
 
 import psutil
 import pytest
 import torch
+from engine.tiny import search_config
 
 from search import evaluations
+from strop.engine import build_runner
 from strop.errors import ConfigError, MissingDependencyError, StropError
 from strop.mutables import OneOf, Space
 from strop.search import RayExecutor, run
 from strop.search.processes import log_file
 
-SPACE = Space({'a': OneOf((0, 1, 2)), 'b': OneOf((1, 2, 3, 4))})
-WIDE = Space({'a': OneOf(tuple(range(40)))})
-
-
-def facts(result):
-    return sorted((trial.number, dict(trial.subnet), trial.values, trial.error) for trial in result.trials)
+from .executor_contract import SPACE, WIDE, check, check_kills, facts
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
@@ -86,7 +81,9 @@ def test_the_trials_are_those_of_one_process_and_weights_lie_in_one_memory(clust
         assert trial.info['threads'] == 1
 
 
-def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path):
+def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr('strop.search.ray_actors._OBEY', 0.3)
+
     def evaluate(subnet):
         if subnet['a'] == 4:
             print('before it grows', flush=True)
@@ -96,13 +93,15 @@ def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path):
         if subnet['a'] == 7 and not (tmp_path / 'died').exists():
             (tmp_path / 'died').touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if subnet['a'] == 9:
+            return evaluations.stubborn({'a': -1})
         return evaluations.mixed(subnet)
 
-    space = Space({'a': OneOf((0, 1, 3, 4, 6, 7, 8)), 'b': OneOf((1,))})
-    executor = RayExecutor(seconds=8, memory=200, logs=tmp_path)
-    result = run(space, evaluate, strategy='grid', trials=7, executor=executor)
+    space = Space({'a': OneOf((0, 1, 3, 4, 6, 7, 8, 9)), 'b': OneOf((1,))})
+    executor = RayExecutor(2, seconds=8, memory=200, logs=tmp_path)
+    result = run(space, evaluate, strategy='grid', trials=8, executor=executor, pruner={'type': 'threshold', 'lower': 0.0})
     told = {trial.subnet['a']: trial for trial in result.trials}
-    assert executor.capacity == 3
+    assert told[9].state == 'stopped', 'one that does not obey is killed'
     assert told[7].values == told[8].values == {'score': 1.0}, 'an actor that died once is replaced, and its trial tried again'
     for kind, words in {
         0: 'ValueError: this one breaks',
@@ -119,17 +118,22 @@ def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path):
     assert str(log_file(tmp_path, told[3].number)) in told[3].error
 
 
-def test_reports_reach_the_pruner_and_who_does_not_obey_is_killed(cluster, monkeypatch):
-    monkeypatch.setattr('strop.search.ray_actors._OBEY', 0.3)
+def test_it_keeps_the_contract(cluster):
+    check(RayExecutor(1))
 
-    def evaluate(subnet):
-        return evaluations.stubborn(subnet) if subnet['b'] == 4 else evaluations.reporting(subnet)
 
-    options = {'strategy': 'grid', 'trials': 4, 'pruner': {'type': 'threshold', 'lower': 1.0}, 'seed': 3}
-    result = run(SPACE, evaluate, executor=RayExecutor(1), **options)
-    alone = run(SPACE, evaluations.reporting, **options)
-    assert [trial.state for trial in result.trials] == ['stopped'] * 4 == [trial.state for trial in alone.trials]
-    assert [trial.reports for trial in result.trials][:3] == [trial.reports for trial in alone.trials][:3]
+def test_subnets_of_a_supernet_are_scored_as_in_one_process(cluster, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = []
+    for name, executor in (('one', None), ('two', dict(type='RayExecutor', workers=2, threads=1))):
+        config = search_config(calibrate_sample_num=64, executor=executor)
+        runner = build_runner(config, task='search', work_dir=tmp_path / name)
+        runner.train()
+        found.append(facts(runner.train_loop.result))
+    torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
 
 
 def test_what_does_not_fit_is_refused_instead_of_waiting_for_ever(cluster):
@@ -155,48 +159,13 @@ def test_an_evaluation_that_cannot_be_opened_there_is_told(cluster):
         run(SPACE, Broken(), trials=2, executor=RayExecutor(1))
 
 
-def kill_some(marks, stop, rng, count):
-    """Kill the process of an actor now and then; each wrote its id as it began a trial."""
-    while not stop.is_set() and count:
-        time.sleep(rng.uniform(0.1, 0.6))
-        known = sorted(marks.glob('pid_*'), key=lambda path: path.stat().st_mtime)
-        for path in known[-2:]:
-            try:
-                os.kill(int(path.name[4:]), signal.SIGKILL)
-                count -= 1
-                break
-            except ProcessLookupError:
-                path.unlink()
-
-
-def killed_at_random(tmp_path, trials, kills, seed):
-    def evaluate(subnet):
-        (tmp_path / f'pid_{os.getpid()}').touch()
-        time.sleep(0.15)
-        return subnet['a'] + float(torch.rand(()))
-
-    alone = run(WIDE, evaluate, strategy='random', trials=trials, seed=seed)
-    for path in tmp_path.glob('pid_*'):
-        path.unlink()
-    stop = threading.Event()
-    killer = threading.Thread(target=kill_some, args=(tmp_path, stop, random.Random(seed), kills))
-    killer.start()
-    try:
-        executor = RayExecutor(2, retries=100)
-        result = run(WIDE, evaluate, strategy='random', trials=trials, seed=seed, executor=executor)
-    finally:
-        stop.set()
-        killer.join()
-    assert facts(result) == facts(alone)
-
-
 def test_actors_killed_at_random_moments_lose_no_trial_and_count_none_twice(cluster, tmp_path):
-    killed_at_random(tmp_path, trials=16, kills=3, seed=1)
+    check_kills(RayExecutor(2, retries=100), tmp_path, trials=16, kills=3, seed=1)
 
 
 @pytest.mark.slow
 def test_thirty_actors_killed_at_random_moments(cluster, tmp_path):
-    killed_at_random(tmp_path, trials=40, kills=30, seed=2)
+    check_kills(RayExecutor(2, retries=100), tmp_path, trials=60, kills=30, seed=2)
 
 
 def test_a_lost_machine_takes_no_trial_with_it(cluster, tmp_path):
