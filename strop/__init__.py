@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         get_and_apply_next_architecture,
     )
     from strop.pruning import Pruner, prune
+    from strop.quantization import quantize
 
 __version__ = '0.1.0'
 
@@ -94,6 +95,7 @@ _HOMES = {
         'get_and_apply_next_architecture',
     ),
     'pruning': ('Pruner', 'prune'),
+    'quantization': ('quantize',),
 }
 _ROOMS = {name: room for room, names in _HOMES.items() for name in names}
 
@@ -145,6 +147,7 @@ __all__ = [
     'minimum',
     'prove',
     'prune',
+    'quantize',
     'space_of',
     '__version__',
 ]

@@ -76,7 +76,7 @@ def doctor(ctx: click.Context, work_dir: str, as_json: bool) -> None:
     """
     from strop.cli.console import show, show_json
 
-    checks = [*packages(), *registries(), *runtimes(), *devices(), *files(Path(work_dir))]
+    checks = [*packages(), *registries(), *runtimes(), *quantization(), *devices(), *files(Path(work_dir))]
     broken = [check.name for check in checks if check.state == BROKEN]
     if as_json:
         show_json({'ok': not broken, 'broken': broken, 'checks': [asdict(check) for check in checks]})
@@ -204,6 +204,25 @@ def runtimes() -> list[Check]:
 
         found.append(_guarded('runtimes', name, run, BROKEN if name == 'eager' else WARNING))
     return found
+
+
+def quantization() -> list[Check]:
+    """List the backends of quantization; `strop quantize` runs what it writes, so that nothing is run here."""
+
+    def entries() -> list[Check]:
+        from strop.quantization import backends
+
+        return [
+            Check('quantization', name, OK, f'{entry.package} {entry.version}: {entry.takes}')
+            if entry.available
+            else Check('quantization', name, ABSENT, f"optional: pip install 'strop[{entry.extra}]'")
+            for name, entry in backends().items()
+        ]
+
+    try:
+        return entries()
+    except Exception as error:
+        return [Check('quantization', 'backends', BROKEN, f'{type(error).__name__}: {error}')]
 
 
 def devices() -> list[Check]:

@@ -28,6 +28,7 @@ COMMANDS = {
     'export': 'strop.cli.exporting:export',
     'units': 'strop.cli.units:units',
     'prune': 'strop.cli.pruning:prune',
+    'quantize': 'strop.cli.quantizing:quantize',
     'estimate': 'strop.cli.estimate:estimate',
     'show': 'strop.cli.show:show',
     'dashboard': 'strop.cli.dashboard:dashboard',

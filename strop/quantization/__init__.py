@@ -1,9 +1,12 @@
 """Quantization: calibration, learned steps, weight-only formats, and the backends that run them."""
 
+from strop.quantization.backends import Backend, backend, backend_table, backends
+from strop.quantization.batches import Batches
 from strop.quantization.fake_quantize import FakeQuantize, FakeQuantizer
 from strop.quantization.gptq import gptq_round
 from strop.quantization.grouping import Grid, Rounded, round_weight
 from strop.quantization.language import perplexity, token_windows
+from strop.quantization.layers import LayerRecord
 from strop.quantization.learned_step import (
     LearnableFakeQuantize,
     LSQObserver,
@@ -11,6 +14,7 @@ from strop.quantization.learned_step import (
     LSQPlusObserver,
     learned_spec,
 )
+from strop.quantization.observers import OBSERVERS
 from strop.quantization.packed import PackedLinear, load_packed, packed_layers, save_packed, unpacked
 from strop.quantization.pact import PACTFakeQuantize
 from strop.quantization.qat import (
@@ -33,12 +37,26 @@ from strop.quantization.quantizers import (
     TensorRTQuantizer,
     TorchNativeQuantizer,
 )
+from strop.quantization.quantizing import Quantized, quantize
+from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.rounding import fake_quantize, learned_clip, learned_step
+from strop.quantization.scheme import Scheme
+from strop.quantization.sensitivity import Cost, Sensitivity
 from strop.quantization.weight_only import quantize_weights
 from strop.quantization.weight_record import QuantizedWeights, WeightRecord
 
 __all__ = [
+    'OBSERVERS',
     'AcademicQuantizer',
+    'Backend',
+    'Batches',
+    'Check',
+    'Cost',
+    'LayerRecord',
+    'QuantizationRecord',
+    'Quantized',
+    'Scheme',
+    'Sensitivity',
     'BaseQuantizer',
     'CustomTracer',
     'FakeQuantize',
@@ -60,6 +78,9 @@ __all__ = [
     'TensorRTQuantizer',
     'TorchNativeQuantizer',
     'apply_schedule',
+    'backend',
+    'backend_table',
+    'backends',
     'calibrate',
     'calibrating',
     'convert',
@@ -76,6 +97,7 @@ __all__ = [
     'perplexity',
     'prepare_qat',
     'quantizable',
+    'quantize',
     'quantize_weights',
     'round_weight',
     'save_packed',

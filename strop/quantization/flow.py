@@ -13,7 +13,7 @@ import operator
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,23 +95,31 @@ def capture(model: nn.Module, example: Call, *, training: bool = False, dynamic_
     torch.Size([5, 2])
     """
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).train(training)
-    args, kwargs = example
-    shapes = None
-    if dynamic_batch and (batch_size(example) or 0) > 1:
-        auto = torch.export.Dim.AUTO  # type: ignore[attr-defined]
-        leaf = lambda value: {0: auto} if isinstance(value, torch.Tensor) else None  # noqa: E731
-        named = _named_arguments(twin, args, kwargs)
-        shapes = None if named is None else {name: _mapped(value, leaf) for name, value in named.items()}
-    try:
-        with quiet(), torch.no_grad():
-            program = torch.export.export(twin, args, kwargs, dynamic_shapes=shapes, strict=False)
-    except Exception as error:
-        raise ExportError(_where_it_failed(model, error)) from error
+    program = traced(twin, example, dynamic_batch, type(model).__name__)
     graph = program.module(check_guards=False) if _takes_check_guards(program) else program.module()
     if not isinstance(graph, GraphModule):
         raise ExportError(f'torch.export gave a {type(graph).__name__} for {type(model).__name__}, not a graph.')
     _label_sources(graph)
     return graph
+
+
+def traced(model: nn.Module, example: Call, dynamic_batch: bool = True, name: str = 'The model') -> Any:
+    """Return a model, as it is and in its mode, as a program of `torch.export`.
+
+    Raises:
+        ExportError: If it cannot be exported; see `capture`.
+    """
+    args, kwargs = example
+    shapes = None
+    if dynamic_batch and (batch_size(example) or 0) > 1:
+        auto = torch.export.Dim.AUTO  # type: ignore[attr-defined]
+        named = _named_arguments(model, args, kwargs)
+        shapes = None if named is None else {key: _mapped(value, auto) for key, value in named.items()}
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError(_where_it_failed(name, error)) from error
 
 
 def prepare(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
@@ -259,12 +267,12 @@ def _named_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return dict(bound.arguments)
 
 
-def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def _mapped(value: Any, axis: Any) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(item, leaf) for item in value)
+        return type(value)(_mapped(item, axis) for item in value)
     if isinstance(value, dict):
-        return {key: _mapped(item, leaf) for key, item in value.items()}
-    return leaf(value)
+        return {key: _mapped(item, axis) for key, item in value.items()}
+    return {0: axis} if isinstance(value, torch.Tensor) else None
 
 
 def _label_sources(graph: GraphModule) -> None:
@@ -300,7 +308,7 @@ _TORCH = os.path.dirname(torch.__file__)
 _HERE = str(Path(__file__).resolve().parent)
 
 
-def _where_it_failed(model: nn.Module, error: BaseException) -> str:
+def _where_it_failed(name: str, error: BaseException) -> str:
     """Return a message with the op and the line of the model's code at which an export failed."""
     line, op = '', ''
     seen: BaseException | None = error
@@ -323,7 +331,7 @@ def _where_it_failed(model: nn.Module, error: BaseException) -> str:
         seen = seen.__cause__ or seen.__context__
     reason = ' '.join(str(error).split())[:400]
     return (
-        f'{type(model).__name__} cannot be exported, so it cannot be quantized'
+        f'{name} cannot be exported, so it cannot be quantized'
         + (f': the op {op} fails' if op else '')
         + (f' at {line}' if line else '')
         + f'. {type(error).__name__}: {reason} Make the computation independent of values in tensors there, or quantize '

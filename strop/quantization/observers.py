@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from strop.errors import ConfigError, listed, near
 from strop.quantization.flow import pt2e
-
-if TYPE_CHECKING:
-    from torchao.quantization.pt2e import ObserverBase
 
 #: name -> what it takes for the range, for a person.
 OBSERVERS: Mapping[str, str] = MappingProxyType(
@@ -57,8 +54,8 @@ def observer(name: str, *, weight: bool, per_channel: bool = False, percentile: 
         raise ConfigError(f'`percentile` is the share of values to keep, above 50 and up to 100, but got {percentile!r}.')
     if per_channel and not weight:
         raise ConfigError(
-            'Activations have one range for the whole tensor: no backend here multiplies integers with a scale for each channel '
-            'of the activations. Weights can have one for each (`per_channel=True`).'
+            'Activations have one range for the whole tensor: no backend here multiplies integers whose scale differs from '
+            'channel to channel of the activations. Weights can have one for each (`per_channel=True`).'
         )
     if weight and name == 'histogram':
         raise ConfigError(
@@ -137,11 +134,10 @@ def _own() -> dict[tuple[str, bool, bool], Any]:
     class _WeightObserver(torchao.PerChannelMinMaxObserver):  # type: ignore[misc, name-defined]
         """An observer that keeps the weight, one row for each range."""
 
-        def __init__(self, ch_axis: int | None = None, **kwargs: Any) -> None:
-            super().__init__(ch_axis=0 if ch_axis is None else ch_axis, **kwargs)
+        def __init__(self, ch_axis: int | None = None, qscheme: Any = torch.per_channel_symmetric, **kwargs: Any) -> None:
+            super().__init__(ch_axis=0 if ch_axis is None else ch_axis, qscheme=torch.per_channel_symmetric, **kwargs)
+            self.qscheme = qscheme
             self._whole = ch_axis is None
-            if self._whole:
-                del self.ch_axis  # convert takes whatever has an axis for a weight of many ranges
             self._rows = torch.empty(0)
 
         def forward(self, x_orig: Tensor) -> Tensor:

@@ -104,3 +104,13 @@ def sqnr(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Signal to noise ratio in dB."""
     reference, other = reference.detach(), other.detach()
     return float(10 * torch.log10(reference.pow(2).sum() / (reference - other).pow(2).sum()))
+
+
+def fragile_net() -> SmallNet:
+    """A network of which one layer, `block1.conv2`, loses most: large weights for a channel that is always zero."""
+    net = small_net()
+    with torch.no_grad():
+        net.block1.norm1.weight[0] = 0
+        net.block1.norm1.bias[0] = -1
+        net.block1.conv2.weight[:, 0] = 100
+    return net

@@ -34,7 +34,7 @@ def test_values_that_are_not_finite_are_refused_with_their_place(value):
 
 
 def test_a_batch_of_another_shape_is_refused():
-    with pytest.raises(DataError, match='Batch 1 .*5.* but batch 0 has .*3'):
+    with pytest.raises(DataError, match=r'Batch 1 .*5.* but batch 0 has .*3'):
         Batches.of([torch.rand(2, 3), torch.rand(2, 5)])
     with pytest.raises(DataError, match='built differently'):
         Batches.of([torch.rand(2, 3), {'x': torch.rand(2, 3)}])

@@ -1,0 +1,118 @@
+"""Is 8-bit really faster? Every backend's int8 beside its own floats and the fastest float of all runtimes.
+
+A cell is a model, a batch size and a number of threads; in it everything is measured together, in turns, by
+`strop.estimators.measure`: int8, fp32 and (where the runtime has it) bf16 of every backend that runs here. The float model goes
+through the same export and the same runtime as the quantized one. Ratios are medians of paired rounds with bootstrap intervals;
+above 1 means that int8 is faster. Weights are random with batch norms calibrated on noise: latency doesn't depend on them.
+
+Each cell is written when it is done; a second call goes on. Run it on a machine that does nothing else.
+
+    python benchmarks/quantization_latency.py
+    python benchmarks/quantization_latency.py --quick      # ResNet-18, batch 1, one thread, few rounds; writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import ROOT, write_result
+from torch import nn
+
+from strop.estimators import measure
+from strop.quantization import Batches, backends, quantize
+
+MODELS = ('resnet18', 'mobilenetv2_100', 'vit_tiny_patch16_224')
+
+
+def network(name: str) -> nn.Module:
+    """Return a model of timm with random weights whose batch norms have seen data."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(8, 3, 224, 224))
+    return model.eval()
+
+
+def calls(result: Any, inputs: torch.Tensor, threads: int) -> dict[str, Any]:
+    """Return name -> a call of the quantized and of the float model in one runtime."""
+    name, call = result.backend.name, Batches.of([inputs])[0]
+    found = {f'{name} int8': partial(result._runnable(result.model, threads, None, call), inputs)}
+    for precision in result.backend.precisions:
+        found[f'{name} {precision}'] = partial(result._runnable(result.reference, threads, precision, call), inputs)
+    return found
+
+
+def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int) -> dict[str, Any]:
+    """Measure everything in one setting."""
+    torch.manual_seed(1)
+    torch.set_num_threads(threads)
+    inputs = torch.randn(batch, 3, 224, 224)
+    entries: dict[str, Any] = {}
+    facts = {}
+    for name in names:
+        result = quantize(model, [torch.randn(4, 3, 224, 224) for _ in range(2)], backend=name, check=False)
+        facts[name] = {'in_float': list(result.record.left), 'sqnr_db': result.record.sqnr_db}
+        entries |= calls(result, inputs, threads)
+    times = measure(entries, runs=runs, threads=threads, warmup=3)
+    floats = [name for name in entries if not name.endswith('int8')]
+    fastest = min(floats, key=lambda name: times[name].median_ms)
+    ratios: dict[str, Any] = {}
+    for name in names:
+        row = {f'own {precision}': f'{name} {precision}' for precision in backends()[name].precisions} | {
+            'fastest float': fastest
+        }
+        ratios[name] = {}
+        for label, other in row.items():
+            ratio = times.ratio(other, f'{name} int8')
+            ratios[name][label] = {'value': ratio.value, 'low': ratio.low, 'high': ratio.high}
+        print(
+            f'{name:12} int8 {times[f"{name} int8"].median_ms:8.2f} ms; faster than '
+            + ', '.join(f'{label} {entry["value"]:.2f}x' for label, entry in ratios[name].items()),
+            flush=True,
+        )
+    return {'times': times.to_dict(), 'fastest_float': fastest, 'faster_by': ratios, 'models': facts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--models', nargs='+', default=MODELS, help='timm names')
+    parser.add_argument('--batches', nargs='+', type=int, default=[1, 16])
+    parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
+    parser.add_argument('--backends', nargs='+', default=[name for name, entry in backends().items() if entry.load is not None])
+    parser.add_argument('--runs', type=int, default=40)
+    parser.add_argument('--quick', action='store_true')
+    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results/quantization_latency.json')
+    options = parser.parse_args()
+    warnings.simplefilter('ignore')
+    if options.quick:
+        options.models, options.batches, options.threads, options.runs = ['resnet18'], [1], [1], 10
+    names = [name for name in options.backends if backends()[name].available]
+    cells: dict[str, Any] = {}
+    if options.out.is_file() and not options.quick:
+        cells = json.loads(options.out.read_text())['cells']
+    for name in options.models:
+        model = network(name)
+        for batch in options.batches:
+            for threads in options.threads:
+                key = f'{name}, batch {batch}, {threads} thread{"s" * (threads != 1)}'
+                if key in cells:
+                    continue
+                print(key, flush=True)
+                # Some batches take seconds on slow paths; fewer rounds there keep the whole within an hour.
+                cells[key] = cell(model, batch, threads, names, options.runs if batch == 1 else max(8, options.runs // 4))
+                if not options.quick:
+                    packages = ('torchao', 'onnxruntime', 'openvino', 'executorch', 'timm')
+                    write_result(options.out, 'quantization_latency', {'runs': options.runs, 'cells': cells}, packages=packages)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,434 @@
+"""Post-training quantization in one call."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_leaves
+
+from strop.errors import ConfigError, ExportError, StropError
+from strop.estimators import Measurements, measure
+from strop.estimators.runtimes import check_positive, quiet
+from strop.files import atomic_path
+from strop.quantization.backends import Backend, Run, check_structure
+from strop.quantization.backends import backend as backend_of
+from strop.quantization.backends import prepared as prepared_file
+from strop.quantization.batches import Batches, Call, batch_size, rows
+from strop.quantization.correction import correct_biases
+from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
+from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
+from strop.quantization.norms import reestimate_norms
+from strop.quantization.record import Check, QuantizationRecord
+from strop.quantization.reference import layer_sqnr, output_sqnr
+from strop.quantization.scheme import Scheme, schemed
+from strop.quantization.sensitivity import Metric, Sensitivity, fewest_in_float, measured
+from strop.quantization.sensitivity import sensitivity as sensitivity_of
+from strop.quantization.smoothing import smooth
+
+# A runtime rounds at other places than the reference; this much is allowed even where quantization itself costs less.
+_LEAST_LIMIT = 0.02
+
+
+def quantize(
+    model: nn.Module,
+    data: Any,
+    *,
+    backend: str | Backend = 'inductor',
+    batches: int | None = 32,
+    activation: str = 'histogram',
+    weight: str = 'min_max',
+    per_channel: bool | None = None,
+    symmetric: bool | None = None,
+    percentile: float = 99.99,
+    ignored: Iterable[str] | str = (),
+    bias_correction: bool = False,
+    smooth_alpha: float | None = None,
+    recalibrate_norms: bool = False,
+    metric: Metric | None = None,
+    max_drop: float | None = None,
+    check: bool = True,
+) -> Quantized:
+    """Quantize a trained model to 8 bits for one runtime, without training, and check it there.
+
+    The model is captured by `torch.export`, ranges are measured on the data, and the result is written in the format of the
+    runtime, run in it and compared with the quantized model. The given model stays as it is, whatever happens.
+
+    Args:
+        model: Any model that `torch.export` takes.
+        data: Calibration batches: tensors, mappings of keyword arguments, or tuples whose first item is the inputs, as a
+            DataLoader gives them. A few hundred samples of what the model will see.
+        backend: `'inductor'`, `'onnxruntime'`, `'openvino'`, `'executorch'` or `'tensorrt'`; see `backends`.
+        batches: Read at most this many batches; None reads all. They are kept in memory.
+        activation: How ranges of activations are found; see `OBSERVERS`.
+        weight: How ranges of weights are found: `'min_max'`, `'mse'` or `'percentile'`.
+        per_channel: One scale for each output channel of a weight; the backend's default if None.
+        symmetric: Activations with their zero in the middle; the backend's default if None.
+        percentile: Share of values that `'percentile'` keeps, in percent.
+        ignored: Patterns of layers that stay float; a module's name takes everything inside it.
+        bias_correction: Correct biases by what rounding the weights changes in the mean (Nagel et al., ICCV 2019).
+        smooth_alpha: Move large activations behind layer norms into the weights, with this exponent (SmoothQuant; 0.5 is
+            usual). Exact in float.
+        recalibrate_norms: Measure batch-norm statistics again on the data before anything else.
+        metric: `metric(model) -> float`, higher is better, for `max_drop`; on data of your own.
+        max_drop: Most that the metric may fall; the layers that cost most stay float until it does not fall further.
+        check: Write the file, run it in its runtime, and compare.
+
+    Returns:
+        The quantized model, the record, and what writes and runs it.
+
+    Raises:
+        ConfigError: If an argument is not what it can be, or the backend cannot run the scheme.
+        DataError: If the data is empty, not finite, or of another shape than the model takes.
+        MissingDependencyError: If the backend is not installed; the message names the extra.
+        ExportError: If the model does not export, or its runtime computes something else.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    >>> result = quantize(net, [torch.randn(4, 3, 8, 8)], backend='tensorrt')
+    >>> [(layer.name, layer.weight_bits) for layer in result.record.layers]
+    [('0', 8), ('3', 8)]
+    """
+    entry = backend_of(backend)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f'`quantize` takes an nn.Module, but got {type(model).__name__}.')
+    if max_drop is not None and (metric is None or not max_drop >= 0):
+        raise ConfigError(
+            f'`max_drop` is how far `metric(model)` may fall, 0 or more, and needs the metric; got max_drop={max_drop!r}, '
+            f'metric={metric!r}.'
+        )
+    scheme = Scheme(activation, weight, per_channel, symmetric, percentile).on(entry)
+    entry.require()
+    device = next((tensor.device for tensor in model.parameters()), torch.device('cpu'))
+    if device.type != 'cpu':
+        raise ConfigError(
+            f'Every backend here runs on the CPU, but the model is on {device}: quantize `copy.deepcopy(model).cpu()`.'
+        )
+    given = Batches.of(data, batches, torch.device('cpu'))
+    used, held = given.split() if max_drop is not None else (given, Batches(given.calls[-1:]))
+    _check_model(model, given)
+    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
+    passes: list[str] = []
+    if recalibrate_norms:
+        passes.append(f'{reestimate_norms(twin, used)} batch norms measured again')
+    example = used.example()
+    graph = capture(twin, example)
+    name_layers(graph)
+    if smooth_alpha is not None:
+        passes.append(f'{smooth(graph, used, smooth_alpha)} layer norms smoothed')
+    job = _Job(entry, scheme, graph, used, bias_correction)
+    reference = job.reference()
+    reasons: dict[str, str] = {}
+    converted, left = job.converted(ignored)
+    reasons |= {name: f'by the pattern {pattern!r}' for name, pattern in left.items()}
+    notes: list[str] = []
+    found: tuple[float, float] | None = None
+    costs: Sensitivity | None = None
+    if metric is not None:
+        whole = measured(metric, reference)
+        found = whole, measured(metric, converted)
+        if max_drop is not None and found[1] < whole - max_drop:
+            unfolded = job.converted(ignored, fold=False)[0]
+            costs = sensitivity_of(reference, unfolded, held, metric)
+            ranking, count = list(costs), 0
+            while found[1] < whole - max_drop:
+                count, _ = fewest_in_float(unfolded, ranking, metric, whole - max_drop, count + 1)
+                names = ranking[:count]
+                patterns = [ignored] if isinstance(ignored, str) else list(ignored)
+                converted, _ = job.converted([*patterns, *map(_literal, names)])
+                found = whole, measured(metric, converted)
+                if count >= len(ranking) and found[1] < whole - max_drop:
+                    raise StropError(
+                        f'Even with all {len(ranking)} layers in float the metric falls from {whole:.4g} to {found[1]:.4g}, by '
+                        f'more than {max_drop:.4g}. Allow a larger drop.'
+                    )
+            reasons |= dict.fromkeys(names, f'because the metric would fall by more than {max_drop:.4g}')
+            notes.append(f'{count} of {len(ranking)} layers were left in float for the metric.')
+    if bias_correction:
+        passes.append(f'{job.corrected} biases corrected')
+    levels = layer_sqnr(reference, converted, held)
+    layers = records(converted, reasons, levels)
+    if not any(layer.quantized for layer in layers):
+        raise ConfigError(
+            f'Nothing of {type(model).__name__} would be quantized for {entry.name}: '
+            + ('every layer is ignored.' if ignored else 'it has no layer that the backend computes with integers.')
+        )
+    record = QuantizationRecord(
+        backend=entry.name,
+        layers=layers,
+        scheme=asdict(scheme),
+        samples=used.samples,
+        sqnr_db=output_sqnr(reference, converted, held),
+        other_ops=_other_ops(converted),
+        metric=found,
+        passes=tuple(passes),
+        notes=tuple(notes),
+    )
+    result = Quantized(switchable(converted), record, entry, example, reference, held, costs)
+    if check:
+        with tempfile.TemporaryDirectory() as folder:
+            result.check = result._written(Path(folder) / f'model{entry.suffix}')
+    return result
+
+
+@dataclass
+class Quantized:
+    """A quantized model, what was done, and the ways to write and run it; unpacks as `model, record`.
+
+    Args:
+        model: Computes what the integers would, in floats: for judging, not for speed. It is slower than the original.
+        record: What was done.
+        backend: The runtime that it was made for.
+        example: A batch of inputs.
+        reference: The float model with its batch norms folded.
+        held: Batches to compare on.
+        sensitivity: Which layer costs how much, if it was measured.
+        check: How close the file, run in its runtime, is to `model`.
+    """
+
+    model: GraphModule
+    record: QuantizationRecord
+    backend: Backend
+    example: Call
+    reference: GraphModule = field(repr=False)
+    held: Batches = field(repr=False)
+    sensitivity: Sensitivity | None = field(default=None, repr=False)
+    check: Check | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.record))
+
+    def __str__(self) -> str:
+        return str(self.record) + (f'\n{self.check}' if self.check else '')
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the reference in floats."""
+        with torch.no_grad():
+            return self.model(*args, **kwargs)
+
+    def export(self, path: str | os.PathLike[str]) -> Check:
+        """Write the file of the runtime, run it there, and compare; it appears only if it equals the quantized model.
+
+        Args:
+            path: The file, with the backend's ending.
+
+        Raises:
+            ConfigError: If the path has another ending.
+            ExportError: If it cannot be written, or computes something else; then there is no file.
+        """
+        target = Path(path).expanduser()
+        if target.suffix != self.backend.suffix or target.is_dir():
+            raise ConfigError(f'A file for {self.backend.name} ends in {self.backend.suffix!r}, but got {os.fspath(path)!r}.')
+        with atomic_path(target) as temporary:
+            self.check = self._written(temporary)
+        return self.check
+
+    def prepare(self, threads: int = 1, precision: str | None = None) -> Callable[..., list[torch.Tensor]]:
+        """Return the model as its runtime computes it: a function of the model's arguments that gives a list of tensors.
+
+        Args:
+            threads: Threads to compute with.
+            precision: What is not integer is computed in this: `'f32'`, or where the runtime has it `'bf16'`.
+
+        Raises:
+            ConfigError: If files of this backend cannot be run here.
+        """
+        return self._runnable(self.model, threads, precision)
+
+    def latency(
+        self, inputs: Any = None, *, threads: int = 1, runs: int = 30, precisions: Iterable[str] = ('f32',)
+    ) -> Measurements:
+        """Measure the quantized model beside the float model in the same runtime.
+
+        Args:
+            inputs: Example inputs; the first sample of the calibration data by default.
+            threads: Threads to compute with.
+            runs: Rounds.
+            precisions: What the float model is measured in.
+
+        Returns:
+            Latencies named `'int8'`, `'f32'`, ...; `.ratio('int8', 'f32')` below 1 means faster.
+
+        Raises:
+            ConfigError: If files of this backend cannot be run here.
+        """
+        check_positive(threads=threads, runs=runs)
+        call = self._sample() if inputs is None else Batches.of([inputs if not isinstance(inputs, tuple) else (inputs,)])[0]
+        args, kwargs = call
+        entries = {'int8': partial(self._runnable(self.model, threads, None, call), *args, **kwargs)}
+        for precision in precisions:
+            entries[precision] = partial(self._runnable(self.reference, threads, precision, call), *args, **kwargs)
+        return measure(entries, threads=threads, runs=runs)
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _sample(self) -> Call:
+        return rows(self.example, 0, 1) if batch_size(self.example) is not None else self.example
+
+    def _runnable(
+        self, graph: GraphModule, threads: int, precision: str | None, call: Call | None = None
+    ) -> Callable[..., list[torch.Tensor]]:
+        check_positive(threads=threads)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f'model{self.backend.suffix}'
+            self._write(graph, path, call)
+            run = prepared_file(self.backend, path, threads, precision)
+        return lambda *args, **kwargs: run(tensors_of((args, kwargs)))
+
+    def _write(self, graph: GraphModule, path: Path, call: Call | None = None) -> None:
+        example = (call or self._sample()) if not self.backend.open_batch else self.example
+        try:
+            self.backend.write(graph, example, path)
+        except (StropError, ImportError):
+            raise
+        except Exception as error:
+            raise ExportError(
+                f'The quantized model could not be written for {self.backend.name}: {type(error).__name__}: {str(error)[:800]}'
+            ) from error
+
+    def _written(self, path: Path) -> Check:
+        self._write(self.model, path)
+        if self.backend.load is None:
+            check_structure(path)
+            return Check(self.backend.name, self.backend.version, None, None, (), ran=False)
+        run = prepared_file(self.backend, path)
+        limit = max(_LEAST_LIMIT, 0.5 * 10 ** (-min(self.record.sqnr_db, 300) / 20))
+        return compared(self.model, run, self.backend, self._calls(), limit)
+
+    def _calls(self) -> list[Call]:
+        """Return what to compare on: the example, and one sample where the batch size is open."""
+        one = self._sample()
+        if not self.backend.open_batch:
+            return [one]
+        return [self.example] if batch_size(self.example) in (None, 1) else [self.example, one]
+
+
+def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterable[Call], limit: float) -> Check:
+    """Compare what a runtime gives with the quantized model.
+
+    Raises:
+        ExportError: If they differ by more than the limit; the message says in which output, for which sample.
+    """
+    worst, sizes = 0.0, []
+    for args, kwargs in calls:
+        with torch.no_grad():
+            expected = tensors_of(model(*args, **kwargs))
+        size = batch_size((args, kwargs)) or 1
+        try:
+            with quiet():
+                actual = run(tensors_of((args, kwargs)))
+        except Exception as error:
+            raise ExportError(
+                f'{entry.name} fails on the quantized model at batch {size}: {type(error).__name__}: {str(error)[:500]}'
+            ) from error
+        if [tuple(value.shape) for value in actual] != [tuple(value.shape) for value in expected]:
+            raise ExportError(
+                f'{entry.name} gives outputs of the shapes {[tuple(value.shape) for value in actual]} at batch {size}, the '
+                f'quantized model {[tuple(value.shape) for value in expected]}.'
+            )
+        for index, (found, wanted) in enumerate(zip(actual, expected)):
+            difference = (found.double() - wanted.double()).nan_to_num(nan=float('inf'))
+            relative = float(difference.square().mean().sqrt() / wanted.double().square().mean().sqrt().clamp_min(1e-12))
+            worst = max(worst, relative)
+            if not relative <= limit:
+                place = tuple(int(i) for i in (difference.abs() == difference.abs().max()).nonzero()[0])
+                raise ExportError(
+                    f'The file for {entry.name} does not compute what the quantized model does: output {index} differs by '
+                    f'{relative:.1%} of its size at batch {size} (at most {limit:.1%}); the largest difference is at {place}: '
+                    f'{float(found[place]):.6g} instead of {float(wanted[place]):.6g}. The file is not kept.'
+                )
+        sizes.append(size)
+    return Check(entry.name, entry.version, worst, limit, tuple(sizes))
+
+
+class _Job:
+    """The same capture quantized several times, with other layers ignored."""
+
+    def __init__(self, entry: Backend, scheme: Scheme, graph: GraphModule, batches: Batches, correct: bool) -> None:
+        self.entry, self.scheme, self.graph, self.batches, self.correct = entry, scheme, graph, batches, correct
+        self.corrected = 0
+
+    def reference(self) -> GraphModule:
+        """Return the float graph with its batch norms folded."""
+
+        class Nothing(pt2e('quantizer').Quantizer):  # type: ignore[misc]
+            def annotate(self, model: GraphModule) -> GraphModule:
+                return model
+
+            def validate(self, model: GraphModule) -> None:
+                return None
+
+        return switchable(prepare(copy.deepcopy(self.graph), Nothing()))
+
+    def converted(self, ignored: Iterable[str] | str, fold: bool = True) -> tuple[GraphModule, dict[str, str]]:
+        """Return the quantized graph, and layer -> the pattern that left it in float."""
+        quantizer = schemed(self.entry.quantizer(), self.scheme, ignored)
+        prepared = prepare(copy.deepcopy(self.graph), quantizer)
+        calibrate(prepared, self.batches)
+        if self.correct:
+            self.corrected = correct_biases(prepared, self.batches)
+        return convert(prepared, fold=fold), quantizer.left
+
+
+def _literal(name: str) -> str:
+    """Return a pattern that matches exactly this name."""
+    return ''.join(f'[{letter}]' if letter in '*?[' else letter for letter in name)
+
+
+def _check_model(model: nn.Module, batches: Batches) -> None:
+    from strop.errors import DataError
+
+    args, kwargs = batches[0]
+    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
+    try:
+        with torch.no_grad():
+            outputs = twin(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(
+            f'{type(model).__name__} does not take the calibration data, whose inputs have the shapes {shapes}: '
+            f'{type(error).__name__}: {reason[0][:300]}'
+        ) from error
+    for tensor in tensors_of(outputs):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DataError(
+                f'{type(model).__name__} gives NaN or infinite outputs on the calibration data before it is quantized.'
+            )
+
+
+# Runtimes compute these with integers where what they read is quantized.
+_COMPANIONS = frozenset(
+    ('relu', 'hardtanh', 'relu6', 'add', 'max_pool2d', 'avg_pool2d', 'adaptive_avg_pool2d', 'mean', 'dropout', 'getitem')
+)
+
+
+def _other_ops(graph: GraphModule) -> dict[str, int]:
+    """Return op -> count of what computes in float and is not one of the layers."""
+    counts: dict[str, int] = {}
+    whole: set[Any] = set()
+    for node in graph.graph.nodes:
+        if node.op != 'call_function' or is_quantize(node):
+            continue
+        name = str(getattr(node.target, '_opname', getattr(node.target, '__name__', node.target))).strip('_')
+        read = [arg for arg in node.all_input_nodes if arg.op == 'call_function']
+        if is_dequantize(node) or (node.target in HEAVY and read and all(arg in whole for arg in read)):
+            whole.add(node)
+            continue
+        if (transparent(node) or name in _COMPANIONS) and any(arg in whole for arg in read):
+            whole.add(node)
+            continue
+        value = node.meta.get('val')
+        if node.target in HEAVY or transparent(node) or name in ('dropout', 'getitem', 'unbind', 'split', 'chunk'):
+            continue
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))

@@ -1,0 +1,112 @@
+import dataclasses
+
+import pytest
+import torch
+
+from strop.errors import ConfigError, EstimateError, ExportError, MissingDependencyError
+from strop.quantization import backend, backend_table, backends, quantize
+from strop.quantization.backends import check_structure, fuse_transposes, prepared
+from strop.quantization.scheme import Scheme
+from tests.quantization.nets import image_batches, small_net, small_transformer, token_batches
+
+pytest.importorskip('torchao')
+onnx = pytest.importorskip('onnx')
+pytest.importorskip('onnxscript')
+
+
+def test_every_backend_says_what_it_takes_and_what_is_fast():
+    for name, entry in backends().items():
+        assert entry.name == name
+        assert entry.takes
+        assert entry.fast
+        assert entry.suffix.startswith('.')
+        assert entry.per_channel[0] is True
+
+
+def test_the_table_has_a_row_for_each():
+    assert backend_table().row_count == len(backends())
+
+
+def test_an_unknown_backend_has_near_matches():
+    with pytest.raises(ConfigError, match="Did you mean 'openvino'"):
+        backend('openvno')
+
+
+def test_a_backend_that_is_not_installed_names_its_extra():
+    absent = dataclasses.replace(backend('executorch'), modules=('strop_has_no_such_module',))
+    assert not absent.available
+    with pytest.raises(MissingDependencyError, match=r"pip install 'strop\[quantization,executorch\]'"):
+        quantize(small_net(), image_batches(), backend=absent)
+
+
+@pytest.mark.parametrize(
+    ('name', 'scheme', 'message'),
+    [
+        ('inductor', Scheme(per_channel=False), 'a scale for each output channel'),
+        ('tensorrt', Scheme(symmetric=False), 'symmetric activations.*zero points of 0'),
+        ('executorch', Scheme(symmetric=True), 'affine activations'),
+        ('onnxruntime', Scheme(weight='histogram'), "'mse'"),
+        ('openvino', Scheme(activation='minmax'), "Did you mean 'min_max'"),
+    ],
+)
+def test_a_scheme_that_a_backend_cannot_run_is_refused_with_what_it_can(name, scheme, message):
+    with pytest.raises(ConfigError, match=message):
+        scheme.on(backend(name))
+
+
+def test_integers_are_stored_as_matrix_products_read_them(tmp_path):
+    result = quantize(small_transformer(), token_batches(), backend='tensorrt', check=False)
+    path = tmp_path / 'model.onnx'
+    result.export(path)
+    model = onnx.load(str(path))
+    makers = {output: node.op_type for node in model.graph.node for output in node.output}
+    products = [node for node in model.graph.node if node.op_type in ('MatMul', 'Gemm')]
+    assert len(products) == 7
+    assert all(
+        makers[name] == 'DequantizeLinear' or makers[name] != 'Transpose' for node in products for name in node.input[1:2]
+    )
+    assert fuse_transposes(path) == 0
+
+
+def test_a_file_for_tensorrt_is_symmetric(tmp_path):
+    result = quantize(small_net(), image_batches(), backend='tensorrt')
+    result.export(tmp_path / 'model.onnx')
+    assert check_structure(tmp_path / 'model.onnx')['Conv'] == 5
+    assert all(layer.input_zero_point == 0 for layer in result.record.layers)
+    assert not result.check.ran
+
+
+def test_an_affine_file_is_not_for_tensorrt(tmp_path):
+    result = quantize(small_net(), image_batches(), backend='onnxruntime', check=False)
+    result._write(result.model, tmp_path / 'model.onnx')
+    with pytest.raises(ExportError, match='not symmetric S8'):
+        check_structure(tmp_path / 'model.onnx')
+
+
+def test_convolutions_become_integer_kernels_of_onnxruntime(tmp_path):
+    ort = pytest.importorskip('onnxruntime')
+    result = quantize(small_net(), image_batches(), backend='onnxruntime')
+    result.export(tmp_path / 'model.onnx')
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / 'optimized.onnx')
+    options.log_severity_level = 3
+    ort.InferenceSession(str(tmp_path / 'model.onnx'), options, providers=['CPUExecutionProvider'])
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / 'optimized.onnx')).graph.node]
+    assert kinds.count('QLinearConv') == 5
+    assert 'Conv' not in kinds
+    assert kinds.count('QLinearAdd') == 2
+
+
+def test_a_broken_file_is_refused_by_its_runtime(tmp_path):
+    pytest.importorskip('onnxruntime')
+    (tmp_path / 'model.onnx').write_bytes(b'nonsense')
+    with pytest.raises(EstimateError, match='onnxruntime cannot load'):
+        prepared(backend('onnxruntime'), tmp_path / 'model.onnx')
+
+
+def test_files_for_tensorrt_are_not_run():
+    result = quantize(small_net(), [torch.randn(4, 3, 16, 16)], backend='tensorrt')
+    with pytest.raises(ConfigError, match='not run'):
+        result.prepare()
+    with pytest.raises(ConfigError, match='not run'):
+        result.latency()

@@ -1,0 +1,244 @@
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from strop.errors import ConfigError, DataError, ExportError, StropError
+from strop.quantization import QuantizationRecord, backend, quantize
+from strop.quantization.quantizing import compared
+from tests.quantization.nets import fragile_net, image_batches, small_net, small_transformer, sqnr, token_batches
+
+pytest.importorskip('torchao')
+pytest.importorskip('onnxscript')
+
+NAMES = {
+    'onnxruntime': ('onnxruntime',),
+    'openvino': ('openvino',),
+    'executorch': ('executorch',),
+    'inductor': ('torch',),
+}
+
+
+@pytest.mark.parametrize('name', list(NAMES))
+def test_a_file_run_in_its_runtime_computes_what_the_quantized_model_does(name, tmp_path):
+    for module in NAMES[name]:
+        pytest.importorskip(module)
+    net, data = small_net(), image_batches()
+    result = quantize(net, data, backend=name, check=False)
+    assert len(result.record.quantized) == 6
+    path = tmp_path / f'model{backend(name).suffix}'
+    check = result.export(path)
+    assert check.ran
+    assert check.difference <= check.limit
+    assert path.is_file()
+    images = data[0][:1]
+    assert sqnr(net(images), result(images)) > 25
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_model_stays_as_it_is():
+    net = small_net().train()
+    state = copy.deepcopy(net.state_dict())
+    quantize(net, image_batches(), backend='tensorrt', recalibrate_norms=True, bias_correction=True)
+    assert net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert type(net.block1.relu) is nn.ReLU
+
+
+def test_the_record_tells_everything(tmp_path):
+    result = quantize(small_net(), image_batches(), backend='tensorrt', ignored=['head', 'block1.*'])
+    record = result.record
+    assert record.left == {
+        'block1.conv1': "by the pattern 'block1.*'",
+        'block1.conv2': "by the pattern 'block1.*'",
+        'head': "by the pattern 'head'",
+    }
+    first = record.quantized[0]
+    assert (first.name, first.weight_bits, first.input_bits, first.scales) == ('stem', 8, 8, 8)
+    assert first.sqnr_db > 25
+    text = str(result)
+    assert 'stem' in text
+    assert "by the pattern 'head'" in text
+    record.save(tmp_path / 'record.json')
+    assert QuantizationRecord.load(tmp_path / 'record.json').layers == record.layers
+    json.dumps(record.to_dict())
+
+
+def test_scales_are_those_of_the_weights():
+    net = small_net()
+    result = quantize(net, image_batches(), backend='tensorrt', per_channel=True)
+    scale = net.head.weight.detach().abs().amax(1) / 127
+    low, high = result.record.layers[-1].weight_scale
+    # The quantizer counts the levels of both signs: 254 steps for twice the range.
+    assert low == pytest.approx(float(scale.min()), rel=1e-5)
+    assert high == pytest.approx(float(scale.max()), rel=1e-5)
+
+
+def test_weights_with_one_scale_lose_more():
+    net, data = small_net(), image_batches()
+    with torch.no_grad():
+        net.block1.conv1.weight[0] *= 100
+        net.block1.norm1.bias[0] = -1e6  # what the large weights give is cut off by the ReLU
+    levels = {
+        kind: quantize(net, data, backend='tensorrt', per_channel=kind, check=False).record.sqnr_db for kind in (True, False)
+    }
+    assert levels[True] > levels[False] + 3
+
+
+@pytest.mark.parametrize('activation', ['min_max', 'moving_average', 'percentile', 'mse'])
+def test_every_observer_of_activations_quantizes(activation):
+    result = quantize(small_net(), image_batches(), backend='tensorrt', activation=activation, weight='mse', check=False)
+    assert result.record.sqnr_db > 15
+    assert result.record.scheme['activation'] == activation
+
+
+def test_smoothing_helps_where_a_few_channels_are_large():
+    net, data = small_transformer(), token_batches()
+    plain = quantize(net, data, backend='tensorrt', check=False)
+    smoothed = quantize(net, data, backend='tensorrt', smooth_alpha=0.5, check=False)
+    assert smoothed.record.sqnr_db > plain.record.sqnr_db + 3
+    assert smoothed.record.passes == ('2 layer norms smoothed',)
+
+
+def test_the_drop_is_kept_under_the_limit_by_leaving_the_worst_layers_in_float():
+    net, data = fragile_net(), image_batches(4)
+    truth = net(data[3]).detach()
+
+    def metric(model):
+        with torch.no_grad():
+            return -float((model(data[3]) - truth).norm() / truth.norm())
+
+    free = quantize(net, data, backend='tensorrt', metric=metric, check=False)
+    limit = 0.3 * -free.record.metric[1]
+    result = quantize(net, data, backend='tensorrt', metric=metric, max_drop=limit, check=False)
+    assert result.record.metric[0] - result.record.metric[1] <= limit
+    assert 1 <= len(result.record.left) < 6
+    assert all('metric would fall' in reason for reason in result.record.left.values())
+    assert set(result.record.left) <= set(list(result.sensitivity)[: len(result.record.left)])
+
+
+def test_a_drop_that_no_layer_explains_is_refused():
+    scores = iter([1.0])
+
+    with pytest.raises(StropError, match='Even with all'):
+        quantize(
+            small_net(), image_batches(), backend='tensorrt', metric=lambda model: next(scores, 0.0), max_drop=0.1, check=False
+        )
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        ([], 'empty'),
+        ([torch.full((2, 3, 16, 16), float('nan'))], 'NaN'),
+        ([torch.rand(2, 5, 16, 16)], r'\(2, 5, 16, 16\)'),
+        ([torch.rand(2, 3, 16, 16), torch.rand(2, 3, 8, 8)], 'Batch 1'),
+    ],
+)
+def test_calibration_data_that_means_nothing_is_refused(data, message):
+    net = small_net()
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(DataError, match=message):
+        quantize(net, data, backend='tensorrt')
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_a_model_that_already_gives_nan_is_refused():
+    net = small_net()
+    with torch.no_grad():
+        net.head.weight[0, 0] = float('nan')
+    with pytest.raises(DataError, match='NaN or infinite outputs'):
+        quantize(net, image_batches(), backend='tensorrt')
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 0 else -x
+
+
+def test_a_model_that_does_not_export_is_refused_and_untouched():
+    net = nn.Sequential(nn.Linear(3, 3), Branching()).train()
+    with pytest.raises(ExportError, match=r'test_quantizing\.py:\d+: `return x if x\.mean'):
+        quantize(net, [torch.rand(4, 3)], backend='tensorrt')
+    assert net.training
+
+
+def test_an_op_that_the_backend_has_no_integers_for_is_left_in_float_and_listed():
+    pytest.importorskip('executorch')
+    result = quantize(small_transformer(), token_batches(), backend='executorch', check=False)
+    assert set(result.record.left) == {'0:matmul', '0:matmul_2'}
+    assert result.record.other_ops['softmax'] == 1
+    assert 'leaves this matmul in float' in str(result)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'ignored': 'heed'}, "Did you mean 'head'"),
+        ({'ignored': '*'}, 'every layer is ignored'),
+        ({'max_drop': 0.1}, 'needs the metric'),
+        ({'max_drop': -1, 'metric': len}, 'needs the metric'),
+        ({'backend': 'tensort'}, "Did you mean 'tensorrt'"),
+        ({'batches': 0}, 'positive integer'),
+        ({'smooth_alpha': 2}, 'between 0 and 1'),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        quantize(small_net(), image_batches(), **{'backend': 'tensorrt', **options})
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(ConfigError, match='no layer that the backend'):
+        quantize(nn.Sequential(nn.ReLU()), [torch.rand(4, 3)], backend='tensorrt')
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(ConfigError, match=r'takes an nn\.Module'):
+        quantize(torch.relu, [torch.rand(4, 3)])
+
+
+def test_a_file_with_another_ending_is_refused(tmp_path):
+    result = quantize(small_net(), image_batches(), backend='tensorrt')
+    with pytest.raises(ConfigError, match=r"ends in '\.onnx'"):
+        result.export(tmp_path / 'model.pte')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_computes_something_else_is_an_error_that_says_where(tmp_path, monkeypatch):
+    import dataclasses
+
+    net, data = small_net(), image_batches()
+
+    def wrong(path, threads, precision):
+        def run(tensors):
+            found = [result.model(*tensors).detach().clone()]
+            found[0][0, 7] += 100
+            return found
+
+        return run
+
+    result = quantize(net, data, backend=dataclasses.replace(backend('onnxruntime'), load=wrong), check=False)
+    with pytest.raises(ExportError, match=r'output 0 differs .* batch 8 .* at \(0, 7\)'):
+        result.export(tmp_path / 'model.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_of_another_shape_is_an_error():
+    with pytest.raises(ExportError, match='outputs of the shapes'):
+        compared(lambda x: x, lambda tensors: [tensors[0][:1]], backend('onnxruntime'), [((torch.rand(2, 3),), {})], 0.1)
+
+
+def test_latencies_are_measured_beside_the_float_model():
+    pytest.importorskip('onnxruntime')
+    result = quantize(small_net(), image_batches(), backend='onnxruntime', check=False)
+    times = result.latency(runs=3)
+    assert list(times) == ['int8', 'f32']
+    assert times.ratio('int8', 'f32').value > 0
+    run = result.prepare()
+    assert sqnr(result(image_batches()[0][:2]), run(image_batches()[0][:2])[0]) > 25
