@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -538,15 +539,19 @@ class _Kept:
         file = self._file(layers)
         if not file.exists():
             return None
-        state = load_file(file)
-        found = {}
-        for path in layers:
-            grid, device = self.targets[path].grid, self.targets[path].weight.device
-            zeros = None if grid.symmetric else state[f'{path}.zeros'].to(device)
-            figures = [None if value != value else value for value in state[f'{path}.figures'].tolist()]
-            rounded = Rounded(grid, state[f'{path}.codes'].to(device), state[f'{path}.scales'].to(device), zeros)
-            found[path] = (rounded, (figures[0], figures[1]))
-        return found
+        try:
+            state = load_file(file)
+            return {path: self._layer(path, state) for path in layers}
+        except (SafetensorError, KeyError, OSError) as error:
+            raise ConfigError(
+                f'{file} is damaged ({type(error).__name__}: {error}). Delete it, and its block is rounded again.'
+            ) from error
+
+    def _layer(self, path: str, state: Mapping[str, Tensor]) -> tuple[Rounded, tuple[float | None, float | None]]:
+        grid, device = self.targets[path].grid, self.targets[path].weight.device
+        zeros = None if grid.symmetric else state[f'{path}.zeros'].to(device)
+        error, nearest = (None if value != value else value for value in state[f'{path}.figures'].tolist())
+        return Rounded(grid, state[f'{path}.codes'].to(device), state[f'{path}.scales'].to(device), zeros), (error, nearest)
 
     def save(self, layers: Mapping[str, tuple[Rounded, tuple[float | None, float | None]]]) -> None:
         """Write finished layers, all or none."""

@@ -58,7 +58,7 @@ def select(
 
     >>> targets, left = select(nn.ModuleDict({'a': nn.Linear(2, 2), 'lm_head': nn.Linear(2, 9)}), Grid(4))
     >>> [target.path for target in targets], left
-    (['a'], {'lm_head': 'it matches `ignored`'})
+    (['a'], {'lm_head': 'it gives the output (`ignored=()` rounds it, too)'})
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f'`model` is a torch.nn.Module, but got {type(model).__name__}.')
@@ -84,7 +84,7 @@ def select(
         if not any(_named(pattern, path) for pattern in wanted):
             left[path] = 'it matches no pattern in `layers`'
         elif any(_named(pattern, path) for pattern in unwanted):
-            left[path] = 'it matches `ignored`'
+            left[path] = 'it gives the output (`ignored=()` rounds it, too)' if ignored is None else 'it matches `ignored`'
         elif is_parametrized(layer):
             left[path] = 'its weight is computed by a parametrization'
         else:

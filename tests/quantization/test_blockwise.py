@@ -250,6 +250,13 @@ class TestFolder:
             assert torch.equal(layer.codes, again.get_submodule(path).codes)
         assert other.layers == record.layers
 
+    def test_a_damaged_file_is_named(self, tmp_path):
+        data = [torch.randn(10, 12)]
+        quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path)
+        next(tmp_path.glob('*.safetensors')).write_bytes(b'nothing')
+        with pytest.raises(ConfigError, match='is damaged'):
+            quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path)
+
     @pytest.mark.parametrize('change', ['bits', 'data', 'weights', 'damping'])
     def test_a_folder_of_another_run_is_refused(self, tmp_path, change):
         model, data = Mixed(), [torch.randn(10, 12)]
