@@ -25,10 +25,11 @@ from strop.pruning.ranking import Ranking, Selection
 from strop.pruning.record import Pruned, PruneRecord, Step, UnitChange
 from strop.pruning.schedule import SCHEDULES, milestones
 from strop.pruning.sparsity import GroupLasso, ScaleL1, Sparsity
+from strop.pruning.transformer import prune_transformer
 
 __all__ = [
     'FPGM', 'IMPORTANCES', 'L1', 'L2', 'LAMP', 'SCHEDULES', 'Activation', 'Block', 'Budget', 'GroupLasso', 'Hessian',
     'Importance', 'NormScale', 'PruneRecord', 'Pruned', 'Pruner', 'Random', 'Ranking', 'ScaleL1', 'Selection', 'Skip',
     'Sparsity', 'Step', 'Taylor', 'UnitChange', 'block_scores', 'build_importance', 'milestones', 'normalised', 'prune',
-    'recalibrate', 'register_importance', 'remove_blocks', 'residual_blocks', 'score', 'skip',
+    'prune_transformer', 'recalibrate', 'register_importance', 'remove_blocks', 'residual_blocks', 'score', 'skip',
 ]  # fmt: skip
