@@ -84,6 +84,8 @@ class StudyView(BaseStorage):
                 f'{self.where or "The store"} holds no search that Strop made'
                 + ('.' if self._reading(storage.get_all_studies) else '; it is empty so far.')
             )
+        for study in studies:
+            self._search(study._study_id, study)
 
     # -- Optuna's artefact store -----------------------------------------------------------
 

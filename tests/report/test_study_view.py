@@ -91,7 +91,6 @@ def test_the_logs_of_two_searches_of_one_store_are_kept_apart(storage: BaseStora
     (tmp_path / 'first' / 'trial_0.log').write_text('of the first')
     (tmp_path / 'trial_0.log').write_text('of nobody knows whom')
     view = StudyView(storage, [tmp_path])
-    view.get_all_studies()
     assert _artefacts(view, _study(view, 'first').trials[0])['trial_0.log'] == b'of the first'
     assert 'trial_0.log' not in _artefacts(view, _study(view, 'second').trials[0])
 
