@@ -183,9 +183,8 @@ def status(where: str, name: str | None, as_json: bool) -> None:
     if as_json:
         show_json(content)
         return
-    counts = ', '.join(f'{count} {state}' for state, count in found.counts.items() if count) or 'none yet'
     asked = content.pop('asked for')
-    content['trials'] = counts if asked is None else f'{counts} of {asked}'
+    content['trials'] = _counts(found) + (f' (asked for: {asked})' if asked is not None and asked < 10**9 else '')
     content['processes'] = '; '.join(content['processes']) or 'none'
     best = content['best']
     content['best'] = 'none yet' if best is None else f'trial {best["trial"]}: {_numbers(best["values"])}'
@@ -244,10 +243,7 @@ def view(where: str, name: str | None, top: int, failed: bool, as_json: bool) ->
         show_json({**result.to_dict(), 'counts': found.counts})
         return
     ranked = result.ranked()
-    title = (
-        f'{found.name}: {", ".join(f"{count} {state}" for state, count in found.counts.items() if count) or "no trials yet"}'
-    )
-    show(trials_table(ranked[:top], result.objectives, title))
+    show(trials_table(ranked[:top], result.objectives, f'{found.name}: {_counts(found)}'))
     if len(result.objectives) > 1:
         show(trials_table(result.front, result.objectives, f'Pareto front: {len(result.front)} trials'))
     if failed:
@@ -313,6 +309,11 @@ def _found(where: str, name: str | None) -> StoredSearch:
     return read_search(*_store(where, name))
 
 
+def _counts(found: StoredSearch) -> str:
+    words = {'running': 'running' if found.alive else 'left unfinished'}
+    return ', '.join(f'{count} {words.get(state, state)}' for state, count in found.counts.items() if count) or 'no trials yet'
+
+
 def _numbers(values: Mapping[str, float]) -> str:
     return ', '.join(f'{name} {value:.6g}' for name, value in values.items())
 
@@ -334,7 +335,11 @@ def _carry_out(made: Experiment, go: Callable[[Any], SearchResult], quiet: bool,
                 print(json.dumps({'event': 'trial', **trial.to_dict()}), flush=True)
             told(trial)
 
-        result = go(callback)
+        try:
+            result = go(callback)
+        except KeyboardInterrupt:
+            note(f'`strop experiment resume {made.folder}` goes on')
+            raise
     if as_json:
         print(json.dumps({'event': 'end', 'stopped': result.stopped, 'trials': len(result.trials), 'best': _best(result)}))
         return
@@ -363,20 +368,36 @@ def _progress(made: Experiment, silent: bool) -> Iterator[Callable[[Trial], None
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from strop.search.trial import best_first
+
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        known: list[Trial] = []
-        total = made.definition.get('trials', 100) if made.definition is not None else 100
-        task = bar.add_task('trials', total=total if total < 10**9 else None)
+        known, directions, total = _known(made)
+        task = bar.add_task('trials', total=total if total < 10**9 else None, completed=len(known))
 
         def told(trial: Trial) -> None:
             known.append(trial)
             bar.console.print(_line(trial), markup=False, highlight=False)
+            ranked = best_first(known, directions)
+            said = [f'best {_numbers(ranked[0].values or {})}'] if ranked else []
             counts = {state: sum(one.state == state for one in known) for state in ('failed', 'stopped')}
-            said = ', '.join(f'{count} {state}' for state, count in counts.items() if count)
-            bar.update(task, completed=trial.number + 1, description=f'trials ({said})' if said else 'trials')
+            said += [f'{count} {state}' for state, count in counts.items() if count]
+            bar.update(task, advance=1, description=', '.join(said) or 'trials')
 
         yield told
+
+
+def _known(made: Experiment) -> tuple[list[Trial], dict[str, str], int]:
+    """Return the finished trials that there are, the objectives, and how many trials there shall be."""
+    from strop.errors import StoreError
+    from strop.search.trial import parse_objectives
+
+    asked = made.definition or {}
+    try:
+        known = list(made.stored().result.trials)
+    except StoreError:
+        known = []
+    return known, parse_objectives(asked.get('objectives', 'maximize')), asked.get('trials', 100)
 
 
 def _line(trial: Trial) -> str:

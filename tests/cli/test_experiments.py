@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import yaml
 
 from strop.cli.experiments import experiment
 
-from .running import one_error, run
+from .running import environment, one_error, run
 
 TRIAL = """
 import json, os
@@ -80,7 +84,7 @@ def test_the_whole_life_of_an_experiment(here: Path) -> None:
     status = json.loads(run('experiment', 'status', where, '--json').stdout)
     assert status['trials'] == {'complete': 4, 'failed': 2, 'stopped': 0, 'running': 0}
     assert (status['state'], status['asked for'], status['best']['trial']) == ('not running', 6, 5)
-    assert '4 complete, 2 failed of 6' in run('experiment', 'status', where).stdout
+    assert '4 complete, 2 failed (asked for: 6)' in run('experiment', 'status', where).stdout
     assert 'nobody works on this' in run('experiment', 'stop', where).stderr
 
     shown = run('experiment', 'view', where, '--top', '1', '--failed')
@@ -173,3 +177,26 @@ def test_every_help_has_examples_that_parse(name: str, here: Path, monkeypatch: 
     monkeypatch.setattr(click.Path, 'convert', lambda self, value, parameter, context: value)
     for example in examples:
         experiment.commands[name].make_context(name, example.split()[3:])
+
+
+def test_a_terminal_gets_a_bar_with_the_best_and_ctrl_c_says_how_to_go_on(here: Path) -> None:
+    write(here, trialCommand=f'sleep 0.3; {sys.executable} -S trial.py')
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.execve(sys.executable, [sys.executable, '-m', 'strop', 'experiment', 'run', 'exp.yaml'], environment(TERM='xterm'))
+    shown = b''
+    while b'trial 3 complete' not in shown:
+        shown += os.read(terminal, 4096)
+    os.kill(pid, signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal closes
+        while True:
+            shown += os.read(terminal, 4096)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    text = shown.decode()
+    assert 'best score 2, 2 failed' in text
+    assert '4/6' in text
+    assert f'strop experiment resume {here}/experiments/first' in text.replace('\r\n', '')
+    status = run('experiment', 'status', 'experiments/first').stdout
+    assert 'left unfinished' in status
+    assert 'not running' in status

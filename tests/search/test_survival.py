@@ -30,7 +30,7 @@ def facts(trials: Any) -> dict[int, Any]:
 
 def content(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
-        'space': {'a': {'_type': 'choice', '_value': list(range(60))}, 'b': {'_type': 'choice', '_value': [1, 2]}},
+        'space': {'a': {'_type': 'choice', '_value': list(range(400))}, 'b': {'_type': 'choice', '_value': [1, 2]}},
         'trial': {'function': 'search.evaluations:reporting', 'folder': TESTS},
         'strategy': 'regularized',
         'pruner': {'type': 'successive_halving', 'min_resource': 1, 'reduction_factor': 2},
