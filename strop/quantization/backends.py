@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import nn
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
 from strop.estimators.runtimes import quiet
@@ -157,12 +159,33 @@ def _has_vnni() -> bool:
 
 
 def exported(graph: GraphModule, example: Call, open_batch: bool = True) -> Any:
-    """Return a converted graph as a program of `torch.export`.
+    """Return a converted graph as a program of `torch.export`: the tensors of its arguments in, a tuple of tensors out.
+
+    Args:
+        graph: A graph that computes what is wanted.
+        example: The arguments of one forward.
+        open_batch: Leave the size of the first axis open.
 
     Raises:
         ExportError: If it cannot be exported again.
     """
-    return traced(graph, example, open_batch, 'The quantized graph')
+    inputs = tuple(tensors_of(example))
+    return traced(_Flat(graph, example).train(False), (inputs, {}), open_batch, 'The quantized graph')
+
+
+class _Flat(nn.Module):
+    """A graph whose arguments are tensors only, in order; runtimes know neither keywords nor nested arguments."""
+
+    def __init__(self, graph: GraphModule, example: Call) -> None:
+        super().__init__()
+        self.body = graph  # not `graph`, which modules of torch.fx have already
+        self._leaves, self._spec = tree_flatten(example)
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        return tuple(tensors_of(self.body(*args, **kwargs)))
 
 
 def _write_program(graph: GraphModule, example: Call, path: Path) -> None:
@@ -175,7 +198,7 @@ def _run_inductor(path: Path, threads: int, precision: str) -> Run:
     return compiled(program.module(), threads, precision)
 
 
-def compiled(graph: torch.nn.Module, threads: int, precision: str = 'f32') -> Run:
+def compiled(graph: nn.Module, threads: int, precision: str = 'f32') -> Run:
     """Return a graph compiled by Inductor with its weights frozen, without which the integers would not be used.
 
     Inductor compiles once for each shape of inputs, during the first call with it.
@@ -222,13 +245,22 @@ def _write_onnx(graph: GraphModule, example: Call, path: Path) -> None:
     for package in ('onnx', 'onnxscript'):
         try_import(package, 'onnx')
     program = exported(graph, example)
-    names = [f'input_{index}' for index in range(len(tensors_of(example)))]
+    names = _input_names(example)
     with quiet(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-        converted: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=names if len(names) > 1 else ['input']
-        )
+        converted: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)
         converted.save(str(path), external_data=False)
     fuse_transposes(path)
+
+
+def _input_names(example: Call) -> list[str]:
+    """Return a name for each tensor of the arguments: a keyword's own, `input` or `input_0`, `input_1`, ..."""
+    args, kwargs = example
+    count = len(tensors_of(args))
+    names = ['input'] if count == 1 else [f'input_{index}' for index in range(count)]
+    for key, value in kwargs.items():
+        inside = len(tensors_of(value))
+        names += [str(key)] if inside == 1 else [f'{key}_{index}' for index in range(inside)]
+    return names
 
 
 def fuse_transposes(path: Path) -> int:

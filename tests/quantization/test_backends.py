@@ -2,12 +2,13 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from strop.errors import ConfigError, EstimateError, ExportError, MissingDependencyError
 from strop.quantization import backend, backend_table, backends, quantize
 from strop.quantization.backends import check_structure, fuse_transposes, prepared
 from strop.quantization.scheme import Scheme
-from tests.quantization.nets import image_batches, small_net, small_transformer, token_batches
+from tests.quantization.nets import image_batches, small_net, small_transformer, sqnr, token_batches
 
 pytest.importorskip('torchao')
 onnx = pytest.importorskip('onnx')
@@ -102,6 +103,30 @@ def test_a_broken_file_is_refused_by_its_runtime(tmp_path):
     (tmp_path / 'model.onnx').write_bytes(b'nonsense')
     with pytest.raises(EstimateError, match='onnxruntime cannot load'):
         prepared(backend('onnxruntime'), tmp_path / 'model.onnx')
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, tokens, mask=None, scale=1.0):
+        out = self.fc(tokens)
+        return {'out': out * scale if mask is None else out * mask.unsqueeze(-1) * scale, 'mask': mask}
+
+
+def test_keywords_and_constants_become_tensors_in_order(tmp_path):
+    ort = pytest.importorskip('onnxruntime')
+    torch.manual_seed(0)
+    net = Gated().eval()
+    data = [{'mask': torch.ones(3, 6), 'tokens': torch.randn(3, 6, 16), 'scale': 2.0} for _ in range(2)]
+    result = quantize(net, data, backend='onnxruntime')
+    result.export(tmp_path / 'model.onnx')
+    session = ort.InferenceSession(str(tmp_path / 'model.onnx'), providers=['CPUExecutionProvider'])
+    assert [node.name for node in session.get_inputs()] == ['mask', 'tokens']
+    found = result.prepare()(mask=data[0]['mask'][:1], tokens=data[0]['tokens'][:1])[0]
+    wanted = net(data[0]['tokens'][:1], data[0]['mask'][:1], 2.0)['out']
+    assert sqnr(wanted, found) > 25
 
 
 def test_files_for_tensorrt_are_not_run():
