@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -209,3 +212,37 @@ def test_a_cluster_that_is_not_there_is_told():
     pytest.importorskip('ray', reason='Ray is not installed')
     with pytest.raises(StropError, match=r"could not be reached at 'nowhere'"):
         run(SPACE, evaluations.plain, trials=2, executor=RayExecutor(address='nowhere'))
+
+
+@pytest.mark.slow
+def test_a_killed_search_takes_its_actors_with_it_and_goes_on(tmp_path):
+    pytest.importorskip('ray', reason='Ray is not installed')
+    store = tmp_path / 'trials.journal'
+    script = tmp_path / 'killed_search.py'
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+        from search import evaluations
+        from strop.mutables import OneOf, Space
+        from strop.search import RayExecutor, run
+
+        space = Space({{'a': OneOf(tuple(range(12))), 'b': OneOf((1, 2))}})
+        run(space, evaluations.slow, strategy='random', trials=20, seed=1, store={str(store)!r},
+            executor=RayExecutor(2, cpus=0.5), callbacks=[lambda trial: print(trial.number, flush=True)])
+        """)
+    )
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    seen = {int(process.stdout.readline()) for _ in range(4)}
+    family = psutil.Process(process.pid).children(recursive=True)
+    actors = [each for each in family if '_Evaluator' in ' '.join(each.cmdline())]
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(actors, timeout=60)
+    assert len(actors) == 2
+    assert not alive
+    space = Space({'a': OneOf(tuple(range(12))), 'b': OneOf((1, 2))})
+    result = run(space, evaluations.slow, strategy='random', trials=20, seed=1, store=str(store))
+    assert seen <= {trial.number for trial in result.trials if trial.complete}
+    assert sorted(trial.number for trial in result.trials) == list(range(20))
+    assert len({trial.subnet for trial in result.trials}) == 20
