@@ -7,8 +7,10 @@ more in one and the same way, `fp32` too: the same images in the same order, the
 - `fp32`: no quantization.
 - `ptq8`: 8 bits, steps from the ranges of training images, no training.
 - `qat8`, `plain4`, `plain2`: steps from ranges while training (a step for each channel of a weight; moving average for inputs).
-- `lsq4`, `lsq2`: learned steps, one for each weight and input.
-- `lsq+4`, `pact4`, `lsq3`, `plain3`: with `--full`.
+- `lsq4`, `lsq2`: learned steps (as many as above) from the beginning of the paper, `2 mean(|x|) / sqrt(p)`.
+- `lsq4-ptq`, `lsq2-ptq`: learned steps that begin with those of calibration, where `plain4` and `plain2` begin, too.
+- `lsq+4`, `lsq+2`: learned steps and offsets from the beginning of LSQ+.
+- `lsq4-tensor`: `lsq4` with one step for a whole weight, as in the paper; it and `pact4`, `lsq3`, `plain3` with `--full`.
 
 Below 8 bits the first convolution and the last layer have 8 bits. Training images only are used to fine-tune and calibrate;
 test images are scored once in the end. `converted` compares the model with integer weights and folded batch norms with the one
@@ -34,22 +36,30 @@ from pruning_accuracy import Images, ResNet20, accuracy, fine_tune, load_data, l
 from record import write_result
 
 from strop.files import atomic_write
-from strop.quantization import calibrate, convert, prepare_qat
+from strop.quantization import QConfig, calibrate, convert, prepare_qat
 
-QCONFIGS = {
+QCONFIGS: dict[str, str | QConfig | None] = {
     'fp32': None,
     'ptq8': 'int8',
     'qat8': 'int8',
-    'lsq4': 'lsq4',
     'plain4': 'int4',
-    'lsq2': 'lsq2',
-    'plain2': 'int2',
+    'lsq4': 'lsq4',
+    'lsq4-ptq': 'lsq4',
     'lsq+4': 'lsq+4',
+    'plain2': 'int2',
+    'lsq2': 'lsq2',
+    'lsq2-ptq': 'lsq2',
+    'lsq+2': 'lsq+2',
+    'lsq4-tensor': QConfig.of('lsq4', per_channel=False),
     'pact4': 'pact4',
     'lsq3': 'lsq3',
     'plain3': 'int3',
 }
-DEFAULT = ('fp32', 'ptq8', 'qat8', 'lsq4', 'plain4', 'lsq2', 'plain2')
+DEFAULT = ('fp32', 'ptq8', 'qat8', 'plain4', 'lsq4', 'lsq4-ptq', 'lsq+4', 'plain2', 'lsq2', 'lsq2-ptq', 'lsq+2')
+
+
+def first_last(row: str) -> Any:
+    return 'lsq8' if row == 'lsq4-tensor' else 'auto'
 
 
 class Study:
@@ -97,11 +107,16 @@ class Study:
         begin = time.perf_counter()
         qconfig = QCONFIGS[row]
         pixels = self.data['train'][0]
+        begin_ptq = row.endswith('-ptq')
         if qconfig is not None:
-            model = prepare_qat(model, qconfig)
-        if row == 'ptq8':
+            model = prepare_qat(
+                model, f'int{row[3]}' if begin_ptq else qconfig, first_last='int8' if begin_ptq else first_last(row)
+            )
+        if row == 'ptq8' or begin_ptq:
             calibrate(model, [normalised(part) for part in pixels[:1024].split(128)])
-        else:
+        if begin_ptq:
+            model = prepare_qat(model, qconfig, first_last='lsq8')
+        if row != 'ptq8':
             fine_tune(model, self.data['train'], seed + 1000, self.options)
         figures: dict[str, Any] = {**self.scores(model), 'seconds': time.perf_counter() - begin}
         if qconfig is not None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner import TestLoop
+from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch.utils.data import DataLoader
 
 from strop.engine.distill_validation import CombinedLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, seed_data, unwrapped
 from strop.errors import ConfigError, DataError
+from strop.files import atomic_path
 from strop.graph.forward import training_mode_kept
 from strop.quantization import apply_schedule, calibrating, fake_quantizers, float_again
 from strop.quantization.qat import check_calibrated
@@ -191,9 +195,9 @@ class PTQLoop(TestLoop):
         _check_quantized(self.runner, type(self).__name__)
         if not self.only_val:
             self._calibrate()
-            self.runner.save_checkpoint(
-                self.runner.work_dir, 'model_ptq.pth', save_optimizer=False, save_param_scheduler=False, by_epoch=False
-            )
+            if is_main_process():
+                with atomic_path(Path(self.runner.work_dir) / 'model_ptq.pth') as path:
+                    torch.save({'state_dict': weights_to_cpu(get_state_dict(self.runner.model))}, path)
         return super().run()
 
     @torch.no_grad()

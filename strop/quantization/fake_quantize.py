@@ -66,6 +66,7 @@ class FakeQuantizer(nn.Module):
     form: Tensor
     scale: Tensor
     zero_point: Tensor
+    activation_post_process: nn.Module
     #: Distinguishes the kinds in checkpoints.
     kind = 0
 

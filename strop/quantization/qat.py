@@ -8,7 +8,7 @@ takes the result apart again and gives layers with integer weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -142,9 +142,9 @@ def prepare_qat(
             detach(layer)
             continue
         own = QConfig.of(ends) if ends is not None and name in (names[0], names[-1]) else chosen
-        pattern = _matched(name, overrides)
-        if pattern is not None:
-            other = overrides[pattern]
+        found = _matched(name, overrides)
+        if found is not None:
+            other = overrides[found]
             if other is None:
                 detach(layer)
                 continue
@@ -191,15 +191,14 @@ def attach(layer: nn.Module, qconfig: QConfig) -> None:
 
 
 def _take_over(new: FakeQuantizer, old: FakeQuantizer) -> None:
-    same = bool(torch.equal(new.form[:4], old.form[:4])) or (
-        new.form[:3].tolist() == old.form[:3].tolist() and not new.symmetric
-    )
-    if not same:
+    """Begin with the steps of another quantizer of the same codes and channels."""
+    if new.form[:3].tolist() != old.form[:3].tolist():
         return
-    if type(new) is type(old):
+    if type(new) is type(old) and torch.equal(new.form, old.form):
         new.load_state_dict(old.state_dict())
     elif hasattr(new, 'begin'):
-        new.begin(*old.calculate_qparams())
+        begin: Callable[..., None] = new.begin  # type: ignore[assignment]
+        begin(*old.calculate_qparams())
 
 
 def detach(layer: nn.Module) -> None:

@@ -104,7 +104,7 @@ class QConfig:
     input: QuantSpec | None = None
 
     @classmethod
-    def of(cls, name: str | QConfig, per_channel: bool | None = None) -> QConfig:
+    def of(cls, name: str | QConfig, per_channel: bool = True) -> QConfig:
         """Return what a name stands for: a method (`int`, `lsq`, `lsq+`, `pact`) and the bits of weights and inputs, as in
         `lsq4`.
 
@@ -113,7 +113,8 @@ class QConfig:
 
         Args:
             name: The name; or a `QConfig`, which is returned.
-            per_channel: Whether weights have a step for each output channel. By default they have at 8 bits and with `int`.
+            per_channel: Whether weights have a step for each output channel, which costs integer kernels nothing. The paper of
+                LSQ has one for each weight: False.
 
         Raises:
             ConfigError: If there is no such method or number of bits.
@@ -130,13 +131,12 @@ class QConfig:
                 f'{near(name, [method + bits for method in METHODS for bits in "8432"])}'
             )
         method, bits = found[1], int(found[2])
-        rows = per_channel if per_channel is not None else bits == 8 or method in ('int', 'pact')
         # The range of the weight as it is now; a moving average would lag behind what is trained.
         plain = QuantSpec(
             bits,
-            per_channel=rows,
+            per_channel=per_channel,
             narrow=bits == 8,
-            observer='MovingAveragePerChannelMinMaxObserver' if rows else 'MovingAverageMinMaxObserver',
+            observer='MovingAveragePerChannelMinMaxObserver' if per_channel else 'MovingAverageMinMaxObserver',
             options={'averaging_constant': 1.0},
         )
         moving = QuantSpec(bits, signed=False, symmetric=False)

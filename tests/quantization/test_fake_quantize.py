@@ -50,7 +50,7 @@ def test_without_data_it_says_that_it_has_no_steps():
 
 
 def test_data_that_are_not_finite_are_refused():
-    with pytest.raises(TrainingError, match='not finite'):
+    with pytest.raises(TrainingError, match='NaN or infinity'):
         LearnableFakeQuantize()(torch.tensor([1.0, float('nan')]))
 
 

@@ -132,8 +132,9 @@ def test_calibration_alone_is_post_training_quantization():
 
 def test_training_goes_on_from_calibrated_steps():
     observed = calibrate(prepare_qat(net(), QConfig.of('int8')), [X])
-    learned = prepare_qat(observed, QConfig(QConfig.of('lsq8').weight, None))
+    learned = prepare_qat(observed, 'lsq8')
     quantizer = learned.stem.weight_fake_quant
+    assert torch.equal(learned.eval()(X), observed.eval()(X))
     assert isinstance(quantizer, LearnableFakeQuantize)
     assert torch.equal(quantizer.scale.detach(), observed.stem.weight_fake_quant.scale)
     again = prepare_qat(observed, QConfig(QConfig.of('int8').weight, None))
@@ -196,7 +197,7 @@ def test_a_checkpoint_comes_back_with_steps_and_observers():
     ],
 )
 def test_a_checkpoint_of_another_qconfig_is_refused_with_what_differs(name, options, message):
-    weight = QConfig.of('lsq8', per_channel=True)
+    weight = QConfig.of('lsq8')
     stored = prepare_qat(net(), QConfig(weight.weight, weight.input), first_last=None)
     trained(stored, steps=1)
     other = prepare_qat(net(), name, first_last=None, **options)
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_another_qconfig_is_refused_with_what_differs(name, opti
     state = stored.state_dict()
     if message.startswith('lowest'):
         state = dict(state)
-        state['stem.weight_fake_quant.form'] = torch.tensor([-128, 127, 0, 1, 2])
+        state['stem.weight_fake_quant.form'] = torch.tensor([-128, 127, 1, 1, 2])
     with pytest.raises(ConfigError, match=message):
         other.load_state_dict(state, strict=False)
     assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())

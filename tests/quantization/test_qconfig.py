@@ -35,7 +35,8 @@ def test_names_stand_for_methods_and_bits(name, weight, inputs):
     bits = int(name[-1])
     assert built[0].quant_max == 2 ** (bits - 1) - 1
     assert (built[1].quant_min, built[1].quant_max) == (0, 2**bits - 1)
-    assert QConfig.of(name, per_channel=True).weight.build().is_per_channel
+    assert built[0].is_per_channel
+    assert not QConfig.of(name, per_channel=False).weight.build().is_per_channel
     if name == 'lsq+3':
         assert built[1].offset is not None
 
