@@ -66,7 +66,7 @@ class FakeQuantizer(nn.Module):
     form: Tensor
     scale: Tensor
     zero_point: Tensor
-    activation_post_process: nn.Module
+    activation_post_process: Any
     #: Distinguishes the kinds in checkpoints.
     kind = 0
 

@@ -254,3 +254,40 @@ def test_elastic_slices_and_quantized_weights_share_their_place():
     layer.__dict__['weight'] = cut
     prepared(torch.rand(2, 2))
     assert layer.__dict__['weight'] is cut
+
+
+@pytest.mark.parametrize('name', ['int8', 'lsq4', 'lsq+4', 'pact4'])
+def test_it_trains_in_mixed_precision(name):
+    prepared = prepare_qat(net(), name)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.05)
+    for _ in range(2):
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = nn.functional.cross_entropy(prepared(X), Y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    grads = {key: parameter.grad for key, parameter in prepared.named_parameters()}
+    assert all(grad is not None and grad.dtype == torch.float32 and torch.isfinite(grad).all() for grad in grads.values())
+
+
+@pytest.mark.parametrize('name', ['resnet10t', 'vit_tiny_patch16_224'])
+def test_models_of_timm_train_and_convert(name):
+    timm = pytest.importorskip('timm')
+    pytest.importorskip('torchao')
+    torch.manual_seed(0)
+    small = dict(img_size=32, patch_size=8, depth=2) if 'vit' in name else {}
+    model = timm.create_model(name, num_classes=4, **small)
+    prepared = prepare_qat(model, 'lsq4')
+    images = torch.randn(8, 3, 32, 32)
+    optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
+    prepared.train()
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(prepared(images), torch.arange(8) % 4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    wanted = prepared.eval()(images)
+    assert torch.equal(convert(prepared)(images), wanted)
+    folded = convert(prepared, images)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert (folded(images) - wanted).abs().max() < 0.05 * wanted.abs().max()
