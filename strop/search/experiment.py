@@ -38,7 +38,7 @@ from strop.search.experiment_file import (
 from strop.search.presence import FINISH, MANAGER, NOW, WORKER, FolderLock, Presence, Process, check_stop, request_stop
 from strop.search.processes import LocalProcesses
 from strop.search.result import SearchResult
-from strop.search.store import open_storage
+from strop.search.store import close_storage, open_storage
 from strop.search.stored import StoredSearch, check_exists, read_search
 from strop.search.strategy import Strategy
 from strop.search.trial import Trial, parse_objectives
@@ -321,6 +321,7 @@ class Experiment:
         study = _study(storage, self.name, plan.objectives)
         presence = Presence(storage, study, role, self._on_stop, look=0.5 if '://' not in plan.store else 2.0)
         with ExitStack() as stack:
+            stack.callback(close_storage, storage)
             stack.enter_context(_logged(plan.folder / LOG))
             presence.enter()
             stack.callback(presence.leave)
@@ -520,7 +521,10 @@ def stop_search(store: str | os.PathLike[str], name: str | None = None, how: str
     """
     found = read_search(store, name)
     storage, _ = open_storage(store)
-    return request_stop(storage, storage.get_study_id_from_name(found.name), check_stop(how))
+    try:
+        return request_stop(storage, storage.get_study_id_from_name(found.name), check_stop(how))
+    finally:
+        close_storage(storage)
 
 
 def _study(storage: Any, name: str, objectives: Mapping[str, str]) -> int:

@@ -73,6 +73,13 @@ def open_storage(store: StoreLike) -> tuple[BaseStorage, JournalFile | None]:
         ) from None
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Give the connections of a storage back, if it has any."""
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 class Store:
     """The trials of one search in an Optuna study, kept in step with it at constant cost a trial.
 
@@ -127,9 +134,8 @@ class Store:
     def close(self) -> None:
         """Give unfinished trials up, for a later run to take."""
         _LIVE.discard(self.run)
-        if isinstance(self._storage, RDBStorage) and self._owned:
-            self._storage.remove_session()
-            self._storage.engine.dispose()
+        if self._owned:
+            close_storage(self._storage)
 
     def create(self, subnet: Subnet, info: Mapping[str, Any]) -> Trial:
         """Write a new trial as running, evaluated by this process; one write.

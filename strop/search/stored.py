@@ -11,7 +11,7 @@ from strop.errors import StoreError, listed, near
 from strop.mutables import Space
 from strop.search.presence import Process, processes
 from strop.search.result import SearchResult
-from strop.search.store import Store, open_storage
+from strop.search.store import Store, close_storage, open_storage
 from strop.search.trial import Trial
 from strop.search.urls import hide_secrets
 
@@ -83,6 +83,8 @@ def read_search(store: str | os.PathLike[str], name: str | None = None) -> Store
         known = {study.study_name: study for study in storage.get_all_studies() if 'strop' in study.user_attrs}
     except Exception as error:
         raise StoreError(f'The store {where} cannot be read: {hide_secrets(str(error))}') from None
+    finally:
+        close_storage(storage)
     if not known:
         raise StoreError(f'{where} holds no search.')
     if name is None and len(known) > 1:

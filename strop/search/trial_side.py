@@ -111,7 +111,8 @@ def report_intermediate_result(metric: Any, step: int | None = None) -> None:
     """Report a result on the way, such as the accuracy after an epoch; in a script, or in a function that a search evaluates.
 
     The value is kept in the store, and the pruner of the search may end the trial here: a function's by raising
-    `TrialStopped` in this call, a script's by killing its processes. Of several reports for one step the first counts.
+    `TrialStopped` in this call, a script's by killing its processes. Of several reports for one step the first counts. A
+    function reports in the thread that it was called in.
 
     Args:
         metric: A number, a NumPy or torch scalar, or a mapping with the number under `'default'` and more beside it.

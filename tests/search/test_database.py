@@ -236,7 +236,9 @@ class TestPostgres:
         assert [trial.number for trial in stored.trials] == list(range(len(stored.trials)))
         assert 14 <= len(stored.trials) <= 15
         complete = [trial for trial in stored.trials if trial.complete]
-        assert len({trial.subnet for trial in complete}) == len(complete) >= 13
+        assert len({trial.subnet for trial in complete}) == len(complete)
+        # Two that ask at one moment propose the same; one of them gives way.
+        assert all('another process' in str(trial.error) for trial in stored.trials if not trial.complete)
         assert result.best.number == read_search(postgres.url, 'shared').result.best.number
         written = ''.join(path.read_text(errors='replace') for path in tmp_path.rglob('*') if path.is_file())
         for text in (written, out, err, caplog.text, json.dumps(stored.settings), repr(experiment.definition)):

