@@ -134,7 +134,7 @@ class LanguageModel:
         folder = spec.submodule_search_locations[0]
         self.options, self.read = options, AutoModelForCausalLM.from_pretrained
         file = 'SmolLM2-135M-Instruct.Q4_1.gguf'
-        self.original = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).float().eval()
+        self.original = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).eval()
         tokens = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         texts = {part: '\n'.join(lines(options.data, part)) for part in ('valid', 'test')}
         self.seen, self.held = (tokens(texts[part], return_tensors='pt').input_ids[0] for part in ('valid', 'test'))

@@ -91,6 +91,23 @@ def configured(config: Any, sizes: Mapping[str, int]) -> Any:
     return result
 
 
+def unquantized(model: nn.Module, config: Any) -> Any:
+    """Return a config without its note that the weights were packed, where the model holds them as floats again.
+
+    Models that were read from a GGUF file are such. Saved with that note, they could not be read back.
+
+    Raises:
+        ConfigError: If the weights are packed.
+    """
+    if getattr(config, 'quantization_config', None) is None:
+        return config
+    packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if packed:
+        raise ConfigError(f'The weights of this model are quantized ({listed(packed, 3)}): prune it first, then quantize it.')
+    del config.quantization_config
+    return config
+
+
 def layer_lists(config: Any, count: int) -> list[tuple[Any, str]]:
     """Return the lists in a config that have one entry for each of `count` layers, as (part, name)."""
     return [

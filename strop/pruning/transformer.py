@@ -7,7 +7,7 @@ asked for, and the channel units of the model are cut to the shapes that it desc
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from strop.pruning.config_sizes import (
     layer_lists,
     lengths_for,
     sizes_of,
+    unquantized,
 )
 from strop.pruning.depth import BlockImportance, block_scores, remove_blocks
 from strop.pruning.importance import ImportanceLike, build_importance, score
@@ -106,18 +107,15 @@ def prune_transformer(
         )
     wanted = check_sizes(model.config, sizes) if sizes is not None else {}
     source = copy.deepcopy(model).eval()
-    target = configured(model.config, wanted)
-    cached = getattr(target, 'use_cache', None)
-    if cached is not None:
-        # Keys and values of a cache would be outputs, which keep their size.
-        _set_cache(source, False)
-        target.use_cache = False
+    target = unquantized(model, configured(model.config, wanted))
+    caches = _without_cache(source)
     given_loss = None if loss is None else (lambda probe, batch: loss_of(probe.model, batch, loss))
     probe = _Probe(source)
     kept = _shortened(probe, inputs, target, layers, data, given_loss)
     if given is not None:
         target = _within(given, source, target, inputs, over, round_to)
     twin = built(model, target)
+    _without_cache(twin)
     probe.aim(twin, inputs)
     # One head may stay; what a length of 1 would broadcast to, the comparison by numbers finds.
     graph = channel_units(probe, inputs, minimum=1)
@@ -125,8 +123,9 @@ def prune_transformer(
     pruned, step = _cut(probe, graph, lengths, inputs, importance, data, given_loss, seed)
     _refill(twin, pruned.model, inputs)
     costs = [_costs(found, inputs) for found in (source, twin)]
-    if cached is not None:
-        _set_cache(twin, cached)
+    for path, part in _configs(twin):
+        if path in caches:
+            part.use_cache = caches[path]
     if getattr(model, 'generation_config', None) is not None:
         twin.generation_config = copy.deepcopy(model.generation_config)
     name = build_importance(importance)
@@ -220,11 +219,20 @@ def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
         return list(output_tensors(model(*args, **kwargs)))
 
 
-def _set_cache(model: nn.Module, use: bool) -> None:
-    # Parts of an encoder-decoder model have copies of the config.
-    for module in model.modules():
-        if hasattr(getattr(module, 'config', None), 'use_cache'):
-            module.config.use_cache = use  # type: ignore[union-attr]
+def _without_cache(model: nn.Module) -> dict[str, bool]:
+    """Have a model give no keys and values, which are outputs and would keep their size; return what it did before."""
+    before = {path: part.use_cache for path, part in _configs(model) if hasattr(part, 'use_cache')}
+    for _, part in _configs(model):
+        if hasattr(part, 'use_cache'):
+            part.use_cache = False
+    return before
+
+
+def _configs(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the configs that the parts of a model look at: an encoder and a decoder have copies of their own."""
+    for path, module in model.named_modules():
+        if hasattr(module, 'config'):
+            yield path, module.config
 
 
 def _shapes(twin: nn.Module) -> dict[str, tuple[int, ...]]:
