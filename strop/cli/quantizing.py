@@ -27,7 +27,6 @@ def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None
 @command(
     'quantize',
     """
-    strop quantize --list
     strop quantize timm:resnet18 --checkpoint resnet18.pth --backend openvino --data images/ --out resnet18_int8.onnx
     strop quantize mynets:make --input-shape 1 3 64 64 --data calibration.npz --backend inductor --out small.pt2
     strop quantize configs/mine.py --checkpoint best.pth --backend onnxruntime --ignored 'head' --bias-correction
@@ -65,6 +64,7 @@ def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None
 @click.option('--calibrate-norms', is_flag=True, help='Measure batch-norm statistics again first.')
 @click.option('--measure/--no-measure', default=True, show_default=True, help="Time it beside the runtime's float model.")
 @click.option('--threads', type=click.IntRange(min=1), default=1, show_default=True, help='Threads to time with.')
+@click.option('--sensitivity', is_flag=True, help='Also quantize each layer alone, and print what it costs.')
 @click.option('--layers', is_flag=True, help='Print every layer.')
 @click.option('--out', type=click.Path(dir_okay=False), help='File to write; the record goes beside it as .json.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
@@ -130,6 +130,7 @@ def quantize(
                 'target': target,
                 'record': result.record.to_dict(),
                 'check': None if result.check is None else vars(result.check),
+                'sensitivity': None if result.sensitivity is None else [vars(cost) for cost in result.sensitivity.values()],
                 'latency': None if times is None else times.to_dict(),
                 'files': files,
             }
@@ -137,6 +138,8 @@ def quantize(
         return
     if layers:
         show(result.record.table())
+    if result.sensitivity is not None:
+        show(result.sensitivity.table())
     show(f'{target}, quantized for {entry.name}:', *result.record.remarks(), str(result.check))
     if times is not None:
         show(*_speed(result, times))

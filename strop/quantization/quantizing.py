@@ -56,6 +56,7 @@ def quantize(
     recalibrate_norms: bool = False,
     metric: Metric | None = None,
     max_drop: float | None = None,
+    sensitivity: bool = False,
     check: bool = True,
 ) -> Quantized:
     """Quantize a trained model to 8 bits for one runtime, without training, and check it there.
@@ -81,6 +82,8 @@ def quantize(
         recalibrate_norms: Measure batch-norm statistics again on the data before anything else.
         metric: `metric(model) -> float`, higher is better, for `max_drop`; on data of your own.
         max_drop: Most that the metric may fall; the layers that cost most stay float until it does not fall further.
+        sensitivity: Quantize each layer alone and measure what that costs, on batches that are held out; one pass over them for
+            each layer. With `max_drop` it is measured where it is needed.
         check: Write the file, run it in its runtime, and compare.
 
     Returns:
@@ -113,7 +116,7 @@ def quantize(
             f'Every backend here runs on the CPU, but the model is on {device}: quantize `copy.deepcopy(model).cpu()`.'
         )
     given = Batches.of(data, batches, torch.device('cpu'))
-    used, held = given.split() if max_drop is not None else (given, Batches(given.calls[-1:]))
+    used, held = given.split() if max_drop is not None or sensitivity else (given, Batches(given.calls[-1:]))
     _check_model(model, given)
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
     passes: list[str] = []
@@ -152,6 +155,8 @@ def quantize(
                     )
             reasons |= dict.fromkeys(names, f'because the metric would fall by more than {max_drop:.4g}')
             notes.append(f'{count} of {len(ranking)} layers were left in float for the metric.')
+    if sensitivity and costs is None:
+        costs = sensitivity_of(reference, job.converted(ignored, fold=False)[0], held, metric)
     if bias_correction:
         passes.append(f'{job.corrected} biases corrected')
     levels = layer_sqnr(reference, converted, held)

@@ -119,6 +119,13 @@ def test_the_drop_is_kept_under_the_limit_by_leaving_the_worst_layers_in_float()
     assert set(result.record.left) <= set(list(result.sensitivity)[: len(result.record.left)])
 
 
+def test_what_each_layer_costs_is_measured_on_request():
+    result = quantize(fragile_net(), image_batches(), backend='tensorrt', sensitivity=True, check=False)
+    assert next(iter(result.sensitivity)) == 'block1.conv2'
+    assert len(result.sensitivity) == 6
+    assert result.record.samples == 16  # the last batch was held out
+
+
 def test_a_drop_that_no_layer_explains_is_refused():
     scores = iter([1.0])
 
