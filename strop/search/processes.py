@@ -64,7 +64,7 @@ class LocalProcesses:
         memory: float | None = None,
         logs: str | os.PathLike[str] | None = None,
         threads: int | None = None,
-        devices: Sequence[str] | None = None,
+        devices: Sequence[str | int] | None = None,
         retries: int = 0,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
@@ -75,15 +75,17 @@ class LocalProcesses:
         if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
             raise ConfigError(f'`retries` must be a whole number, 0 or more, but got {retries!r}.')
         for name, limit in (('seconds', seconds), ('memory', memory)):
-            if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or limit <= 0):
+            if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0):
                 raise ConfigError(f'`{name}` must be a positive number or None, but got {limit!r}.')
+        if isinstance(devices, str):
+            raise ConfigError(f"`devices` must be a list with a slot for each worker, such as ['0', '1'], but got {devices!r}.")
         if devices is not None and len(devices) < workers:
             raise ConfigError(f'`devices` has {len(devices)} slots for {workers} workers. Give one for each.')
         self.capacity = workers
         self.seconds, self.memory = seconds, memory
         self.logs = None if logs is None else Path(logs)
         self.threads = threads or max(cores // workers, 1)
-        self.devices = list(devices or [])
+        self.devices = [str(slot) for slot in devices or ()]
         self.retries = retries
         self.on_report: OnReport | None = None
         self._tried: dict[int, int] = {}

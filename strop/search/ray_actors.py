@@ -91,7 +91,7 @@ class RayExecutor:
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
                 raise ConfigError(f'`{name}` must be a whole number, {least} or more, but got {number!r}.')
         for name, limit in (('seconds', seconds), ('memory', memory)):
-            if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or limit <= 0):
+            if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or not limit > 0):
                 raise ConfigError(f'`{name}` must be a positive number or None, but got {limit!r}.')
         self._ray: Any = try_import('ray', 'ray')
         if memory is not None:

@@ -6,12 +6,15 @@ import re
 
 HIDDEN = '***'
 
-# The user may be empty (`scheme://:secret@host`), and the secret may hold an @ that nobody escaped: the last one counts.
-_USER_INFO = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@\'"]*):([^\s/\'"]+)@')
-_OPTION = re.compile(
-    r'(?i)(?<=[?&;\s])((?:ssl)?(?:password|passwd|passphrase|pwd|secret|token|access_key|api_key)=)[^&;#\s\'"]+'
+# The user may be empty (`scheme://:secret@host`), and the secret may hold an @ that nobody escaped: the last one counts. It may
+# also hold a slash or a quote, with which SQLAlchemy connects.
+_USER_INFO = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@\'"]*):(?:[^\s/\'"]+|[^\s@]+)@')
+_QUOTED = r'\'[^\']*\'|"[^"]*"'
+_NAMES = r'(?:ssl)?(?:password|passwd|passphrase|pwd|secret|token|access_key|api_key)'
+_OPTION = re.compile(rf'(?i)(?<=[?&;\s])({_NAMES}=)(?:{_QUOTED}|[^&;#\s\'"]+)')
+_MAPPING = re.compile(
+    rf'(?i)(PGPASSWORD|MYSQL_PWD|REDIS_PASSWORD|(?<=[\'"]){_NAMES}(?=[\'"]))([\'"]?\s*[=:]\s*)(?:{_QUOTED}|[^\s,}}]+)'
 )
-_MAPPING = re.compile(r'(?i)(PGPASSWORD|MYSQL_PWD|REDIS_PASSWORD)([\'"]?\s*[=:]\s*)(\'[^\']*\'|"[^"]*"|[^\s,}]+)')
 
 
 def hide_secrets(text: str) -> str:

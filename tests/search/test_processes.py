@@ -134,7 +134,7 @@ def test_slots_of_devices():
     def visible(subnet):
         return int(os.environ['CUDA_VISIBLE_DEVICES'])
 
-    result = run(PLAIN, visible, strategy='random', trials=6, executor=LocalProcesses(devices=['3', '5']))
+    result = run(PLAIN, visible, strategy='random', trials=6, executor=LocalProcesses(devices=['3', 5]))
     assert {trial.values['score'] for trial in result.trials} <= {3.0, 5.0}
 
 
@@ -190,11 +190,21 @@ def test_a_killed_search_leaves_no_workers_and_loses_no_trial(tmp_path):
 
 
 def test_bad_arguments():
-    for options in ({'workers': 0}, {'workers': 1.5}, {'seconds': -1}, {'memory': 0}, {'threads': 0}, {'retries': -1}):
+    for options in (
+        {'workers': 0},
+        {'workers': 1.5},
+        {'seconds': -1},
+        {'seconds': float('nan')},
+        {'memory': 0},
+        {'threads': 0},
+        {'retries': -1},
+    ):
         with pytest.raises(ConfigError, match=next(iter(options))):
             LocalProcesses(**options)
     with pytest.raises(ConfigError, match='1 slots for 2 workers'):
         LocalProcesses(2, devices=['0'])
+    with pytest.raises(ConfigError, match="a list with a slot for each worker, such as .* but got '0'"):
+        LocalProcesses(1, devices='0')
     with pytest.raises(ConfigError, match='cannot be sent'):
         lock = threading.Lock()
         pack(lambda subnet: lock)

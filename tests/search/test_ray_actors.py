@@ -31,7 +31,15 @@ def test_without_ray_it_says_what_to_install(monkeypatch):
 
 def test_bad_arguments():
     pytest.importorskip('ray', reason='Ray is not installed')
-    bad = [{'workers': 0}, {'cpus': -1}, {'gpus': 'one'}, {'seconds': 0}, {'memory': -5}, {'threads': 1.5}, {'retries': -1}]
+    bad = [
+        {'workers': 0},
+        {'cpus': -1},
+        {'gpus': 'one'},
+        {'seconds': 0},
+        {'memory': float('nan')},
+        {'threads': 1.5},
+        {'retries': -1},
+    ]
     for options in bad:
         with pytest.raises(ConfigError, match=next(iter(options))):
             RayExecutor(**options)

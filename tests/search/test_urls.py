@@ -17,6 +17,11 @@ from strop.search.urls import hide_secrets
         ('postgresql://db/trials?sslpassword=s3cret&x=1', 'postgresql://db/trials?sslpassword=***&x=1'),
         ('host=db dbname=trials password=s3cret', 'host=db dbname=trials password=***'),
         ("{'PGPASSWORD': 's3cret', 'PGUSER': 'ada'}", "{'PGPASSWORD': ***, 'PGUSER': 'ada'}"),
+        ('postgresql://ada:s3/cret@db/trials', 'postgresql://ada:***@db/trials'),
+        ("postgresql://ada:s3'cret@db/trials", 'postgresql://ada:***@db/trials'),
+        ('postgresql://ada:s3"cret@db/trials', 'postgresql://ada:***@db/trials'),
+        ("host=db password='s3 cret' user=ada", 'host=db password=*** user=ada'),
+        ("{'user': 'ada', 'password': 's3cret'}", "{'user': 'ada', 'password': ***}"),
         ('PGPASSWORD=s3cret python trial.py', 'PGPASSWORD=*** python trial.py'),
     ],
 )
@@ -26,7 +31,15 @@ def test_the_password_is_hidden_and_the_rest_stays(url: str, shown: str) -> None
 
 @pytest.mark.parametrize(
     'text',
-    ['sqlite:///search.db', 'http://127.0.0.1:8080/dashboard', 'runs/search.journal', 'ratio 3:4 @ 5', 'a://b/c:d@e', ''],
+    [
+        'sqlite:///search.db',
+        'http://127.0.0.1:8080/dashboard',
+        'runs/search.journal',
+        'ratio 3:4 @ 5',
+        'a://b/c:d@e',
+        'the password: none',
+        '',
+    ],
 )
 def test_a_text_without_a_password_is_left_alone(text: str) -> None:
     assert hide_secrets(text) == text
