@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -323,6 +323,7 @@ class Experiment:
         with ExitStack() as stack:
             stack.callback(close_storage, storage)
             stack.enter_context(_logged(plan.folder / LOG))
+            stack.enter_context(self._interruptible())
             presence.enter()
             stack.callback(presence.leave)
             _logger.info('%s: %s, store %s', role, presence.process, hide_secrets(plan.store))
@@ -355,12 +356,30 @@ class Experiment:
                 _logger.info('stopped; trials under way are left for a resumed run')
                 if self._asked != NOW:
                     raise
-                result = read_search(plan.store, self.name).result
+                result = replace(read_search(plan.store, self.name).result, stopped='halt')
             except Exception as error:
                 _logger.error('%s: %s', type(error).__name__, hide_secrets(str(error)))
                 raise
             _logger.info('ended: %s', result.stopped)
         return result
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Hear a request to stop now also where Ctrl-C is ignored, as in what a shell runs in the background."""
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        if not ignored or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def interrupt(*_: object) -> None:
+            if self._asked == NOW:
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def _on_stop(self, how: str) -> None:
         self._asked = how

@@ -301,7 +301,17 @@ class TestStop:
         assert len(result.trials) == 2
         assert len(Experiment.from_folder(tmp_path).run(resume=True).trials) == 12
 
-    def test_now_kills_them_and_they_are_done_again(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize('handler', [signal.default_int_handler, signal.SIG_IGN], ids=['heard', 'ignored'])
+    def test_now_kills_them_and_they_are_done_again(self, handler: Any, tmp_path: Path) -> None:
+        """Also where Ctrl-C is ignored, as in what a shell runs in the background."""
+        before = signal.signal(signal.SIGINT, handler)
+        try:
+            self.stop_and_resume(tmp_path)
+            assert signal.getsignal(signal.SIGINT) == handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def stop_and_resume(self, tmp_path: Path) -> None:
         begun: list[int] = []
 
         def evaluate(subnet: Any) -> float:
@@ -315,7 +325,7 @@ class TestStop:
         begin = time.monotonic()
         result = Experiment(trial=evaluate, **options).run()
         assert time.monotonic() - begin < 20
-        assert len(result.trials) == 2
+        assert (len(result.trials), result.stopped) == (2, 'halt')
         assert len(Experiment(trial=evaluate, **options).run(resume=True).complete) == 6
         assert begun[2] == begun[3]
 
