@@ -100,7 +100,7 @@ class TimmModel(BaseModel):
             data_preprocessor = MODELS.build({'type': 'ClsDataPreprocessor', **(data_preprocessor or {})})
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.model = model
-        self.head = head if isinstance(head, nn.Module) else MODELS.build({'type': 'ClsHead', **(head or {})})
+        self.head: Any = head if isinstance(head, nn.Module) else MODELS.build({'type': 'ClsHead', **(head or {})})
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ class TimmModel(BaseModel):
 
     def extract_feat(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return what timm's `forward_features` does: a feature map, or tokens."""
-        return self.model.forward_features(inputs)  # type: ignore[operator, no-any-return]
+        return self.model.forward_features(inputs)  # type: ignore[operator]
 
 
 def normalisation_of(model: nn.Module, which: str = 'pretrained') -> Cfg:

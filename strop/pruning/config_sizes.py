@@ -173,8 +173,7 @@ def advice(config: Any) -> str:
         return ''
     return (
         f' A {type(config).__name__} has no number for the width of a head: it is hidden_size / num_attention_heads, '
-        f'{width} now. Prune both together, such as num_attention_heads=n, hidden_size=n * {width}, which keeps it, or '
-        'hidden_size alone, to a multiple of num_attention_heads, which makes every head narrower.'
+        f'{width} now, and attention is scaled by it. Prune both together: num_attention_heads=n, hidden_size=n * {width}.'
     )
 
 

@@ -65,9 +65,9 @@ def prune_transformer(
 
     What a config can express differs. One with `head_dim` (Llama, Mistral, Qwen, Gemma) or `d_kv` (T5) takes any number of
     heads; with grouped queries `num_attention_heads` is a multiple of `num_key_value_heads`. In BERT's and its like a head
-    is `hidden_size / num_attention_heads` wide: heads go along with the hidden width. (`pruned_heads`, by which
-    transformers 4 stored single heads of single layers, is gone in transformers 5 and not used.) Rotary embeddings keep
-    `head_dim`: their frequencies are computed from it.
+    is `hidden_size / num_attention_heads` wide: heads and the hidden width go together, so that a head keeps its width.
+    (`pruned_heads`, by which transformers 4 stored single heads of single layers, is gone in transformers 5 and not used.)
+    Rotary embeddings keep `head_dim`: their frequencies are computed from it.
 
     Args:
         model: A `PreTrainedModel`; it stays as it is.
@@ -267,13 +267,11 @@ def _shortened(
         if isinstance(module, nn.ModuleList) and shape.get(path, len(module)) < len(module)
     }
     removed: list[str] = []
-    # Inner lists of a layer that goes need no look.
     for path, number in lists.items():
         names = [f'{_PREFIX}{path}.{place}' for place in range(number)]
         stay = _staying(probe, inputs, names, shape[path], importance, data, loss)
         gone = [name for name in names if name not in stay]
-        shorter = remove_blocks(probe, inputs, names=gone).model
-        probe.model = shorter.model
+        probe.model = remove_blocks(probe, inputs, names=gone).model.get_submodule('model')
         old = probe.model.get_submodule(path)
         places = [place for place, name in enumerate(names) if name in stay]
         parent, _, last = path.rpartition('.')
@@ -369,11 +367,22 @@ def _refill(twin: nn.Module, pruned: nn.Module, inputs: Any) -> None:
                 f'{name!r} is computed from the config, and has other values there than in the pruned model: the config cannot '
                 f'express these sizes.{hint}'
             )
+    parts = dict(twin.named_modules())
+    for path, module in pruned.named_modules():
+        for name, value in vars(module).items():
+            other = vars(parts[path]).get(name, value) if path in parts else value
+            if isinstance(value, float) and isinstance(other, float) and other != value:
+                hint = ' A head has to keep its width: prune heads and the hidden width together.' if 'scal' in name else ''
+                raise ConfigError(
+                    f'{path}.{name} is computed from the config, {other:.4g} there and {value:.4g} in the pruned model: the '
+                    f'config cannot express these sizes.{hint}'
+                )
     for name, parameter in pruned.named_parameters():
         twin.get_parameter(name).requires_grad_(parameter.requires_grad)
     got, want = _outputs(twin, inputs), _outputs(pruned, inputs)
     error = max((_relative(one, two) for one, two in zip(got, want)), default=0.0)
-    if len(got) != len(want) or not error <= 1e-4:
+    # The same operators on the same weights: anything but rounding is a difference of the models.
+    if len(got) != len(want) or not error <= 1e-6:
         raise VerificationError(
             f'Built from its config, the pruned model computes something else (relative difference {error:.2g}). Does the '
             'config hold everything that this model was built with?'
@@ -441,12 +450,13 @@ def _scaled(config: Any, names: Sequence[str], share: float, round_to: int) -> A
         else:
             new[heads] = max(new[heads] // old[groups], 1) * old[groups]
     if not has_head_dim(config) and heads in old and hidden in old:
+        # Without a number for it, a head keeps its width if heads and hidden width go together.
         width = head_dim_of(config) or 1
         if heads in new:
-            # Without a number for it, a head keeps its width if the hidden width goes along.
             new[hidden] = new[heads] * width
         elif hidden in new:
-            new[hidden] = max(round(new[hidden] / old[heads]), 1) * old[heads]
+            new[heads] = max(round(new[hidden] / width), 1)
+            new[hidden] = new[heads] * width
     return configured(config, new)
 
 
