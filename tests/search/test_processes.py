@@ -203,7 +203,7 @@ def test_bad_arguments():
             LocalProcesses(**options)
     with pytest.raises(ConfigError, match='1 slots for 2 workers'):
         LocalProcesses(2, devices=['0'])
-    with pytest.raises(ConfigError, match="a list with a slot for each worker, such as .* but got '0'"):
+    with pytest.raises(ConfigError, match=r"a list with a slot for each worker.*but got '0'"):
         LocalProcesses(1, devices='0')
     with pytest.raises(ConfigError, match='cannot be sent'):
         lock = threading.Lock()
