@@ -44,10 +44,15 @@ from strop.randomness import counter_rng
 Batch = dict[str, Tensor]
 
 
-def lines(folder: str, part: str) -> list[str]:
-    """Return the long lines of a file of WikiText-2."""
+def whole(folder: str, part: str) -> str:
+    """Return a file of WikiText-2."""
     with gzip.open(Path(folder) / f'wikitext2_{part}.txt.gz', 'rt', encoding='utf-8') as file:
-        return [line.strip() for line in file if len(line) > 120]
+        return file.read()
+
+
+def lines(folder: str, part: str) -> list[str]:
+    """Return the long lines of a file."""
+    return [line.strip() for line in whole(folder, part).splitlines() if len(line) > 120]
 
 
 class Encoder:
@@ -136,7 +141,7 @@ class LanguageModel:
         file = 'SmolLM2-135M-Instruct.Q4_1.gguf'
         self.original = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).eval()
         tokens = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        texts = {part: '\n'.join(lines(options.data, part)) for part in ('valid', 'test')}
+        texts = {part: whole(options.data, part) for part in ('valid', 'test')}
         self.seen, self.held = (tokens(texts[part], return_tensors='pt').input_ids[0] for part in ('valid', 'test'))
 
     def batches(self, number: int, purpose: str) -> Iterator[Batch]:
