@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from strop.search.trial import Trial
 _POLL = 0.5  # seconds between two looks at limits
 _WATCH = 0.2  # seconds between two looks of an actor at its memory
 _PLACEMENT = 300.0  # seconds in which an actor that fits must be there; a busy machine is slow
+_CONNECT = 10.0  # seconds in which the head of a cluster must answer
 _OBEY = 10.0  # seconds in which a trial that is told to stop must have ended
 _STARTS = 5  # actors that may fail to start, one after another
 
@@ -181,6 +183,7 @@ class RayExecutor:
                 )
             return
         address = self.address or os.environ.get('RAY_ADDRESS') or 'local'
+        _answers(address)
         try:
             # Ray takes SIGTERM for itself; what is started here ends with this process in any case.
             with _kept_signal(signal.SIGTERM), _environment(RAY_USAGE_STATS_ENABLED='0', RAY_process_group_cleanup_enabled='1'):
@@ -369,8 +372,23 @@ class _Actor:
 
 
 def _words(error: BaseException) -> str:
-    text = re.sub('\x1b\\[[0-9;]*m', '', str(error))  # Ray colours its texts
-    return f'{type(error).__name__}: {" ".join(text.split())[:300]}'
+    text = ' '.join(re.sub('\x1b\\[[0-9;]*m', '', str(error)).split())  # Ray colours its texts
+    # Which actor of which address it was stands before why it died.
+    text = text.rpartition('Worker exit detail: ')[2]
+    return f'{type(error).__name__}: {text[:300]}'
+
+
+def _answers(address: str) -> None:
+    """Raise an error where nothing listens at an address, for which Ray would wait for minutes."""
+    parts = re.fullmatch(r'(?:ray://)?\[?([^/\[\]]+?)\]?:(\d+)', address)
+    if parts is None:
+        return
+    try:
+        socket.create_connection((parts[1], int(parts[2])), timeout=_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise StropError(
+            f'Ray could not be reached at {address!r}: {error}. `ray start --head` starts a cluster, and prints its address.'
+        ) from None
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -116,7 +117,7 @@ def test_every_way_to_fail_is_told_and_the_others_go_on(cluster, tmp_path, monke
     assert told[7].values == told[8].values == {'score': 1.0}, 'an actor that died once is replaced, and its trial tried again'
     for kind, words in {
         0: 'ValueError: this one breaks',
-        1: 'was lost, 2 times',
+        1: 'was lost, 2 times: ActorDiedError: Worker ',
         3: 'its limit is 8 s',
         4: 'its limit is 200 MiB',
         6: 'nan',
@@ -220,6 +221,11 @@ def test_a_cluster_that_is_not_there_is_told():
     pytest.importorskip('ray', reason='Ray is not installed')
     with pytest.raises(StropError, match=r"could not be reached at 'nowhere'"):
         run(SPACE, evaluations.plain, trials=2, executor=RayExecutor(address='nowhere'))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{free.getsockname()[1]}'
+        with pytest.raises(StropError, match=rf"could not be reached at '{address}': .*refused.* `ray start"):
+            run(SPACE, evaluations.plain, trials=2, executor=RayExecutor(address=address))
 
 
 @pytest.mark.slow
