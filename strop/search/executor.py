@@ -21,6 +21,7 @@ from strop.mutables import Subnet
 from strop.randomness import seeded
 from strop.search.reports import Decide, Reporter, TrialStopped, reporting_to
 from strop.search.trial import Trial
+from strop.search.trial_side import TrialReportError
 
 Evaluate = Callable[[Subnet], Any]
 #: (trial number, step, value) -> whether the trial is to end.
@@ -71,14 +72,22 @@ def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int, decide: Decide |
         except TrialStopped:
             if not reporter.stopped:
                 raise  # of another search, inside which this one runs
+        except TrialReportError as error:
+            text = _line(error)  # it tells of a script, whose own output is kept; where we noticed says nothing
         except Exception as error:
-            text, trace = ' '.join(f'{type(error).__name__}: {error}'.split()), traceback.format_exc()
+            text, trace = _line(error), traceback.format_exc()
     if reporter.broken is not None:
         raise reporter.broken
     seconds = time.perf_counter() - begin
     if reporter.stopped:
         return Outcome(trial.number, None, seconds, stopped=True)
     return Outcome(trial.number, returned, seconds, text, trace)
+
+
+def _line(error: Exception) -> str:
+    # What a broken trial printed may be part of it: no control character may reach a terminal.
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())
+    return ''.join(letter if letter.isprintable() else '\N{REPLACEMENT CHARACTER}' for letter in text)
 
 
 class Executor(Protocol):
