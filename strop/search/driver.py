@@ -24,6 +24,7 @@ from strop.search.result import SearchResult
 from strop.search.store import Store, StoreLike
 from strop.search.strategy import Strategy, StrategyLike, build_strategy
 from strop.search.trial import COMPLETE, FAILED, STOPPED, Objectives, Trial, best_first, parse_objectives, read_values
+from strop.search.urls import hide_secrets
 
 Callback = Callable[[Trial], Any]
 
@@ -244,7 +245,7 @@ class _Search:
             except ConfigError as error:
                 trial = replace(trial, state=FAILED, error=str(error))
         else:
-            trial = replace(trial, state=FAILED, error=outcome.error)
+            trial = replace(trial, state=FAILED, error=hide_secrets(outcome.error))
             _logger.debug('%s', outcome.trace)
         trial = self.store.finish(replace(trial, seconds=outcome.seconds))
         if trial.state == FAILED:

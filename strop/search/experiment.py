@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,7 @@ from strop.search.urls import HIDDEN, hide_secrets
 STORE, LOG, TRIALS = 'search.journal', 'experiment.log', 'trials'
 RESULT, TABLE, BEST = 'result.json', 'result.csv', 'best.json'
 _LIVE = 'live:object'
+_VARIABLE = re.compile(r'\$(?:(\w+)|\{(\w+)\})')
 
 _logger = logging.getLogger('strop.search.experiment')
 
@@ -203,9 +205,11 @@ class Experiment:
         given = self._content.get('store')
         if given is None:
             return str(self.folder / STORE)
-        text = os.path.expandvars(given)
-        if '$' in text:
-            raise ConfigError(f'The store {given} names a variable that is not set.')
+        text = _VARIABLE.sub(lambda found: os.environ.get(found[1] or found[2], found[0]), given)
+        if any((found[1] or found[2]) not in os.environ for found in _VARIABLE.finditer(given)):
+            raise ConfigError(
+                f'The store {hide_secrets(given)} names a variable that is not set. A $ of a password is written as %24.'
+            )
         if HIDDEN in text:
             raise ConfigError(f'The password of the store {given} is not kept. Give the whole URL with --store (store=).')
         return text

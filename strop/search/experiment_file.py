@@ -278,8 +278,16 @@ def _check(found: Mapping[str, Any]) -> None:
     error = jsonschema.exceptions.best_match(errors)
     if error is not None:
         place = '.'.join(map(str, error.absolute_path)) or 'the experiment'
-        about = error.schema.get('description', '') if isinstance(error.schema, Mapping) else ''
-        raise ConfigError(f'{place}: {error.message}.{f" It is: {about}" if about else ""}')
+        wrong = f'{error.instance!r} is not written as it must be' if error.validator == 'pattern' else error.message
+        described = [each.schema for each in (error, error.parent) if each is not None and isinstance(each.schema, Mapping)]
+        about = next((schema['description'] for schema in described if 'description' in schema), '')
+        raise ConfigError(f'{place}: {wrong}.{f" It is: {about}" if about else ""}')
+    command = found['trial'].get('command', '')
+    if hide_secrets(command) != command:
+        raise ConfigError(
+            'trial.command holds a password, and commands are written into logs. Give it as a variable: `trial.environment`, '
+            'or the environment of this process, and $VARIABLE in the command.'
+        )
 
 
 def _nested(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str], Mapping[str, Any]]]:
@@ -327,7 +335,7 @@ def duration(value: float | str) -> float:
 
 
 def without_secrets(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an experiment as it may be written down: passwords and values of variables named like one become `***`.
+    """Return an experiment as it may be written down: passwords, and variables that hold or are named like one, become `***`.
 
     >>> without_secrets({'store': 'postgresql://ada:s3cret@db/x', 'trial': {'environment': {'API_KEY': 'k', 'LANG': 'C'}}})
     {'store': 'postgresql://ada:***@db/x', 'trial': {'environment': {'API_KEY': '***', 'LANG': 'C'}}}
@@ -337,7 +345,10 @@ def without_secrets(found: Mapping[str, Any]) -> dict[str, Any]:
         made['store'] = hide_secrets(made['store'])
     trial = made.get('trial')
     if isinstance(trial, Mapping) and 'environment' in trial:
-        hidden = {name: HIDDEN if _SECRET.search(name) else value for name, value in trial['environment'].items()}
+        hidden = {
+            name: HIDDEN if _SECRET.search(name) or hide_secrets(str(value)) != str(value) else value
+            for name, value in trial['environment'].items()
+        }
         made['trial'] = {**trial, 'environment': hidden}
     return made
 

@@ -72,6 +72,14 @@ class TestEvaluation:
         assert {trial.error for trial in result.failed} == {'ValueError: loss is nan'}
         assert result.best.subnet['op1'] != 2
 
+    def test_a_failure_is_kept_without_the_password_in_it(self, tmp_path: Path) -> None:
+        def evaluate(subnet: Subnet) -> float:
+            raise ValueError('no answer from postgresql://ada:s3cret@db/images')
+
+        result = run(SPACE, evaluate, trials=2, store=tmp_path / 'search.journal')
+        assert result.failed[0].error == 'ValueError: no answer from postgresql://ada:***@db/images'
+        assert 's3cret' not in (tmp_path / 'search.journal').read_text()
+
     def test_ten_failures_at_the_start_stop_it(self) -> None:
         calls = []
 

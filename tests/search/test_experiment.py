@@ -137,6 +137,7 @@ class TestChecks:
             ({'executor': {'type': 'InProcess', 'workers': 3}}, 'one trial at a time'),
             ({'executor': {'workers': 2, 'gpus': 3, 'devices': [0, 1]}}, 'need 6, not 2'),
             ({'store': '$NO_SUCH_VARIABLE/x'}, 'variable that is not set'),
+            ({'store': 'postgresql://a:pa$sw0rd@h/d'}, r'store postgresql://a:\*\*\*@h/d names .* written as %24'),
             ({'store': 'postgresql://a:***@h/d'}, r'password of the store .* is not kept'),
             ({'constraints': {'m': {'function': 'evaluations:nope', 'high': 1}}}, "has no 'nope'"),
             ({'objectives': {'a': 'maximize', 'b': 'minimize'}, 'pruner': 'median'}, 'one objective'),
@@ -147,6 +148,11 @@ class TestChecks:
         with pytest.raises(StropError, match=message):
             experiment.run()
         assert not (tmp_path / 'e').exists()
+
+    def test_a_variable_of_the_store_may_hold_a_dollar(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv('TRIALS_URL', 'postgresql://a:pa$sw0rd$@h/d')
+        for given in ('$TRIALS_URL', '${TRIALS_URL}'):
+            assert Experiment(**plain(store=given)).store == 'postgresql://a:pa$sw0rd$@h/d'
 
     def test_unknown_keys(self) -> None:
         with pytest.raises(ConfigError, match=r"no key 'trails'. Did you mean 'trials'"):

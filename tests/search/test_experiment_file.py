@@ -77,11 +77,12 @@ def test_nni_1_is_understood() -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
+        ({'duration': 'soon'}, "duration: 'soon' is not written as it must be. It is: Seconds, or a number with a unit"),
+        ({'trial': 'python t.py --images postgresql://a:s3cret@h/d'}, 'trial.command holds a password'),
         ({'trails': 3}, "no key 'trails'. Did you mean 'trials'"),
         ({'maxTrialNumbr': 3}, "Did you mean 'maxTrialNumber'"),
         ({'trials': 0}, 'trials: 0 is less than the minimum of 1'),
         ({'trials': 'ten'}, "trials: 'ten' is not of type 'integer'"),
-        ({'duration': 'soon'}, 'duration'),
         ({'trial': {'command': 'a', 'function': 'm:f'}}, 'trial'),
         ({'trial': {'command': 'a', 'foldr': '.'}}, "'trial' has no key 'foldr'. Did you mean 'folder'"),
         ({'objectives': 'maximise'}, 'objectives'),
@@ -174,3 +175,9 @@ def test_secrets_are_left_out() -> None:
     assert 's3cret' not in json.dumps(shown)
     assert shown['trial']['environment']['LANG'] == 'C'
     assert content['trial']['environment']['DB_PASSWORD'] == 's3cret'
+
+
+def test_a_variable_that_holds_a_password_is_left_out_whatever_its_name() -> None:
+    environment = {'IMAGES': 'postgresql://ada:s3cret@db/images', 'SEED': 3}
+    shown = without_secrets({'trial': {'command': 'a', 'environment': environment}})
+    assert shown['trial']['environment'] == {'IMAGES': '***', 'SEED': 3}
