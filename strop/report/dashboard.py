@@ -20,10 +20,8 @@ from optuna.storages import BaseStorage
 
 from strop.errors import ConfigError, try_import
 from strop.report.stores import READ_ONLY, open_read_only
-from strop.report.study_view import StudyView
+from strop.report.study_view import LOG_FOLDERS, StudyView
 from strop.search.urls import hide_secrets
-
-LOG_FOLDERS = ('', 'logs', 'trials')
 
 
 class Dashboard:

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -30,6 +30,8 @@ from strop.search import Trial, pareto_front
 from strop.search.trial import COMPLETE, FAILED, RUNNING, best_first
 from strop.search.urls import hide_secrets
 
+#: Where the logs of a search lie in its folder.
+LOG_FOLDERS = ('', 'logs', 'trials')
 _IDS = uuid.UUID('6f0ff3a5-5a4c-4c0e-9b4c-1d6e2f6f9a30')
 _REDRAW = 10.0
 _LOG_BYTES = 5 * 2**20
@@ -62,8 +64,8 @@ class StudyView(BaseStorage):
     Args:
         storage: The store.
         logs: Folders that logs of trials are looked for in: `trial_<number>.log` as `LocalProcesses` names them, or
-            `<digest>-*/trial.log` as `TrialCommand` does. Where the store holds several searches, each one's own
-            sub-folder of its name counts alone.
+            `trial_<number>/trial.log` (outside of a search `<digest>-*/trial.log`) as `TrialCommand` does. Where the store
+            holds several searches, those of one are in a folder of its name, or in the `logs` or `trials` of that.
         where: What the notes call the store; secrets of URLs are left out.
 
     Raises:
@@ -310,19 +312,23 @@ class StudyView(BaseStorage):
     def _log_files(self, search: _Search) -> dict[str, Path]:
         """Return what the folders of logs hold: `trial_<number>` and `<digest>` -> file."""
         found: dict[str, Path] = {}
+        for folder in self._folders(search):
+            for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if entry.suffix == '.log' and entry.is_file():
+                    found[entry.stem] = entry
+                elif (entry / 'trial.log').is_file():
+                    name = entry.name if entry.name.startswith('trial_') else entry.name.partition('-')[0]
+                    found[name] = entry / 'trial.log'
+        return found
+
+    def _folders(self, search: _Search) -> Iterator[Path]:
         for root in self._logs:
             own = root / search.name
-            for folder in [own] if own.is_dir() else [root] if len(self._searches) < 2 else []:
-                if not folder.is_dir():
-                    continue
-                for entry in sorted(folder.iterdir()):
-                    if entry.suffix == '.log' and entry.is_file():
-                        found[entry.stem] = entry
-                    elif (entry / 'trial.log').is_file():
-                        found[entry.name if entry.name.startswith('trial_') else entry.name.partition('-')[0]] = (
-                            entry / 'trial.log'
-                        )
-        return found
+            place = root.absolute()
+            if own.is_dir():
+                yield from (own / name for name in LOG_FOLDERS)
+            elif len(self._searches) < 2 or search.name in (place.name, place.parent.name):
+                yield root
 
     def _log_of(self, search: _Search, frozen: FrozenTrial, files: Mapping[str, Path]) -> Path | None:
         if not files or 'subnet' not in frozen.user_attrs:

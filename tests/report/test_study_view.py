@@ -12,6 +12,7 @@ from strop.errors import StoreError
 from strop.mutables import OneOf, Space, load_subnet
 from strop.report import StudyView
 from strop.report.stores import open_read_only
+from strop.report.study_view import LOG_FOLDERS
 from strop.search import LocalProcesses, TrialCommand, run
 
 SPACE = Space({'op': OneOf(('skip', 'conv')), 'width': OneOf((8, 16, 32))})
@@ -93,6 +94,19 @@ def test_the_logs_of_two_searches_of_one_store_are_kept_apart(storage: BaseStora
     view = StudyView(storage, [tmp_path])
     assert _artefacts(view, _study(view, 'first').trials[0])['trial_0.log'] == b'of the first'
     assert 'trial_0.log' not in _artefacts(view, _study(view, 'second').trials[0])
+
+
+@pytest.mark.parametrize('given', ['.', 'second', 'second/trials'])
+def test_logs_lie_in_the_folders_of_experiments_that_share_a_store(given: str, storage: BaseStorage, tmp_path: Path) -> None:
+    for name in ('first', 'second'):
+        run(SPACE, lambda net: net['width'], strategy='grid', store=storage, name=name, trials=1)
+        (tmp_path / name / 'trials' / 'trial_0').mkdir(parents=True)
+        (tmp_path / name / 'trials' / 'trial_0' / 'trial.log').write_text(f'of the {name}')
+    folders = [tmp_path / given / name for name in LOG_FOLDERS]
+    view = StudyView(storage, folders)
+    assert _artefacts(view, _study(view, 'second').trials[0])['trial_0.log'] == b'of the second'
+    of_first = _artefacts(view, _study(view, 'first').trials[0]).get('trial_0.log')
+    assert of_first == (b'of the first' if given == '.' else None)
 
 
 def test_a_long_log_is_cut_at_its_beginning(storage: BaseStorage, tmp_path: Path) -> None:
