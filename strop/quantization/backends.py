@@ -123,7 +123,7 @@ def backend(name: str | Backend) -> Backend:
     """
     if isinstance(name, Backend):
         return name
-    if name not in _BACKENDS:
+    if not isinstance(name, str) or name not in _BACKENDS:
         raise ConfigError(f'A backend is one of {listed(_BACKENDS)}, but got {name!r}.{near(name, _BACKENDS)}')
     return _BACKENDS[name]
 

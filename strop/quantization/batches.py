@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from strop.errors import ConfigError, DataError
+from strop.errors import ConfigError, DataError, StropError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -147,6 +148,35 @@ def batch_size(call: Call) -> int | None:
 def rows(call: Call, start: int, stop: int) -> Call:
     """Return the samples `start` to `stop` of a batch."""
     return tree_map_only(torch.Tensor, lambda tensor: tensor[start:stop], call)
+
+
+@contextmanager
+def taken_by(name: str, call: Call, index: int = 0) -> Iterator[None]:
+    """Word what a model raises on a batch as an error of the data; errors of this package stay what they are.
+
+    Args:
+        name: What to call the model.
+        call: The batch.
+        index: Its number.
+
+    Raises:
+        DataError: If the model does not take the batch.
+
+    >>> with taken_by('Linear', ((torch.rand(2, 3),), {})):  # doctest: +ELLIPSIS
+    ...     _ = torch.nn.Linear(4, 1)(torch.rand(2, 3))
+    Traceback (most recent call last):
+    strop.errors.DataError: Linear does not take batch 0 of the calibration data, which has inputs ((2, 3, 'float32'),): ...
+    """
+    try:
+        yield
+    except StropError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
+        reason = str(error).strip().splitlines() or ['']
+        raise DataError(
+            f'{name} does not take batch {index} of the calibration data, which has inputs {_shape(call)}: '
+            f'{type(error).__name__}: {reason[0][:300]}'
+        ) from error
 
 
 def _check_values(call: Call, index: int) -> None:

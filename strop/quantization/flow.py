@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from strop.errors import ConfigError, DataError, ExportError, try_import
+from strop.errors import ConfigError, ExportError, try_import
 from strop.estimators.runtimes import quiet
-from strop.quantization.batches import Batches, Call, batch_size
+from strop.quantization.batches import Batches, Call, batch_size, taken_by
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -167,15 +167,8 @@ def calibrate(prepared: GraphModule, batches: Batches | Iterable[Any], limit: in
     checked = Batches.of(batches, limit)
     with torch.no_grad(), quiet():
         for index, (args, kwargs) in enumerate(checked):
-            try:
+            with taken_by('The model', (args, kwargs), index):
                 prepared(*args, **kwargs)
-            except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                shapes = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (args, kwargs))
-                raise DataError(
-                    f'Batch {index} of the calibration data does not fit the model: it has inputs '
-                    f'{shapes[0] or ""}{shapes[1] or ""}. {type(error).__name__}: {reason[0][:300]}'
-                ) from error
     return len(checked)
 
 
@@ -202,23 +195,43 @@ def convert(prepared: GraphModule, *, fold: bool = True) -> GraphModule:
 def switchable(graph: GraphModule) -> GraphModule:
     """Give a graph of ATen ops a working `train()` and `eval()`: they set batch norms, dropout and the modules inside.
 
-    torchao's own switch gives every batch norm the momentum and epsilon of its defaults; this one keeps them.
+    torchao's own switch gives every batch norm the momentum and epsilon of its defaults; this one keeps them. Copies of the
+    graph have it, too.
+
+    >>> graph = switchable(capture(nn.Sequential(nn.Linear(3, 2), nn.Dropout()), ((torch.rand(4, 3),), {}), training=True))
+    >>> graph.eval().training, graph.train().training
+    (False, True)
     """
-    graph.train = types.MethodType(_train, graph)  # type: ignore[method-assign]
-    graph.eval = types.MethodType(lambda self: _train(self, False), graph)  # type: ignore[method-assign]
+    # What torch.export and torchao put in their place refuses to switch.
+    for name in ('train', 'eval'):
+        graph.__dict__.pop(name, None)
+    if not isinstance(graph, SwitchableGraph):
+        # The code of a graph is kept in a class of its own.
+        graph.__class__ = type('GraphModuleImpl', (SwitchableGraph,), {})
+        graph.recompile()
     return graph
 
 
-def _train(self: GraphModule, mode: bool = True) -> GraphModule:
-    for place, ops in ((5, _BATCH_NORMS), (2, _DROPOUTS)):
-        for node in self.graph.nodes:
-            if node.op == 'call_function' and node.target in ops and len(node.args) > place:
-                node.update_arg(place, mode)
-    self.recompile()
-    self.training = mode
-    for child in self.children():
-        child.train(mode)
-    return self
+class SwitchableGraph(GraphModule):
+    """A graph of ATen ops in which `train()` and `eval()` work; see `switchable`."""
+
+    def train(self, mode: bool = True) -> SwitchableGraph:
+        """Set batch norms, dropout and the modules inside."""
+        for place, ops in ((5, _BATCH_NORMS), (2, _DROPOUTS)):
+            for node in self.graph.nodes:
+                if node.op == 'call_function' and node.target in ops and len(node.args) > place:
+                    node.update_arg(place, mode)
+        self.recompile()
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ExportError(
+            'A graph of ATen ops cannot be pickled: torch.fx would trace it anew, which turns integer weights into floats. '
+            "Write it with the result's `export(path)`, or with torch.export.save."
+        )
 
 
 def _restore_literals(prepared: GraphModule, literals: Mapping[Any, tuple[float, float]]) -> None:

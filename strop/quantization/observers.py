@@ -46,11 +46,11 @@ def observer(name: str, *, weight: bool, per_channel: bool = False, percentile: 
         ConfigError: If the name is unknown, or there is no such observer; the message has those that there are.
 
     >>> observer('mse', weight=True, per_channel=True).p.func.__name__
-    'WeightMSEObserver'
+    'PerChannelMSEObserver'
     """
     if name not in OBSERVERS:
         raise ConfigError(f'An observer is one of {listed(OBSERVERS)}, but got {name!r}.{near(name, OBSERVERS)}')
-    if not 50 < percentile <= 100:
+    if not isinstance(percentile, (int, float)) or not 50 < percentile <= 100:
         raise ConfigError(f'`percentile` is the share of values to keep, above 50 and up to 100, but got {percentile!r}.')
     if per_channel and not weight:
         raise ConfigError(
@@ -148,7 +148,8 @@ def _own() -> dict[tuple[str, bool, bool], Any]:
             self.max_val.resize_(high.shape).copy_(high)
             return x_orig
 
-    class WeightPercentileObserver(_WeightObserver):
+    # torchao passes the axis of channels on to what has `PerChannel` in its name; without an axis there is one range.
+    class PerChannelPercentileObserver(_WeightObserver):
         """The range of each channel that holds a share of its values."""
 
         def __init__(self, percentile: float = 99.99, **kwargs: Any) -> None:
@@ -162,7 +163,7 @@ def _own() -> dict[tuple[str, bool, bool], Any]:
             low, high = ordered[:, round(outside * last)], ordered[:, round((1 - outside) * last)]
             return self._calculate_qparams(low, high)  # type: ignore[no-any-return]
 
-    class WeightMSEObserver(_WeightObserver):
+    class PerChannelMSEObserver(_WeightObserver):
         """The range of each channel with the least squared error."""
 
         def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -178,10 +179,10 @@ def _own() -> dict[tuple[str, bool, bool], Any]:
     return {
         ('percentile', False, False): PercentileObserver,
         ('mse', False, False): MSEObserver,
-        ('percentile', True, False): WeightPercentileObserver,
-        ('percentile', True, True): WeightPercentileObserver,
-        ('mse', True, False): WeightMSEObserver,
-        ('mse', True, True): WeightMSEObserver,
+        ('percentile', True, False): PerChannelPercentileObserver,
+        ('percentile', True, True): PerChannelPercentileObserver,
+        ('mse', True, False): PerChannelMSEObserver,
+        ('mse', True, True): PerChannelMSEObserver,
     }
 
 

@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strop.errors import ConfigError, DataError, listed, near
 from strop.graph.forward import training_mode_kept
-from strop.quantization.batches import Batches
+from strop.quantization.batches import Batches, taken_by
 from strop.quantization.fake_quantize import FakeQuantizer
 from strop.quantization.qconfig import QConfig
 
@@ -58,7 +58,7 @@ class _Show:
                 layer.__dict__['weight'] = shown[0]
 
 
-def quantizable(model: nn.Module, ignored: Iterable[str] = ()) -> dict[str, nn.Module]:
+def quantizable(model: nn.Module, ignored: str | Iterable[str] = ()) -> dict[str, nn.Module]:
     """Return name -> layer of the convolutions and linear layers, in the order in which the model holds them.
 
     Args:
@@ -68,7 +68,7 @@ def quantizable(model: nn.Module, ignored: Iterable[str] = ()) -> dict[str, nn.M
     >>> list(quantizable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 2)), ignored=['2']))
     ['0']
     """
-    patterns = list(ignored)
+    patterns = [ignored] if isinstance(ignored, str) else list(ignored)
     found: dict[str, nn.Module] = {}
     # Attention reads the weight of its output layer without calling it.
     inner = {id(child) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.modules()}
@@ -97,7 +97,7 @@ def prepare_qat(
     qconfig: str | QConfig = 'int8',
     *,
     overrides: Mapping[str, str | QConfig | None] | None = None,
-    ignored: Iterable[str] = (),
+    ignored: str | Iterable[str] = (),
     first_last: str | QConfig | None = 'auto',
     inplace: bool = False,
 ) -> nn.Module:
@@ -128,7 +128,7 @@ def prepare_qat(
     """
     chosen = QConfig.of(qconfig)
     model = model if inplace else copy.deepcopy(model)
-    overrides, ignored = dict(overrides or {}), list(ignored)
+    overrides, ignored = dict(overrides or {}), [ignored] if isinstance(ignored, str) else list(ignored)
     every = quantizable(model)
     if not every:
         raise ConfigError(f'{type(model).__name__} has no convolution or linear layer to quantize.')
@@ -136,22 +136,18 @@ def prepare_qat(
         if not any(_matched(name, [pattern]) for name in every):
             raise ConfigError(f'No layer to quantize matches {pattern!r}.{near(pattern, every)} There are {listed(every, 4)}.')
     ends = _ends(chosen, qconfig, first_last)
+    others = {pattern: None if other is None else QConfig.of(other) for pattern, other in overrides.items()}
     names = list(every)
+    plan: dict[str, dict[str, FakeQuantizer]] = {}
     for name, layer in every.items():
-        if _matched(name, ignored):
-            detach(layer)
-            continue
-        own = QConfig.of(ends) if ends is not None and name in (names[0], names[-1]) else chosen
-        found = _matched(name, overrides)
-        if found is not None:
-            other = overrides[found]
-            if other is None:
-                detach(layer)
-                continue
-            own = QConfig.of(other)
-        attach(layer, own)
-    if not fake_quantizers(model):
+        own: QConfig | None = ends if ends is not None and name in (names[0], names[-1]) else chosen
+        found = _matched(name, others)
+        own = None if _matched(name, ignored) else own if found is None else others[found]
+        plan[name] = {} if own is None else built_for(layer, own)
+    if not any(plan.values()):
         raise ConfigError('Nothing is left to quantize: every layer is ignored, or has None in `overrides`.')
+    for name, quantizers in plan.items():
+        attach(every[name], quantizers)
     if not any(getattr(hook, 'hook', hook) is _check_forms for hook in model._load_state_dict_pre_hooks.values()):
         model.register_load_state_dict_pre_hook(_check_forms)
     return model
@@ -168,24 +164,31 @@ def _ends(chosen: QConfig, given: str | QConfig, first_last: str | QConfig | Non
     return QConfig(*sides)
 
 
-def attach(layer: nn.Module, qconfig: QConfig) -> None:
-    """Put fake quantizers on one layer; those that it had are replaced, and give their steps where they fit."""
+def built_for(layer: nn.Module, qconfig: QConfig) -> dict[str, FakeQuantizer]:
+    """Return the fake quantizers of one layer by name, with the steps of those that it has where they fit."""
     axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    found = {}
     for name, spec in ((WEIGHT, qconfig.weight), (INPUT, qconfig.input)):
-        old = getattr(layer, name, None)
-        if name in layer._modules:
-            del layer._modules[name]
         if spec is None:
             continue
         quantizer = spec.build(is_weight=name == WEIGHT, ch_axis=axis if name == WEIGHT else 1)
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
         if name == WEIGHT:
             quantizer.resize(weight)
-        layer.add_module(name, quantizer.to(weight.device).train(layer.training))
+        found[name] = quantizer.to(weight.device).train(layer.training)
+        old = getattr(layer, name, None)
         if isinstance(old, FakeQuantizer) and bool(old.observed):
             _take_over(quantizer, old)
-    if not any(isinstance(hook, _Hide) for hook in layer._forward_pre_hooks.values()):
+    return found
+
+
+def attach(layer: nn.Module, quantizers: Mapping[str, FakeQuantizer]) -> None:
+    """Put fake quantizers on one layer in the place of those that it had."""
+    detach(layer)
+    for name, quantizer in quantizers.items():
+        layer.add_module(name, quantizer)
+    if quantizers:
         layer.register_forward_pre_hook(_Hide())
         layer.register_forward_hook(_Show(), always_call=True)
 
@@ -274,7 +277,7 @@ def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Modul
 
     Raises:
         ConfigError: If the model was not prepared.
-        DataError: If there are no batches, they are not finite, or a layer was not reached.
+        DataError: If there are no batches, they are not finite, the model does not take them, or a layer was not reached.
 
     >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
     >>> out = calibrate(model, [torch.rand(4, 2)])(torch.rand(3, 2))
@@ -285,8 +288,9 @@ def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Modul
     batches = Batches.of(data, steps, device)
     with training_mode_kept(model), calibrating(model):
         model.eval()
-        for args, kwargs in batches:
-            model(*args, **kwargs)
+        for index, (args, kwargs) in enumerate(batches):
+            with taken_by(type(model).__name__, (args, kwargs), index):
+                model(*args, **kwargs)
     check_calibrated(model)
     return model
 

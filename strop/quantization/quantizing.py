@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
 
-from strop.errors import ConfigError, ExportError, StropError
+from strop.errors import ConfigError, DataError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.files import atomic_path
 from strop.quantization.backends import Backend, Run, check_structure
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.backends import prepared as prepared_file
-from strop.quantization.batches import Batches, Call, batch_size, rows
+from strop.quantization.batches import Batches, Call, batch_size, rows, taken_by
 from strop.quantization.correction import correct_biases
 from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
@@ -103,18 +102,26 @@ def quantize(
     entry = backend_of(backend)
     if not isinstance(model, nn.Module):
         raise ConfigError(f'`quantize` takes an nn.Module, but got {type(model).__name__}.')
-    if max_drop is not None and (metric is None or not max_drop >= 0):
+    if metric is not None and not callable(metric):
+        raise ConfigError(f'`metric` is a function of a model that gives one number, but got {metric!r}.')
+    number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
+    if max_drop is not None and (metric is None or not number or not max_drop >= 0):
         raise ConfigError(
             f'`max_drop` is how far `metric(model)` may fall, 0 or more, and needs the metric; got max_drop={max_drop!r}, '
             f'metric={metric!r}.'
         )
     scheme = Scheme(activation, weight, per_channel, symmetric, percentile).on(entry)
+    patterns = [ignored] if isinstance(ignored, str) else list(ignored) if isinstance(ignored, Iterable) else [ignored]
+    if any(not isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f'`ignored` is a pattern of names of layers, or several, but got {ignored!r}.')
     entry.require()
     device = next((tensor.device for tensor in model.parameters()), torch.device('cpu'))
     if device.type != 'cpu':
         raise ConfigError(
             f'Every backend here runs on the CPU, but the model is on {device}: quantize `copy.deepcopy(model).cpu()`.'
         )
+    if any(tensor.dtype == torch.float64 for tensor in model.parameters()):
+        raise ConfigError('No backend here computes in float64: quantize `copy.deepcopy(model).float()` with such data.')
     given = Batches.of(data, batches, torch.device('cpu'))
     used, held = given.split() if max_drop is not None or sensitivity else (given, Batches(given.calls[-1:]))
     _check_model(model, given)
@@ -130,7 +137,7 @@ def quantize(
     job = _Job(entry, scheme, graph, used, bias_correction)
     reference = job.reference()
     reasons: dict[str, str] = {}
-    converted, left = job.converted(ignored)
+    converted, left = job.converted(patterns)
     reasons |= {name: f'by the pattern {pattern!r}' for name, pattern in left.items()}
     notes: list[str] = []
     found: tuple[float, float] | None = None
@@ -139,13 +146,12 @@ def quantize(
         whole = measured(metric, reference)
         found = whole, measured(metric, converted)
         if max_drop is not None and found[1] < whole - max_drop:
-            unfolded = job.converted(ignored, fold=False)[0]
+            unfolded = job.converted(patterns, fold=False)[0]
             costs = sensitivity_of(reference, unfolded, held, metric)
             ranking, count = list(costs), 0
             while found[1] < whole - max_drop:
                 count, _ = fewest_in_float(unfolded, ranking, metric, whole - max_drop, count + 1)
                 names = ranking[:count]
-                patterns = [ignored] if isinstance(ignored, str) else list(ignored)
                 converted, _ = job.converted([*patterns, *map(_literal, names)])
                 found = whole, measured(metric, converted)
                 if count >= len(ranking) and found[1] < whole - max_drop:
@@ -156,7 +162,7 @@ def quantize(
             reasons |= dict.fromkeys(names, f'because the metric would fall by more than {max_drop:.4g}')
             notes.append(f'{count} of {len(ranking)} layers were left in float for the metric.')
     if sensitivity and costs is None:
-        costs = sensitivity_of(reference, job.converted(ignored, fold=False)[0], held, metric)
+        costs = sensitivity_of(reference, job.converted(patterns, fold=False)[0], held, metric)
     if bias_correction:
         passes.append(f'{job.corrected} biases corrected')
     levels = layer_sqnr(reference, converted, held)
@@ -164,7 +170,13 @@ def quantize(
     if not any(layer.quantized for layer in layers):
         raise ConfigError(
             f'Nothing of {type(model).__name__} would be quantized for {entry.name}: '
-            + ('every layer is ignored.' if ignored else 'it has no layer that the backend computes with integers.')
+            + (
+                'every layer would have to stay float for the metric. Allow a larger drop.'
+                if notes
+                else 'every layer is ignored.'
+                if patterns
+                else 'it has no layer that the backend computes with integers.'
+            )
         )
     record = QuantizationRecord(
         backend=entry.name,
@@ -389,20 +401,10 @@ def _literal(name: str) -> str:
 
 
 def _check_model(model: nn.Module, batches: Batches) -> None:
-    from strop.errors import DataError
-
     args, kwargs = batches[0]
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
-    try:
-        with torch.no_grad():
-            outputs = twin(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shapes = [tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
-            f'{type(model).__name__} does not take the calibration data, whose inputs have the shapes {shapes}: '
-            f'{type(error).__name__}: {reason[0][:300]}'
-        ) from error
+    with torch.no_grad(), taken_by(type(model).__name__, (args, kwargs)):
+        outputs = twin(*args, **kwargs)
     for tensor in tensors_of(outputs):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(

@@ -9,6 +9,7 @@ from strop.errors import ConfigError, DataError, TrainingError
 from strop.quantization import (
     LearnableFakeQuantize,
     QConfig,
+    QuantSpec,
     apply_schedule,
     calibrate,
     convert,
@@ -237,6 +238,30 @@ def test_bad_calibration_data_are_refused_and_change_nothing():
         with pytest.raises(DataError, match=message):
             calibrate(prepared, data)
     assert not any(quantizer.observed for quantizer in fake_quantizers(prepared).values())
+
+
+def test_calibration_data_of_another_shape_are_refused():
+    prepared = prepare_qat(net(), 'int8')
+    with pytest.raises(DataError, match=r"Net does not take batch 0 of the calibration data.*16, 4, 8, 8, 'float32'"):
+        calibrate(prepared, [torch.rand(16, 4, 8, 8)])
+
+
+def test_a_bad_qconfig_leaves_a_model_that_is_prepared_in_place_as_it_is():
+    model = net()
+    with pytest.raises(ConfigError, match='must be 2 to 8'):
+        prepare_qat(model, 'int8', overrides={'head': 'int1'}, inplace=True)
+    with pytest.raises(ConfigError, match='PACT clips inputs'):
+        pact = QConfig(QuantSpec(fake_quant='PACTFakeQuantize'))
+        prepare_qat(model, 'int8', overrides={'head': pact}, inplace=True)
+    with pytest.raises(ConfigError, match='every layer is ignored'):
+        prepare_qat(model, 'int8', ignored='*', inplace=True)
+    assert not fake_quantizers(model)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_one_pattern_of_ignored_layers_may_be_a_string():
+    assert list(quantizable(net(), ignored='body')) == ['stem', 'up', 'head']
+    assert not any(name.startswith('head') for name in fake_quantizers(prepare_qat(net(), ignored='head')))
 
 
 def test_a_layer_that_is_never_called_is_named():

@@ -1,5 +1,6 @@
 import copy
 import json
+import pickle
 
 import pytest
 import torch
@@ -47,6 +48,23 @@ def test_the_model_stays_as_it_is():
     assert type(net.block1.relu) is nn.ReLU
 
 
+def test_copies_of_a_result_work_alike(tmp_path):
+    data = image_batches()
+    result = quantize(small_net(), data, backend='tensorrt')
+    other = copy.deepcopy(result)
+    assert torch.equal(other(data[0]), result(data[0]))
+    assert str(other) == str(result)
+    assert other.model.train().training
+    assert not result.model.training
+    other.model.eval().load_state_dict(result.model.state_dict())
+    other.export(tmp_path / 'model.onnx')
+
+
+def test_what_cannot_be_pickled_says_what_to_do():
+    with pytest.raises(ExportError, match=r'cannot be pickled: .* `export\(path\)`'):
+        pickle.dumps(quantize(small_net(), image_batches(), backend='tensorrt', check=False))
+
+
 def test_the_record_tells_everything(tmp_path):
     result = quantize(small_net(), image_batches(), backend='tensorrt', ignored=['head', 'block1.*'])
     record = result.record
@@ -74,6 +92,26 @@ def test_scales_are_those_of_the_weights():
     # The quantizer counts the levels of both signs: 254 steps for twice the range.
     assert low == pytest.approx(float(scale.min()), rel=1e-5)
     assert high == pytest.approx(float(scale.max()), rel=1e-5)
+
+
+@pytest.mark.parametrize('per_channel', [True, False])
+@pytest.mark.parametrize(('weight', 'options'), [('mse', {}), ('percentile', {'percentile': 90})])
+def test_every_observer_of_weights_gives_a_scale_for_each_channel_or_one(weight, options, per_channel):
+    net = small_net()
+    with torch.no_grad():
+        # Outliers and channels of different size, so that no two ways of choosing a range agree.
+        net.block1.conv1.weight.copy_(torch.randn(net.block1.conv1.weight.shape) ** 3 * torch.arange(1, 9).reshape(8, 1, 1, 1))
+        net.head.weight.mul_(torch.arange(1, 11).unsqueeze(1))
+    plain, other = (
+        quantize(net, image_batches(), backend='openvino', check=False, weight=name, per_channel=per_channel, **options).record
+        for name in ('min_max', weight)
+    )
+    assert [layer.scales for layer in other.layers] == ([8, 8, 8, 8, 8, 10] if per_channel else [1] * 6)
+    largest = {layer.name: layer.weight_scale[1] for layer in plain.layers}
+    assert all(layer.weight_scale[1] <= 1.001 * largest[layer.name] for layer in other.layers)
+    if weight == 'percentile':
+        scales = {layer.name: layer.weight_scale[1] for layer in other.layers}
+        assert scales['block1.conv1'] < 0.9 * largest['block1.conv1']
 
 
 def test_weights_with_one_scale_lose_more():
@@ -143,7 +181,7 @@ def test_a_drop_that_no_layer_explains_is_refused():
     [
         ([], 'empty'),
         ([torch.full((2, 3, 16, 16), float('nan'))], 'NaN'),
-        ([torch.rand(2, 5, 16, 16)], r'\(2, 5, 16, 16\)'),
+        ([torch.rand(2, 5, 16, 16)], r'2, 5, 16, 16'),
         ([torch.rand(2, 3, 16, 16), torch.rand(2, 3, 8, 8)], 'Batch 1'),
     ],
 )
@@ -153,6 +191,41 @@ def test_calibration_data_that_means_nothing_is_refused(data, message):
     with pytest.raises(DataError, match=message):
         quantize(net, data, backend='tensorrt')
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(metric=3), '`metric` is a function of a model'),
+        (dict(metric=len, max_drop='a'), "max_drop='a'"),
+        (dict(ignored=3), '`ignored` is a pattern .* got 3'),
+        (dict(ignored=['head', 3]), '`ignored` is a pattern'),
+        (dict(activation='percentile', percentile='a'), '`percentile` is the share'),
+        (dict(backend=['openvino']), r"A backend is one of .* got \['openvino'\]"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_with_what_they_can_be(options, message):
+    with pytest.raises(StropError, match=message):
+        quantize(small_net(), image_batches(), **{'backend': 'tensorrt', 'check': False, **options})
+
+
+def test_a_limit_that_leaves_nothing_to_quantize_says_so():
+    net, (images, *rest) = small_net(), image_batches()
+    truth = net(images).detach()
+    with pytest.raises(ConfigError, match='every layer would have to stay float for the metric'):
+        quantize(
+            net,
+            [images, *rest],
+            backend='tensorrt',
+            check=False,
+            metric=lambda model: -float((model(images) - truth).square().mean() > 1e-10),
+            max_drop=0.0,
+        )
+
+
+def test_a_model_in_float64_is_refused():
+    with pytest.raises(ConfigError, match='float64'):
+        quantize(small_net().double(), [batch.double() for batch in image_batches()], backend='tensorrt')
 
 
 def test_a_model_that_already_gives_nan_is_refused():
