@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,6 +22,7 @@ from strop.errors import ConfigError, try_import
 from strop.mutables import Space
 from strop.search.executor import Evaluate, OnReport, Outcome, evaluate_trial
 from strop.search.parcel import Parcel, pack
+from strop.search.reports import Decide
 from strop.search.trial import Trial
 
 _POLL = 0.2  # seconds between two looks at limits
@@ -335,11 +336,8 @@ def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
             return
         space = given if given is not None else space
         assert space is not None, 'the first trial brings its space'
-        with _output_to(settings.logs, number):
-            decide = functools.partial(_ask, connection, number)
-            outcome = evaluate_trial(evaluate, Trial(number, space.from_picks(choices)), settings.seed, decide)
-            if outcome.trace is not None:
-                print(outcome.trace, file=sys.stderr)
+        decide = functools.partial(_ask, connection, number)
+        outcome = evaluate_logged(evaluate, Trial(number, space.from_picks(choices)), settings.seed, decide, settings.logs)
         try:
             connection.send(outcome)
         except (BrokenPipeError, ConnectionResetError):
@@ -361,23 +359,42 @@ def _die_with_parent(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def evaluate_logged(evaluate: Evaluate, trial: Trial, seed: int, decide: Decide | None, logs: str | None) -> Outcome:
+    """Evaluate a trial as `evaluate_trial` does, with its output in its log; where the disk is full, the log is cut off."""
+    with _output_to(logs, trial.number):
+        outcome = evaluate_trial(evaluate, trial, seed, decide)
+        if outcome.trace is not None:
+            with contextlib.suppress(OSError):
+                print(outcome.trace, file=sys.stderr)
+    return outcome
+
+
 @contextlib.contextmanager
-def _output_to(folder: str | None, number: int) -> Any:
+def _output_to(folder: str | None, number: int) -> Iterator[None]:
     """Write what is printed, also by libraries and children, to the log of a trial."""
     if folder is None:
         yield
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     kept = [os.dup(1), os.dup(2)]
-    with open(log_file(folder, number), 'ab') as log:
+    # Without a folder or a file its output goes nowhere; the trial itself is not at fault.
+    try:
+        log = open(log_file(folder, number), 'ab')  # noqa: SIM115
+    except OSError:
+        log = open(os.devnull, 'ab')  # noqa: SIM115
+    with log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for descriptor, stream in zip(kept, (1, 2), strict=True):
             os.dup2(descriptor, stream)
             os.close(descriptor)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()

@@ -21,9 +21,9 @@ import torch
 
 from strop.errors import ConfigError, StropError, try_import
 from strop.mutables import Space
-from strop.search.executor import Evaluate, Outcome, evaluate_trial
+from strop.search.executor import Evaluate, Outcome
 from strop.search.parcel import Parcel, pack
-from strop.search.processes import _held, _output_to, log_file
+from strop.search.processes import _held, evaluate_logged, log_file
 from strop.search.trial import Trial
 
 _POLL = 0.5  # seconds between two looks at limits
@@ -477,13 +477,10 @@ class _Evaluator:
         trial = Trial(number, self.space.from_picks(choices))
         self.number = number
         try:
-            with _output_to(self.settings['logs'], number):
-                outcome = evaluate_trial(self.evaluate_subnet, trial, self.settings['seed'], self._decide if asks else None)
-                if outcome.trace is not None:
-                    print(outcome.trace, file=sys.stderr)
+            decide = self._decide if asks else None
+            return evaluate_logged(self.evaluate_subnet, trial, self.settings['seed'], decide, self.settings['logs'])
         finally:
             self.number = None
-        return outcome
 
     def _decide(self, step: int, value: float) -> bool:
         import ray

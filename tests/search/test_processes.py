@@ -78,6 +78,26 @@ def test_every_way_to_fail_is_told_and_the_others_go_on(tmp_path):
     assert str(log_file(tmp_path, told[3].number)) in told[3].error
 
 
+def test_a_log_that_cannot_be_written_takes_no_worker_with_it(tmp_path):
+    def evaluate(subnet):
+        print('x' * 20000)
+        if subnet['b'] == 2:
+            raise ValueError('two')
+        return 1
+
+    for number in range(3):
+        (tmp_path / f'trial_{number}.log').symlink_to('/dev/full')
+    (tmp_path / 'trial_3.log').mkdir()
+    (tmp_path / 'trial_4.log').mkdir()
+    result = run(PLAIN, evaluate, strategy='random', trials=6, executor=LocalProcesses(1, logs=tmp_path))
+    assert {trial.error for trial in result.trials[:3]} <= {
+        None,
+        'OSError: [Errno 28] No space left on device',
+        'ValueError: two',
+    }
+    assert {trial.error for trial in result.trials[3:]} <= {None, 'ValueError: two'}
+
+
 def test_weights_are_shared_and_threads_divided(two):
     result = run(PLAIN, evaluations.Supernet(1000), strategy='random', trials=6, executor=LocalProcesses(2, threads=1))
     assert all(trial.values == {'score': 1000.0 + trial.subnet['b']} for trial in result.trials)
