@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -18,6 +15,8 @@ import strop.report.dashboard
 from strop.cli.main import main
 from strop.mutables import OneOf, Space
 from strop.search import run
+
+from .running import fresh
 
 
 @pytest.fixture
@@ -38,9 +37,8 @@ def _called(arguments: list[str], monkeypatch) -> tuple[int, str]:
 
 
 def test_it_serves_until_interrupted(folder: Path) -> None:
-    command = [sys.executable, '-m', 'strop', 'dashboard', str(folder), '--port', '0']
-    environment = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    process = fresh('dashboard', folder, '--port', '0', cwd=folder, PYTHONUNBUFFERED='1')
+    try:
         assert process.stderr is not None
         line = process.stderr.readline()
         address = re.search(r'http://127\.0\.0\.1:\d+', line)
@@ -48,6 +46,8 @@ def test_it_serves_until_interrupted(folder: Path) -> None:
         answer = json.load(urllib.request.urlopen(f'{address[0]}/api/studies', timeout=30))
         process.send_signal(signal.SIGINT)
         out, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert answer['study_summaries'][0]['study_name'] == 'search'
     assert process.returncode == 0
     assert out == ''
