@@ -93,7 +93,10 @@ class Backend:
             MissingDependencyError: If something is missing; the message names the extra that brings it.
         """
         for module in self.modules:
-            try_import(module, self.extra)
+            if module.partition('.')[0] == 'torchao':
+                pt2e()
+            else:
+                try_import(module, self.extra)
 
     def quantizer(self, is_qat: bool = False) -> Any:
         """Return its quantizer, for training or for calibration.

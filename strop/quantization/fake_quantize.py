@@ -10,7 +10,8 @@ import torch
 from mmengine.dist import all_reduce, is_distributed
 from torch import Tensor, nn
 
-from strop.errors import ConfigError, TrainingError, try_import
+from strop.errors import ConfigError, TrainingError, listed
+from strop.quantization.flow import pt2e
 from strop.quantization.rounding import fake_quantize
 from strop.registry import MODELS
 
@@ -30,7 +31,7 @@ SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 
 
 def _observer(name: str, **kwargs: Any) -> nn.Module:
-    return getattr(try_import('torchao.quantization.pt2e', 'quantization'), name)(**kwargs)
+    return getattr(pt2e(), name)(**kwargs)  # type: ignore[no-any-return]
 
 
 for _name in TORCHAO_OBSERVERS:
@@ -243,24 +244,28 @@ def known_to_torchao() -> None:
     Raises:
         MissingDependencyError: If torchao is absent.
     """
-    pt2e = try_import('torchao.quantization.pt2e', 'quantization')
-    pt2e.FakeQuantizeBase.register(FakeQuantizer)
+    pt2e().FakeQuantizeBase.register(FakeQuantizer)
 
 
 def observer_of(observer: Any, **kwargs: Any) -> nn.Module:
     """Build an observer from a class, a constructor, a registered name or a config.
 
     Raises:
-        ConfigError: If it is none of them.
+        ConfigError: If it is none of them, or takes other arguments.
     """
     if isinstance(observer, str):
         observer = {'type': observer}
     if isinstance(observer, dict):
-        config = {**kwargs, **observer}
-        return MODELS.get(config.pop('type'))(**config) if isinstance(observer['type'], str) else config.pop('type')(**config)
+        kwargs = {**kwargs, **observer}
+        kind = kwargs.pop('type')
+        observer = MODELS.get(kind) if isinstance(kind, str) else kind
     if not callable(observer):
         raise ConfigError(f'`observer` must be the class of one, its name or its config, but got {observer!r}.')
-    return observer(**kwargs)
+    try:
+        return observer(**kwargs)
+    except TypeError as error:
+        name = getattr(observer, '__name__', type(observer).__name__)
+        raise ConfigError(f'{name} does not take these arguments, {listed(kwargs)}: {error}') from error
 
 
 @MODELS.register_module()

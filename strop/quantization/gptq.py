@@ -61,7 +61,7 @@ def gptq_round(
     rows, inputs = weight.shape
     if hessian.shape != (inputs, inputs):
         raise ConfigError(f'A weight of {inputs} inputs has a Hessian of {(inputs, inputs)}, but got {tuple(hessian.shape)}.')
-    if not 0 < damping < float('inf'):
+    if not isinstance(damping, (int, float)) or not 0 < damping < float('inf'):
         raise ConfigError(f'`damping` is a positive share of the mean diagonal, such as 0.01, but got {damping!r}.')
     weight = weight.detach().clone()
     factor, order = _inverse_factor(hessian, damping, act_order)

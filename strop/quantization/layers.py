@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError, listed, near
 from strop.quantization.flow import is_parameter
+from strop.quantization.patterns import matched, patterns_of
 
 aten = torch.ops.aten
 
@@ -107,29 +107,14 @@ def matching(patterns: Iterable[str] | str, names: Iterable[str]) -> dict[str, s
     >>> matching(['blocks.0', '*head'], ['blocks.0.fc', 'blocks.1.fc', 'head'])
     {'blocks.0.fc': 'blocks.0', 'head': '*head'}
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    names = list(names)
-    found: dict[str, str] = {}
+    patterns, names = patterns_of('ignored', patterns), list(names)
     for pattern in patterns:
-        hits = [
-            name for name in names if fnmatchcase(name, pattern) or any(fnmatchcase(part, pattern) for part in _parents(name))
-        ]
-        if not hits:
+        if not any(matched(name, [pattern]) for name in names):
             raise ConfigError(
                 f'The pattern {pattern!r} of layers to ignore matches none.{near(pattern, names)} There are {listed(names)}.'
             )
-        for name in hits:
-            found.setdefault(name, pattern)
-    return {name: found[name] for name in names if name in found}
-
-
-def _parents(name: str) -> Iterator[str]:
-    path = name.partition(':')[0]
-    if path != name:
-        yield path
-    while '.' in path:
-        path = path.rpartition('.')[0]
-        yield path
+    found = {name: matched(name, patterns) for name in names}
+    return {name: pattern for name, pattern in found.items() if pattern is not None}
 
 
 # -- what a converted graph says about its layers ------------------------------------------------------------

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from strop.errors import ConfigError, DataError, listed, near
 from strop.quantization.grouping import Grid, Rounded
 from strop.quantization.packed import PackedLinear, packed_layers
+from strop.quantization.patterns import matched, patterns_of
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,29 @@ def select(
     if not candidates:
         already = ' Its layers are packed already.' if packed_layers(model) else ''
         raise ConfigError(f'{type(model).__name__} has no linear layers whose weights could be rounded.{already}')
-    wanted = _patterns('layers', layers)
-    unwanted = _output_embeddings(model, candidates) if ignored is None else _patterns('ignored', ignored)
+    wanted = patterns_of('layers', layers)
+    unwanted = _output_embeddings(model, candidates) if ignored is None else patterns_of('ignored', ignored)
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ConfigError(f'`overrides` maps patterns of layers to options, but got {type(overrides).__name__}.')
     grids = {pattern: _overridden(grid, pattern, options) for pattern, options in (overrides or {}).items()}
     asked = [('layers', wanted), ('ignored', [] if ignored is None else unwanted), ('overrides', list(grids))]
     for name, patterns in asked:
         for pattern in patterns:
-            if not any(_named(pattern, path) for path in candidates):
+            if not any(matched(path, [pattern]) for path in candidates):
                 raise ConfigError(
                     f'The pattern {pattern!r} in `{name}` matches no linear layer.{_near_layers(pattern, candidates)} '
                     f'There are {listed(candidates)}.'
                 )
     targets, left = [], {}
     for path, layer in candidates.items():
-        if not any(_named(pattern, path) for pattern in wanted):
+        if not matched(path, wanted):
             left[path] = 'it matches no pattern in `layers`'
-        elif any(_named(pattern, path) for pattern in unwanted):
+        elif matched(path, unwanted):
             left[path] = 'it gives the output (`ignored=()` rounds it, too)' if ignored is None else 'it matches `ignored`'
         elif is_parametrized(layer):
             left[path] = 'its weight is computed by a parametrization'
         else:
-            own = next((grids[pattern] for pattern in grids if _named(pattern, path)), grid)
+            own = grids.get(matched(path, grids) or '', grid)
             targets.append(Target(path, layer, own, _transposed(layer)))
     if not targets:
         raise ConfigError(f'No linear layer is left to round: {listed(f"{path}: {why}" for path, why in left.items())}.')
@@ -144,20 +144,6 @@ def _is_linear(layer: nn.Module) -> bool:
 def _transposed(layer: nn.Module) -> bool:
     # transformers' Conv1D, which GPT-2 is made of; told by what it is, because transformers is optional.
     return type(layer).__name__ == 'Conv1D' and hasattr(layer, 'nf') and hasattr(layer, 'nx')
-
-
-def _patterns(name: str, given: str | Iterable[str]) -> list[str]:
-    patterns = [given] if isinstance(given, str) else list(given)
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise ConfigError(f'`{name}` holds patterns of paths such as "model.layers.*.mlp", but got {pattern!r}.')
-    return patterns
-
-
-def _named(pattern: str, path: str) -> bool:
-    """Whether a pattern names a layer or one of the modules that it is in; the model itself is `''`."""
-    parts = path.split('.')
-    return any(fnmatchcase('.'.join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
 def _near_layers(pattern: str, candidates: Iterable[str]) -> str:

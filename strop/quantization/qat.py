@@ -11,7 +11,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from strop.errors import ConfigError, DataError, listed, near
 from strop.graph.forward import training_mode_kept
 from strop.quantization.batches import Batches, taken_by
 from strop.quantization.fake_quantize import FakeQuantizer
+from strop.quantization.patterns import matched, patterns_of
 from strop.quantization.qconfig import QConfig
 
 #: Names under which a layer holds its fake quantizers.
@@ -68,23 +68,14 @@ def quantizable(model: nn.Module, ignored: str | Iterable[str] = ()) -> dict[str
     >>> list(quantizable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(2, 2)), ignored=['2']))
     ['0']
     """
-    patterns = [ignored] if isinstance(ignored, str) else list(ignored)
+    patterns = patterns_of('ignored', ignored)
     found: dict[str, nn.Module] = {}
     # Attention reads the weight of its output layer without calling it.
     inner = {id(child) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, (_ConvNd, nn.Linear)) and id(module) not in inner and not _matched(name, patterns):
+        if isinstance(module, (_ConvNd, nn.Linear)) and id(module) not in inner and not matched(name, patterns):
             found[name] = module
     return found
-
-
-def _matched(name: str, patterns: Iterable[str]) -> str | None:
-    """Return the pattern that a name, or the name of a module around it, matches."""
-    parts = name.split('.')
-    for pattern in patterns:
-        if any(fnmatchcase('.'.join(parts[:end]), pattern) for end in range(1, len(parts) + 1)):
-            return pattern
-    return None
 
 
 def fake_quantizers(model: nn.Module) -> dict[str, FakeQuantizer]:
@@ -128,12 +119,12 @@ def prepare_qat(
     """
     chosen = QConfig.of(qconfig)
     model = model if inplace else copy.deepcopy(model)
-    overrides, ignored = dict(overrides or {}), [ignored] if isinstance(ignored, str) else list(ignored)
+    overrides, ignored = dict(overrides or {}), patterns_of('ignored', ignored)
     every = quantizable(model)
     if not every:
         raise ConfigError(f'{type(model).__name__} has no convolution or linear layer to quantize.')
     for pattern in (*overrides, *ignored):
-        if not any(_matched(name, [pattern]) for name in every):
+        if not any(matched(name, [pattern]) for name in every):
             raise ConfigError(f'No layer to quantize matches {pattern!r}.{near(pattern, every)} There are {listed(every, 4)}.')
     ends = _ends(chosen, qconfig, first_last)
     others = {pattern: None if other is None else QConfig.of(other) for pattern, other in overrides.items()}
@@ -141,8 +132,8 @@ def prepare_qat(
     plan: dict[str, dict[str, FakeQuantizer]] = {}
     for name, layer in every.items():
         own: QConfig | None = ends if ends is not None and name in (names[0], names[-1]) else chosen
-        found = _matched(name, others)
-        own = None if _matched(name, ignored) else own if found is None else others[found]
+        found = matched(name, others)
+        own = None if matched(name, ignored) else own if found is None else others[found]
         plan[name] = {} if own is None else built_for(layer, own)
     if not any(plan.values()):
         raise ConfigError('Nothing is left to quantize: every layer is ignored, or has None in `overrides`.')

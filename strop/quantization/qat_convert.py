@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
-from strop.errors import ConfigError, VerificationError, listed, try_import
+from strop.errors import ConfigError, VerificationError, listed
 from strop.quantization.fake_quantize import FakeQuantizer
+from strop.quantization.flow import pt2e
 from strop.quantization.qat import INPUT, WEIGHT, detach, fake_quantizers
 
 
@@ -44,7 +45,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        try_import('torchao.quantization.pt2e', 'quantization')
+        pt2e()
         self.axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
         weight: FakeQuantizer | None = getattr(layer, WEIGHT, None)
         entry: FakeQuantizer | None = getattr(layer, INPUT, None)

@@ -6,6 +6,7 @@ quantizers) has nothing to do here, since nothing is traced; names of modules to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,13 +53,17 @@ def _several(given: Any) -> list[Any]:
 
 def _of_class(model: nn.Module, classes: Iterable[Any]) -> list[str]:
     """Return the names of the modules of some classes, given as classes, names or dotted names."""
-    found = []
+    found: list[str] = []
     for wanted in classes:
         last = wanted if isinstance(wanted, type) else str(wanted).rpartition('.')[2]
+        count = len(found)
         for name, module in model.named_modules():
             kinds = type(module).__mro__
             if name and (last in kinds or last in [kind.__name__ for kind in kinds]):
                 found.append(name)
+        if len(found) == count:
+            names = sorted({type(module).__name__ for name, module in model.named_modules() if name})
+            print_log(f'No module is a {last}.{near(last, names)}', logger='current', level=logging.WARNING)
     return found
 
 

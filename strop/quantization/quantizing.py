@@ -27,6 +27,7 @@ from strop.quantization.correction import correct_biases
 from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
 from strop.quantization.norms import reestimate_norms
+from strop.quantization.patterns import patterns_of
 from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
 from strop.quantization.scheme import Scheme, schemed
@@ -111,9 +112,7 @@ def quantize(
             f'metric={metric!r}.'
         )
     scheme = Scheme(activation, weight, per_channel, symmetric, percentile).on(entry)
-    patterns = [ignored] if isinstance(ignored, str) else list(ignored) if isinstance(ignored, Iterable) else [ignored]
-    if any(not isinstance(pattern, str) for pattern in patterns):
-        raise ConfigError(f'`ignored` is a pattern of names of layers, or several, but got {ignored!r}.')
+    patterns = patterns_of('ignored', ignored)
     entry.require()
     device = next((tensor.device for tensor in model.parameters()), torch.device('cpu'))
     if device.type != 'cpu':

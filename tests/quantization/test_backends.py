@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,3 +137,9 @@ def test_files_for_tensorrt_are_not_run():
         result.prepare()
     with pytest.raises(ConfigError, match='not run'):
         result.latency()
+
+
+def test_a_backend_is_asked_for_without_warnings_of_the_packages_below():
+    code = "from strop.quantization import backend, fake_quantize; backend('inductor').require()"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert 'KernelPreference' not in done.stderr

@@ -186,6 +186,12 @@ class TestBadInput:
         with pytest.raises(DataError, match='NaN'):
             gptq_round(weight, hessian, Grid(4))
 
+    @pytest.mark.parametrize('damping', [0, -1.0, float('inf'), 'a'])
+    def test_damping_is_a_positive_number(self, damping):
+        weight, hessian = problem()
+        with pytest.raises(ConfigError, match='`damping` is a positive share'):
+            gptq_round(weight, hessian, Grid(4), damping=damping)
+
     def test_a_hessian_that_no_damping_mends(self):
         weight, hessian = problem()
         with pytest.raises(DataError, match='no Cholesky factor'):

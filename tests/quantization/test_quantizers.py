@@ -95,3 +95,16 @@ def test_a_wrong_quantizer_says_what_is_wrong(config, message):
 
 def test_the_tracer_has_its_old_name():
     assert TASK_UTILS.build(dict(type='mmrazor.CustomTracer', skipped_module_names='a')).skipped_module_names == ['a']
+
+
+def test_an_unknown_option_of_a_scheme_is_refused_with_the_observer_that_does_not_take_it():
+    wrong = {**LSQ, 'w_observer': dict(type='mmrazor.MinMaxObserver'), 'w_qscheme': dict(bit=8, is_symetry=True)}
+    with pytest.raises(ConfigError, match=r"MinMaxObserver does not take these arguments, .*'is_symetry'"):
+        TorchNativeQuantizer(wrong).prepare(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_class_that_no_module_has_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr('strop.quantization.quantizers.print_log', lambda text, **options: said.append(text))
+    TorchNativeQuantizer(LSQ, no_observer_modules=['torch.nn.Linnear']).prepare(nn.Sequential(nn.Linear(2, 2)))
+    assert said == ["No module is a Linnear. Did you mean 'Linear'?"]
