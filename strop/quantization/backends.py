@@ -94,7 +94,7 @@ class Backend:
         """
         for module in self.modules:
             if module.partition('.')[0] == 'torchao':
-                pt2e()
+                pt2e(extra=self.extra)
             else:
                 try_import(module, self.extra)
 

@@ -58,8 +58,12 @@ _SOURCES: dict[Any, Any] = {
 }
 
 
-def pt2e(part: str = '') -> Any:
+def pt2e(part: str = '', extra: str = 'quantization') -> Any:
     """Import `torchao.quantization.pt2e`, or a part of it.
+
+    Args:
+        part: The part, such as 'quantizer'.
+        extra: The extra that the message names where torchao is missing.
 
     Raises:
         MissingDependencyError: If torchao is not installed.
@@ -73,7 +77,7 @@ def pt2e(part: str = '') -> Any:
         logger.setLevel(logging.ERROR)  # torchao registers some of its enums in a way that newer torch warns of
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return try_import('.'.join(filter(None, ('torchao.quantization.pt2e', part))), 'quantization')
+            return try_import('.'.join(filter(None, ('torchao.quantization.pt2e', part))), extra)
     finally:
         logger.setLevel(level)
 

@@ -63,7 +63,8 @@ def _of_class(model: nn.Module, classes: Iterable[Any]) -> list[str]:
                 found.append(name)
         if len(found) == count:
             names = sorted({type(module).__name__ for name, module in model.named_modules() if name})
-            print_log(f'No module is a {last}.{near(last, names)}', logger='current', level=logging.WARNING)
+            shown = getattr(last, '__name__', last)
+            print_log(f'No module is a {shown}.{near(shown, names)}', logger='current', level=logging.WARNING)
     return found
 
 

@@ -199,6 +199,8 @@ def quantize(
 class Quantized:
     """A quantized model, what was done, and the ways to write and run it; unpacks as `model, record`.
 
+    It can be copied, but not pickled: `export` writes it.
+
     Args:
         model: Computes what the integers would, in floats: for judging, not for speed. It is slower than the original.
         record: What was done.

@@ -143,3 +143,9 @@ def test_a_backend_is_asked_for_without_warnings_of_the_packages_below():
     code = "from strop.quantization import backend, fake_quantize; backend('inductor').require()"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert 'KernelPreference' not in done.stderr
+
+
+def test_without_torchao_the_extras_of_the_backend_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchao.quantization.pt2e', None)
+    with pytest.raises(MissingDependencyError, match=r'strop\[quantization,onnx,openvino\]'):
+        backend('openvino').require()
