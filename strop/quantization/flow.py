@@ -193,7 +193,19 @@ def convert(prepared: GraphModule, *, fold: bool = True) -> GraphModule:
         )
     with _understandable('converted'):
         converted = pt2e('quantize_pt2e').convert_pt2e(prepared, fold_quantize=fold)
+    _drop_unread(converted)
     return switchable(converted)
+
+
+def _drop_unread(graph: GraphModule) -> None:
+    """Remove tensors that nothing reads, such as the float weights behind integers: they would go into every file."""
+    nodes = graph.graph.nodes
+    read = {str(node.target) for node in nodes if node.op == 'get_attr'}
+    called = tuple(f'{node.target}.' for node in nodes if node.op == 'call_module')
+    for name in [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]:
+        if name not in read and not name.startswith(called):
+            path, _, last = name.rpartition('.')
+            delattr(graph.get_submodule(path), last)
 
 
 def switchable(graph: GraphModule) -> GraphModule:

@@ -132,3 +132,15 @@ def test_keyword_arguments_are_captured(batches):
     graph = capture(Sum(), ((), {'a': torch.rand(2, 3), 'b': torch.rand(2, 3)}))
     a, b = torch.rand(5, 3), torch.rand(5, 3)
     assert torch.equal(graph(a=a, b=b), a + 2 * b)
+
+
+def test_nothing_is_kept_of_weights_that_became_integers(net, batches):
+    prepared = prepare(capture(net, batches.example()), x86())
+    calibrate(prepared, batches)
+    converted = convert(prepared)
+    kept = converted.state_dict()
+    assert 'stem.weight' not in kept
+    assert sum(value.numel() for value in kept.values() if value.dtype == torch.int8) == sum(
+        parameter.numel() for parameter in net.parameters() if parameter.dim() > 1
+    )
+    assert max(value.numel() for value in kept.values() if value.is_floating_point()) <= 10
