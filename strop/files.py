@@ -39,9 +39,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write `content` to `path`: all of it, or nothing."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    """Write `content` to `path`: all of it, or nothing.
+
+    Raises:
+        OSError: If it cannot be written; it names the file, which a full disk alone does not.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
 
 
 def read_text(path: str | os.PathLike[str], purpose: str) -> str:

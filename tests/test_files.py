@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -131,3 +132,13 @@ class TestReading:
         assert read_text(tmp_path / 'a', 'a recipe') == read_text(tmp_path / 'b', 'a recipe') == 'é'
         with pytest.raises(FileNotFoundError):
             read_text(tmp_path / 'c', 'a recipe')
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*result\.json'"):
+        atomic_write(tmp_path / 'result.json', 'text')
+    assert not list(tmp_path.iterdir())
