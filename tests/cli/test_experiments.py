@@ -186,7 +186,7 @@ def test_a_terminal_gets_a_bar_with_the_best_and_ctrl_c_says_how_to_go_on(here: 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(sys.executable, [sys.executable, '-m', 'strop', 'experiment', 'run', 'exp.yaml'], environment(TERM='xterm'))
     shown = b''
-    while b'trial 3 complete' not in shown:
+    while b'4/6' not in shown:
         shown += os.read(terminal, 4096)
     os.kill(pid, signal.SIGINT)
     with contextlib.suppress(OSError):  # the terminal closes
@@ -195,7 +195,7 @@ def test_a_terminal_gets_a_bar_with_the_best_and_ctrl_c_says_how_to_go_on(here: 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     text = shown.decode()
     assert 'best score 2, 2 failed' in text
-    assert '4/6' in text
+    assert 'trial 3 complete' in text
     assert f'strop experiment resume {here}/experiments/first' in text.replace('\r\n', '')
     status = run('experiment', 'status', 'experiments/first').stdout
     assert 'left unfinished' in status
