@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -33,11 +34,18 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+def _as_from_here(argument: str) -> str:
+    """Return an argument with an absolute path, or the script's, as a path from the checkout."""
+    if argument != sys.argv[0] and not os.path.isabs(argument):
+        return argument
+    return os.path.relpath(Path(argument).resolve(), ROOT)
+
+
 def write_result(path: str | Path, benchmark: str, content: dict[str, Any], *, packages: tuple[str, ...] = ()) -> None:
     """Write a result file: `content` after what identifies the run."""
     head = {
         'benchmark': benchmark,
-        'command': ' '.join(['python', str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]),
+        'command': ' '.join(['python', *map(_as_from_here, sys.argv)]),
         'commit': git('rev-parse', 'HEAD'),
         'changed_files_in_strop': bool(git('status', '--porcelain', '--', 'strop')),
         'versions': versions(*packages),
