@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from strop.errors import UnsafeFileError
+from strop.errors import ConfigError, UnsafeFileError
 
 
 @contextmanager
@@ -75,3 +77,27 @@ def read_text(path: str | os.PathLike[str], purpose: str) -> str:
         return raw.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise UnsafeFileError(f'{path} is not UTF-8 text, so it is not {purpose} (JSON or YAML).') from error
+
+
+def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
+    """Read a JSON file, refusing pickles and other binary files by name.
+
+    Args:
+        path: The file.
+        purpose: What the file should be, for the message (`'a record of pruning'`).
+
+    Raises:
+        ConfigError: If it is not JSON.
+        UnsafeFileError: If the file is a pickle, an archive or not UTF-8 text.
+        FileNotFoundError: If it does not exist.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / 'record.json'
+    >>> atomic_write(file, '{"version": 1}')
+    >>> read_json(file, 'a record')
+    {'version': 1}
+    """
+    try:
+        return json.loads(read_text(path, purpose))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f'{path} is not JSON, so it is not {purpose}: {error}') from error

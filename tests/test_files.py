@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from strop.errors import UnsafeFileError
-from strop.files import atomic_path, atomic_write, read_text
+from strop.errors import ConfigError, UnsafeFileError
+from strop.files import atomic_path, atomic_write, read_json, read_text
 
 
 @pytest.fixture
@@ -142,3 +142,16 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match=r"No space left on device: '.*result\.json'"):
         atomic_write(tmp_path / 'result.json', 'text')
     assert not list(tmp_path.iterdir())
+
+
+class TestReadingJson:
+    @pytest.mark.parametrize('content', ['', '{"a": ', '[' * 100_000])
+    def test_what_is_none_is_named(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / 'a.json').write_text(content)
+        with pytest.raises(ConfigError, match=r'a\.json is not JSON, so it is not a record'):
+            read_json(tmp_path / 'a.json', 'a record')
+
+    def test_a_pickle_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / 'a.json').write_bytes(b'\x80\x04K')
+        with pytest.raises(UnsafeFileError, match='A record is JSON'):
+            read_json(tmp_path / 'a.json', 'a record')

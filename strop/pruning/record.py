@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from strop.errors import ConfigError, GraphError, listed
-from strop.files import atomic_write, read_text
+from strop.files import atomic_write, read_json
 
 VERSION = 1
 
@@ -170,10 +170,7 @@ class PruneRecord:
             ConfigError: If the file holds something else.
             UnsafeFileError: If it is a pickle or another binary file.
         """
-        try:
-            return cls.from_dict(json.loads(read_text(path, 'a record of pruning')))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f'{path} is not JSON: {error}') from error
+        return cls.from_dict(read_json(path, 'a record of pruning'))
 
     def replay(self, model: nn.Module, inputs: Any) -> nn.Module:
         """Return a copy of `model` cut as the record says: the architecture that a pruned state dict is loaded into.

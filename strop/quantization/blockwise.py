@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from strop.errors import ConfigError, DataError, StropError, listed
-from strop.files import atomic_path, atomic_write, read_text
+from strop.files import atomic_path, atomic_write, read_json
 from strop.quantization.batches import Batches
 from strop.quantization.gptq import gptq_round, output_errors
 from strop.quantization.grouping import Rounded, round_weight
@@ -519,10 +519,7 @@ class _Kept:
         }
         head = self.folder / 'run.json'
         if head.exists():
-            try:
-                there = json.loads(read_text(head, 'the head of a GPTQ run'))
-            except json.JSONDecodeError as error:
-                raise ConfigError(f'{head} is not JSON: {error}') from error
+            there = read_json(head, 'the head of a GPTQ run')
             differing = [name for name in mine if not isinstance(there, dict) or there.get(name) != mine[name]]
             if differing:
                 raise ConfigError(

@@ -159,7 +159,7 @@ def built_for(layer: nn.Module, qconfig: QConfig) -> dict[str, FakeQuantizer]:
     """Return the fake quantizers of one layer by name, with the steps of those that it has where they fit."""
     axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
     weight = layer.weight
-    assert isinstance(weight, Tensor)
+    assert isinstance(weight, Tensor), 'layers that are quantized have one'
     found = {}
     for name, spec in ((WEIGHT, qconfig.weight), (INPUT, qconfig.input)):
         if spec is None:

@@ -55,7 +55,7 @@ class QuantizedLayer(nn.Module):
         self.has_codes, self.rounds_input = weight is not None, entry is not None
         if weight is not None:
             full = layer.weight
-            assert isinstance(full, Tensor)
+            assert isinstance(full, Tensor), 'layers that are quantized have one'
             scale, zero_point = weight.calculate_qparams()
             number = full.shape[self.axis]
             self.register_buffer('codes', weight.codes(full.detach()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from strop.errors import ConfigError
-from strop.files import atomic_write, read_text
+from strop.files import atomic_write, read_json
 from strop.quantization.layers import LayerRecord
 
 VERSION = 1
@@ -137,8 +138,7 @@ class QuantizationRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON holds it; infinite ratios are written as null."""
-        content = json.loads(json.dumps(asdict(self)).replace('-Infinity', 'null').replace('Infinity', 'null'))
-        return {'version': VERSION, **content}
+        return {'version': VERSION, **_plain(asdict(self))}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record as JSON."""
@@ -152,8 +152,8 @@ class QuantizationRecord:
             ConfigError: If the file holds something else.
             UnsafeFileError: If it is a pickle or another binary file.
         """
+        content = read_json(path, 'a record of quantization')
         try:
-            content = json.loads(read_text(path, 'a record of quantization'))
             if not isinstance(content, dict) or content.pop('version', None) != VERSION:
                 raise ConfigError(f'{path} is no record of quantization of version {VERSION}.')
             content['layers'] = tuple(
@@ -165,5 +165,14 @@ class QuantizationRecord:
             content['metric'] = content['metric'] and tuple(content['metric'])
             content['sqnr_db'] = float('inf') if content['sqnr_db'] is None else content['sqnr_db']
             return cls(**content)
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
+        except (TypeError, KeyError) as error:
             raise ConfigError(f'{path} is no record of quantization: {type(error).__name__}: {error}') from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it: infinite numbers, which it does not know, as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

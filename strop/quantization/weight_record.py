@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from strop.errors import ConfigError
-from strop.files import atomic_write, read_text
+from strop.files import atomic_write, read_json
 
 VERSION = 1
 
@@ -149,10 +149,7 @@ class WeightRecord:
             ConfigError: If the file holds something else.
             UnsafeFileError: If it is a pickle or another binary file.
         """
-        try:
-            return cls.from_dict(json.loads(read_text(path, 'a record of rounded weights')))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f'{path} is not JSON: {error}') from error
+        return cls.from_dict(read_json(path, 'a record of rounded weights'))
 
 
 @dataclass(frozen=True)

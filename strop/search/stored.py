@@ -88,7 +88,7 @@ def read_search(store: str | os.PathLike[str], name: str | None = None) -> Store
     if not known:
         raise StoreError(f'{where} holds no search.')
     if name is None and len(known) > 1:
-        raise StoreError(f'{where} holds several searches: {listed(known, 20)}. Say which one.')
+        raise StoreError(f'{where} holds several searches: {listed(known, 20)}. Say which one by `--name` or `name=`.')
     name = next(iter(known)) if name is None else name
     if name not in known:
         raise StoreError(f'{where} holds no search named {name!r}.{near(name, known)} It holds {listed(known, 20)}.')

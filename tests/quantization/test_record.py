@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -26,16 +27,31 @@ def test_what_is_saved_is_what_is_read(tmp_path):
     assert json.loads((tmp_path / 'record.json').read_text())['sqnr_db'] is None  # JSON has no infinity
 
 
+def test_names_are_kept_whatever_they_are(tmp_path):
+    layer = LayerRecord('Infinity', 'linear', 32, 32, reason='-Infinity', sqnr_db=float('inf'))
+    record = replace(RECORD, layers=(layer,))
+    record.save(tmp_path / 'record.json')
+    assert QuantizationRecord.load(tmp_path / 'record.json') == replace(record, layers=(replace(layer, sqnr_db=None),))
+
+
 def test_the_text_has_layers_reasons_and_totals():
     text = str(RECORD)
     for part in ('stem', '8 bit', '0.05', "by the pattern 'head': head", '1 of 2 layers', 'softmax (2)', '0.9', 'smoothed'):
         assert part in text
 
 
-@pytest.mark.parametrize('content', ['{}', '[]', 'nonsense', '{"version": 1, "layers": [{"nam": 1}]}'])
-def test_another_file_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ('{}', 'is no record of quantization'),
+        ('[]', 'is no record of quantization'),
+        ('nonsense', 'is not JSON, so it is not a record of quantization'),
+        ('{"version": 1, "layers": [{"nam": 1}]}', 'is no record of quantization'),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, said):
     (tmp_path / 'record.json').write_text(content)
-    with pytest.raises(ConfigError, match='no record of quantization'):
+    with pytest.raises(ConfigError, match=said):
         QuantizationRecord.load(tmp_path / 'record.json')
 
 
