@@ -70,6 +70,9 @@ def open_read_only(store: str | os.PathLike[str] | BaseStorage) -> tuple[BaseSto
 
 
 def _refuse(text: str, error: Exception, hint: str = '') -> NoReturn:
+    # Optuna's own sentence guesses at the reason; what it wraps knows it.
+    while isinstance(error, optuna.exceptions.StorageInternalError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     # What a driver prints may hold the URL again; the line says which database is meant.
     said = ' '.join(hide_secrets(str(error)).split())[:300]
     raise StoreError(f'The store {hide_secrets(text)} cannot be read: {type(error).__name__}: {said}{hint}') from None

@@ -141,3 +141,10 @@ def test_an_experiment_whose_store_is_not_known_says_what_to_give(tmp_path: Path
     (tmp_path / 'experiment.yaml').write_text(content)
     with pytest.raises(StoreError, match=said):
         open_read_only(tmp_path)
+
+
+def test_a_server_that_does_not_answer_is_said_in_the_words_of_its_driver() -> None:
+    pytest.importorskip('psycopg', reason='psycopg is not installed')
+    with pytest.raises(StoreError, match='connection to server .* failed') as caught:
+        open_read_only('postgresql+psycopg://ada:s3cret@127.0.0.1:1/trials')
+    assert 'exceeding max length' not in str(caught.value)
