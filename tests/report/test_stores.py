@@ -145,6 +145,6 @@ def test_an_experiment_whose_store_is_not_known_says_what_to_give(tmp_path: Path
 
 def test_a_server_that_does_not_answer_is_said_in_the_words_of_its_driver() -> None:
     pytest.importorskip('psycopg', reason='psycopg is not installed')
-    with pytest.raises(StoreError, match='connection to server .* failed') as caught:
+    with pytest.raises(StoreError, match=r'connection to server .* failed') as caught:
         open_read_only('postgresql+psycopg://ada:s3cret@127.0.0.1:1/trials')
     assert 'exceeding max length' not in str(caught.value)
