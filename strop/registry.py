@@ -15,6 +15,7 @@ from mmengine.registry import root as _root
 from mmengine.registry.registry import Registry as _Registry
 
 from strop.errors import UnknownTypeError, near
+from strop.unsupported import not_yet
 
 # Lets `_base_ = ['strop::spos/...py']` find the configs that ship with the package.
 MODULE2PACKAGE.setdefault('strop', 'strop')
@@ -58,6 +59,9 @@ class Registry(_Registry):
                 raise
             found = None
         if found is None:
+            later = not_yet(key)
+            if later:
+                raise UnknownTypeError(later)
             names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}
             raise UnknownTypeError(
                 f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a '

@@ -10,7 +10,7 @@ from strop.architectures.blocks import (
     ShuffleBlock,
     ShuffleXception,
 )
-from strop.architectures.classifier import ClsDataPreprocessor, ImageClassifier
+from strop.architectures.classifier import ClsDataPreprocessor, ImageClassifier, SearchableImageClassifier
 from strop.architectures.conv_module import (
     ConvModule,
     DepthwiseSeparableConvModule,
@@ -65,6 +65,7 @@ __all__ = [
     'LinearClsHead',
     'MBBlock',
     'SELayer',
+    'SearchableImageClassifier',
     'SearchableMobileNetV2',
     'SearchableShuffleNetV2',
     'ShortcutLayer',

@@ -217,5 +217,34 @@ class ImageClassifier(BaseModel):
         return self.head
 
 
+@MODELS.register_module()
+class SearchableImageClassifier(ImageClassifier):
+    """MMRazor's name of an `ImageClassifier` with a searchable backbone.
+
+    Args:
+        args: As of `ImageClassifier`.
+        input_resizer_cfg: Only None: the size of the images is no decision here.
+        connect_head: Accepted and without effect: a head follows the widths of its backbone by itself, since the whole model
+            is traced.
+        kwargs: As of `ImageClassifier`.
+
+    Raises:
+        ConfigError: If `input_resizer_cfg` asks for something.
+
+    >>> SearchableImageClassifier(nn.Conv2d(1, 8, 3), connect_head=None).with_head
+    False
+    """
+
+    def __init__(
+        self, *args: Any, input_resizer_cfg: Cfg | None = None, connect_head: Cfg | None = None, **kwargs: Any
+    ) -> None:
+        if input_resizer_cfg:
+            raise ConfigError(
+                f'`input_resizer_cfg` is not supported yet; got {input_resizer_cfg!r}. The images have one size, that of the '
+                'pipeline of the data. Leave it out.'
+            )
+        super().__init__(*args, **kwargs)
+
+
 def _built(part: Cfg | nn.Module) -> nn.Module:
     return part if isinstance(part, nn.Module) else MODELS.build(part)

@@ -42,6 +42,8 @@ class Table:
             `Old=New` where it was renamed; `*` stands for everything the module exports.
         modules: Package -> the names of the modules and packages in it.
         later: Names of the old package that Strop may not have yet, so that an error can say so.
+        nearest: Name -> what comes nearest to it, as the end of a sentence, for names of `later` and for dotted modules that
+            later versions of the old package had.
         successor: Package that took over; where it is installed, all imports go to it.
         registries: Module whose registries, or those of `successor.registry`, also answer to the scope `root`.
         grafts: Modules of this table that are also offered beside, or added to, an installed package that lacks them.
@@ -51,6 +53,7 @@ class Table:
     names: Mapping[str, Mapping[str, str]]
     modules: Mapping[str, str] = field(default_factory=dict)
     later: str = ''
+    nearest: Mapping[str, str] = field(default_factory=dict)
     successor: str = ''
     registries: str = ''
     grafts: tuple[str, ...] = ()
@@ -142,7 +145,7 @@ class VirtualModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name == '__all__':
             return self._offered()
-        if name.startswith('__'):
+        if name.startswith('__') and name != '__version__':
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
         found = self._lookup(name)
         if found is not _NOTHING:
@@ -163,6 +166,9 @@ class VirtualModule(ModuleType):
 
 def missing(table: Table, module: str, name: str) -> str:
     """Word the error for a name that is neither a module nor a class here."""
+    nearest = table.nearest.get(name) or table.nearest.get(f'{module}.{name}')
+    if nearest is not None:
+        return f'{name!r} of {table.root} is not supported yet by Strop. Nearest: {nearest}.'
     if name in table.later.split() or table.has_module(f'{module}.{name}'):
         text = f'{name!r} of {table.root} is not supported yet by Strop.'
     else:

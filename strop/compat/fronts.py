@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
+from strop.engine.checkpoint import find_checkpoint
 from strop.errors import ConfigError
 from strop.registry import MODELS
+
+# What code that asks an old package for its version is told: the last release whose names are answered for.
+__version__ = '1.0.0'
+version_info = (1, 0, 0)
+
+VALID_PATH_TYPE = str | Path
+FixMutable = dict[str, Any]
+ValidFixMutable = str | Path | dict[str, Any]
+SingleMutatorRandomSubnet = dict[Any, Any]
+MultiMutatorsRandomSubnet = dict[str, dict[Any, Any]]
+SupportRandomSubnet = dict[Any, Any]
 
 
 class BaseBackbone(BaseModule):
@@ -98,6 +114,63 @@ def reinitialize_optim_wrapper_count_status(
     counts = optim_wrapper._inner_count * accumulative_counts, optim_wrapper._max_counts * accumulative_counts
     if counts[1] >= 0:
         optim_wrapper.initialize_count_status(model, *counts)
+
+
+def parse_version_info(version_str: str) -> tuple[int | str, ...]:
+    """Return a version as a tuple, numbers as numbers.
+
+    >>> parse_version_info('1.0.0rc2')
+    (1, 0, 0, 'rc2')
+    """
+    parts: list[int | str] = []
+    for part in version_str.split('.'):
+        number, mark, release = part.partition('rc')
+        parts += [int(number) if number.isdigit() else number, *([mark + release] if mark else [])]
+    return tuple(parts)
+
+
+def register_all_modules(init_default_scope: bool = True) -> None:
+    """Import every room that registers classes, and make `mmrazor` the default scope, as training scripts ask.
+
+    Args:
+        init_default_scope: Whether to set the default scope, unless there is one.
+
+    >>> register_all_modules(init_default_scope=False)
+    """
+    MODELS.import_from_location()
+    if init_default_scope and DefaultScope.get_current_instance() is None:
+        DefaultScope.get_instance('mmrazor', scope_name='mmrazor')
+
+
+def setup_multi_processes(cfg: Config | Mapping[str, Any]) -> None:
+    """Set how processes start and how many threads they take, from a config's `env_cfg.mp_cfg` or its own keys.
+
+    Args:
+        cfg: With `mp_start_method`, `opencv_num_threads`, `omp_num_threads` or `mkl_num_threads`; on Windows nothing is forked.
+
+    >>> setup_multi_processes({})
+    """
+    given = {**((cfg.get('env_cfg') or {}).get('mp_cfg') or {}), **cfg}
+    set_multi_processing(given.get('mp_start_method', 'fork'), given.get('opencv_num_threads', 0))
+    for name in ('omp_num_threads', 'mkl_num_threads'):
+        if name in given:
+            os.environ[name.upper()] = str(given[name])
+
+
+def find_latest_checkpoint(path: str | os.PathLike[str], suffix: str = 'pth') -> str | None:
+    """Return the checkpoint of a work directory from which training goes on, or None.
+
+    Args:
+        path: The folder.
+        suffix: Only 'pth'.
+
+    >>> find_latest_checkpoint('no/such/folder') is None
+    True
+    """
+    if suffix != 'pth':
+        raise ConfigError(f"Checkpoints end with '.pth', but the suffix asked for is {suffix!r}.")
+    found = find_checkpoint(path)
+    return None if found is None else str(found)
 
 
 def answer_to_scope(scope: str, registries: ModuleType) -> None:

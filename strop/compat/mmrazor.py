@@ -7,6 +7,7 @@ name or the room differs.
 from __future__ import annotations
 
 from strop.compat.finder import Table
+from strop.unsupported import NEAREST
 
 _NAMES = {
     'mmrazor.registry': {
@@ -21,7 +22,10 @@ _NAMES = {
         'strop.compat.fronts': 'build_algorithm=build build_architecture=build build_mutator=build build_mutable=build '
         'build_distiller=build build_pruner=build build_loss=build build_op=build',
     },
-    'mmrazor.models.utils': {'strop.compat.fronts': 'add_prefix reinitialize_optim_wrapper_count_status'},
+    'mmrazor.models.utils': {
+        'strop.compat.fronts': 'add_prefix reinitialize_optim_wrapper_count_status',
+        'strop.architectures.layers': 'make_divisible',
+    },
     'mmrazor.models.algorithms': {
         'strop.algorithms': 'BaseAlgorithm SPOS SlimmableNetwork ItePruneAlgorithm LossResults TensorResults PredictResults '
         'ForwardResults *',
@@ -40,7 +44,7 @@ _NAMES = {
     },
     'mmrazor.models.architectures': {
         'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier '
-        'SearchableImageClassifier=ImageClassifier *',
+        'SearchableImageClassifier *',
     },
     'mmrazor.models.losses': {
         'strop.distill': 'ABLoss ATLoss ActivationLoss AngleWiseRKD CRDLoss ChannelWiseDivergence DISTLoss DKDLoss '
@@ -94,9 +98,18 @@ _NAMES = {
     },
     'mmrazor.structures': {
         'strop.engine': 'sub_model',
+        'strop.compat.subnets': 'export_fix_subnet load_fix_subnet convert_fix_subnet',
         'strop.estimators': 'ResourceEstimator',
         'strop.distill': 'DistillDeliveryManager RecorderManager',
     },
+    'mmrazor.utils': {
+        'strop.compat.fronts': 'register_all_modules setup_multi_processes find_latest_checkpoint ValidFixMutable FixMutable '
+        'SupportRandomSubnet SingleMutatorRandomSubnet MultiMutatorsRandomSubnet VALID_PATH_TYPE',
+        'strop.compat.subnets': 'DumpChosen',
+        'mmengine.logging': 'print_log',
+    },
+    'mmrazor': {'strop.compat.fronts': '__version__ version_info', 'mmengine.utils': 'digit_version'},
+    'mmrazor.version': {'strop.compat.fronts': '__version__ version_info parse_version_info'},
     'mmrazor.core': {
         'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
         'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '
@@ -108,14 +121,14 @@ _NAMES = {
 }
 
 _MODULES = {
-    'mmrazor': 'apis core datasets engine models registry structures utils version',
+    'mmrazor': 'apis core datasets engine implementations models registry structures testing utils version visualization',
     'mmrazor.registry': 'registry',
     'mmrazor.models': 'algorithms architectures builder distillers fake_quants losses mutables mutators observers ops pruners '
     'quantizers task_modules utils',
     'mmrazor.models.algorithms': 'base space_mixin nas pruning distill quantization align_method_kd autoslim darts detnas '
     'general_distill spos',
     'mmrazor.models.algorithms.nas': 'autoformer autoslim bignas darts dsnas spos',
-    'mmrazor.models.algorithms.pruning': 'dcff dmcp ite_prune_algorithm slimmable_network',
+    'mmrazor.models.algorithms.pruning': 'dcff dmcp group_fisher_algoritho ite_prune_algorithm slimmable_network',
     'mmrazor.models.algorithms.distill': 'configurable',
     'mmrazor.models.algorithms.distill.configurable': 'datafree_distillation fpn_teacher_distill '
     'overhaul_feature_distillation self_distill single_teacher_distill',
@@ -160,7 +173,24 @@ _MODULES = {
     'mmrazor.models.ops': 'base common darts_series mobilenet_series shufflenet_series',
     'mmrazor.models.pruners': 'ratio_pruning structure_pruning',
     'mmrazor.models.task_modules': 'delivery demo_inputs estimators predictor recorder tracer',
+    'mmrazor.models.fake_quants': 'base lsq torch_fake_quants',
+    'mmrazor.models.observers': 'base lsq torch_observers',
+    'mmrazor.models.quantizers': 'academic_quantizer base exporters native_quantizer openvino_quantizer tensorrt_quantizer',
+    'mmrazor.models.utils': 'expandable_utils make_divisible optim_wrapper parse_values quantization_util utils',
+    'mmrazor.models.task_modules.delivery': 'deliver_manager distill_deliver function_outputs_delivery method_outputs_delivery',
+    'mmrazor.models.task_modules.demo_inputs': 'default_demo_inputs demo_inputs mmpose_demo_input',
     'mmrazor.models.task_modules.estimators': 'base_estimator counters resource_estimator',
+    'mmrazor.models.task_modules.estimators.counters': 'flops_params_counter latency_counter op_counters',
+    'mmrazor.models.task_modules.predictor': 'handler metric_predictor',
+    'mmrazor.models.task_modules.recorder': 'base_recorder function_inputs_recorder function_outputs_recorder '
+    'method_inputs_recorder method_outputs_recorder module_inputs_recorder module_outputs_recorder param_recorder '
+    'recorder_manager',
+    'mmrazor.models.task_modules.tracer': 'backward_tracer channel_analyzer fx fx_tracer loss_calculator parsers path '
+    'razor_tracer',
+    'mmrazor.models.task_modules.tracer.fx': 'custom_tracer graph_utils',
+    'mmrazor.implementations': 'pruning quantization',
+    'mmrazor.implementations.pruning': 'group_fisher sparse_gpt',
+    'mmrazor.implementations.quantization': 'gptq',
     'mmrazor.engine': 'hooks optimizers runner',
     'mmrazor.engine.hooks': 'dmcp_subnet_hook dump_subnet_hook estimate_resources_hook stop_distillation_hook '
     'visualization_hook',
@@ -170,27 +200,42 @@ _MODULES = {
     'mmrazor.engine.runner.utils': 'calibrate_bn_mixin check genetic',
     'mmrazor.datasets': 'crd_dataset',
     'mmrazor.structures': 'graph quantization subnet',
+    'mmrazor.structures.graph': 'base_graph channel_flow channel_graph channel_nodes module_graph',
+    'mmrazor.structures.quantization': 'backend_config qconfig',
     'mmrazor.structures.subnet': 'candidate fix_subnet',
+    'mmrazor.utils': 'index_dict log_tools misc placeholder runtime_info setup_env typing',
+    'mmrazor.visualization': 'local_visualizer',
     'mmrazor.core': 'builder hooks optimizer recorders runners searcher tracer utils',
     'mmrazor.core.searcher': 'evolution_search greedy_search',
     'mmrazor.apis': 'mmcls mmdet mmseg utils',
 }
 
-# The registered names of 1.x and the public ones of 0.x, so that an error can tell "not yet" from "never was".
-_LATER = """
-AlignMethodDistill AttentiveMobileNetV3 Autoformer AutoformerBackbone BackwardTracer BaseDemoInput BaseEstimator BigNAS
-BigNASDDP BigNasConv2d CalibrateBNMixin Candidates CartsHandler CascadeEncoderDecoderPseudoLoss ChannelAnalyzer ConvBNReLU DCFF
-DCFFChannelMutator DCFFChannelUnit DMCP DMCPBatchNorm2d DMCPChannelMutator DMCPChannelUnit DMCPDDP DMCPSubnetHook DSNAS
-DSNASDDP DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMPoseDemoInput
-DefaultMMRotateDemoInput DefaultMMSegDemoInput DefaultMMYoloDemoInput DeiTClsHead DerivedMutable DetNAS DiffMutableModule
-DynamicInputResizer DynamicLinearClsHead DynamicPatchEmbed EvolutionSearcher FastStopTrainingHook FuseConv2d
-GaussProcessHandler GeneralDistill GreedySamplerTrainLoop GreedySearcher GroupFisherAlgorithm GroupFisherChannelMutator
-GroupFisherChannelUnit GroupFisherDDP GroupFisherDeploySubModel GroupFisherSubModel ImageClassifierPseudoLoss MLPHandler
-MetricPredictor ModuleMutator MutableChannelContainer OFAConv2d PruningStructureHook RBFHandler RatioPruner ResourceInfoHook
-SEARCHERS SearchSubnetHook SelfDistiller SimpleMutableChannel SingleStageDetectorPseudoLoss SingleTeacherDistiller
-SqueezeMeanPoolingWithDropout StructurePruner SumPseudoLoss TopdownPoseEstimatorPseudoLoss TwoStageDetectorPseudoLoss
-ValueMutator build_searcher convert_fix_subnet export_fix_subnet init_mmcls_model load_fix_subnet train_mmcls_model
-train_mmdet_model train_mmseg_model
-"""
+# What was public without being registered. Names that were registered and are missing here are in `NEAREST`.
+_UNREGISTERED = {
+    'AlignMethodDistill': "type='SingleTeacherDistill' with a ConfigurableDistiller",
+    'CalibrateBNMixin': '`calibrate_sample_num` of SubnetValLoop and EvolutionSearchLoop, or strop.pruning.recalibrate',
+    'Candidates': 'the trials of a search: SearchResult.best_first and search.json',
+    'DerivedMutable': 'arithmetic over a ValueChoice, such as width * 2',
+    'DetNAS': "type='SPOS' with a detector as its architecture",
+    'DiffMutableModule': 'DiffMutableOP and DiffChoiceRoute, or a LayerChoice under a DifferentiableMutator',
+    'EvolutionSearcher': "`strop search` with train_cfg=dict(type='EvolutionSearchLoop', ...)",
+    'GeneralDistill': "type='SingleTeacherDistill' with a ConfigurableDistiller",
+    'GreedySearcher': "`strop test` with test_cfg=dict(type='AutoSlimGreedySearchLoop', ...)",
+    'ModuleMutator': "type='NasMutator', which binds decisions of every kind",
+    'RatioPruner': "type='OneShotChannelMutator', which finds the channels of any traced model",
+    'SEARCHERS': 'LOOPS: a search is a loop of the runner',
+    'SearchSubnetHook': "type='DumpSubnetHook' writes subnets while a supernet is trained",
+    'SelfDistiller': "type='ConfigurableDistiller' in a SelfDistill",
+    'SingleTeacherDistiller': "type='ConfigurableDistiller' in a SingleTeacherDistill",
+    'StructurePruner': "type='ChannelMutator', which finds the channels of any traced model",
+    'ValueMutator': "type='NasMutator', which binds decisions of every kind",
+    'build_searcher': "`strop search` with train_cfg=dict(type='EvolutionSearchLoop', ...)",
+    'init_mmcls_model': 'strop.engine.build_runner(cfg).model',
+    'init_mmdet_model': 'strop.engine.build_runner(cfg).model',
+    'init_mmseg_model': 'strop.engine.build_runner(cfg).model',
+    'train_mmcls_model': 'strop.engine.build_runner(cfg).train()',
+    'train_mmdet_model': 'strop.engine.build_runner(cfg).train()',
+    'train_mmseg_model': 'strop.engine.build_runner(cfg).train()',
+}
 
-MMRAZOR = Table('mmrazor', _NAMES, _MODULES, _LATER)
+MMRAZOR = Table('mmrazor', _NAMES, _MODULES, nearest={**NEAREST, **_UNREGISTERED})
