@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from strop.errors import GraphError
+from strop.graph.autograd_functions import function_name, whole_functions
 from strop.graph.forward import first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
 from strop.graph.shortcuts import SHORTCUTS
 from strop.graph.sizes import AttributePath, LengthOf, Node, Size, listening, tag_attributes
-from strop.graph.terms import Reason, Term, axis, freeze
+from strop.graph.terms import Atom, Reason, Term, axis, freeze, resolve
 from strop.randomness import seeded
 
 AxisRule = Callable[['Call'], Any]
@@ -43,7 +44,8 @@ def axis_rule(*operators: Any) -> Callable[[AxisRule], AxisRule]:
     The function takes a `Call`, unifies or freezes axes of its tensors, and returns the axes of the output: a list of
     terms, or a list of such lists for several outputs. A rule for an overload (`aten.add.Tensor`) goes before one for
     its packet (`aten.add`), which may also be given by name (`'torchvision.nms'`). Operators that PyTorch tags as
-    pointwise share one rule; the others without a rule freeze every axis of what they take.
+    pointwise share one rule; the others without a rule freeze every axis of what they take. A `torch.autograd.Function`
+    that compiled code works for is an operator too; it is given as the class or by name (`'mmcv.RoIAlignFunction'`).
 
     >>> from torch.library import custom_op
     >>> @custom_op('docs::halve', mutates_args=())
@@ -124,8 +126,7 @@ class Call:
     @property
     def name(self) -> str:
         """Name of the operator, as `convolution` or `torchvision.nms`."""
-        packet = getattr(self.func, '_overloadpacket', self.func)
-        return str(packet).removeprefix('aten.')
+        return _name_of(self.func).removeprefix('aten.')
 
     def axes(self, tensor: torch.Tensor) -> list[Term]:
         """Return the axes of an argument."""
@@ -226,13 +227,45 @@ class Tracer:
         call.out = tuple(Axes(tuple(self.axes(tensor))) for tensor in outs)
         self.calls.append(call)
 
+    def record_function(self, function: type, args: tuple[Any, ...], out: Any, begun: int) -> None:
+        """Record an autograd function: one that has a rule, or whose output nothing was told of since call `begun`."""
+        if threading.get_ident() != self.thread:
+            return
+        if begun < 0 or any(self._untold(tensor, begun) for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)):
+            self.record(function, args, {}, out)
+
+    def _untold(self, tensor: torch.Tensor, begun: int) -> bool:
+        """Say whether a tensor was allocated since call `begun` and no operator that wrote to it was seen."""
+        terms = [term for term in self.axes(tensor) if term.size > 1]
+        if not terms or any(resolve(term) is not term or type(term) is not Atom or term.frozen for term in terms):
+            return False
+        seen = [call for call in self.calls[begun:] if any(term in axes.terms for axes in call.out for term in terms)]
+        return bool(seen) and all(call.func in _ALLOCATING for call in seen)  # or hands the memory on
+
+
+aten = torch.ops.aten
+_ALLOCATING = frozenset(
+    overload
+    for packet in (aten.empty, aten.zeros, aten.ones, aten.full, aten.new_empty, aten.new_zeros, aten.new_ones, aten.new_full)
+    for overload in (getattr(packet, name) for name in packet.overloads())
+) | {aten.empty_strided.default, aten.detach.default, aten.alias.default}
+
 
 def _find_rule(func: Any) -> AxisRule:
     packet = getattr(func, '_overloadpacket', func)
     default = 'pointwise' if torch.Tag.pointwise in getattr(func, 'tags', ()) else 'unknown'
-    rule = _rules.get(func) or _rules.get(packet) or _rules.get(str(packet)) or _rules[default]
+    rule = _rules.get(func) or _rules.get(packet) or _rules.get(_name_of(func)) or _rules[default]
     _found[func] = rule
     return rule
+
+
+def _name_of(func: Any) -> str:
+    return function_name(func) if isinstance(func, type) else str(getattr(func, '_overloadpacket', func))
+
+
+def has_axis_rule(func: Any) -> bool:
+    """Say whether an operator or an autograd function has a rule."""
+    return (_found.get(func) or _find_rule(func)) is not _rules['unknown']
 
 
 def _stand_in(value: Any, tracer: Tracer) -> Any:
@@ -262,7 +295,7 @@ class OperatorMode(TorchDispatchMode):
         if isinstance(func, torch._ops.OpOverload):
             if func.namespace == 'prim' or func is torch.ops.aten.sym_size.int:
                 return func(*args, **kwargs)
-            if (_found.get(func) or _find_rule(func)) is _rules['unknown'] and func._can_decompose():
+            if not has_axis_rule(func) and func._can_decompose():
                 with self:
                     decomposed = func.decompose(*args, **kwargs)
                 if decomposed is not NotImplemented:
@@ -440,6 +473,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
         stack.enter_context(listening(tracer.compare))
         if fake is not None:
             stack.enter_context(fake)
+        stack.enter_context(whole_functions(has_axis_rule, lambda: len(tracer.calls), tracer.record_function))
         stack.enter_context(OperatorMode(tracer, level == 'meta'))
         stack.enter_context(FunctionMode(tracer, device if level == 'meta' else None))
         out = model(*inputs[0], **inputs[1])
@@ -568,6 +602,7 @@ __all__ = [
     'Trace',
     'Tracer',
     'axis_rule',
+    'has_axis_rule',
     'length_rule',
     'trace',
 ]

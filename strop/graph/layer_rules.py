@@ -394,7 +394,7 @@ def _cdist(call: Call) -> Axes:
 # -- custom operators ----------------------------------------------------------------------------
 
 
-@axis_rule('torchvision.roi_align', 'torchvision.roi_pool')
+@axis_rule('torchvision.roi_align', 'torchvision.roi_pool', 'mmcv.RoIAlignFunction', 'mmcv.RoIPoolFunction')
 def _roi_pool(call: Call) -> Any:
     axes = call.axes(call.args[0])
     for term in axes[2:]:
@@ -406,7 +406,7 @@ def _roi_pool(call: Call) -> Any:
     return result[0] if isinstance(call.out, torch.Tensor) else result
 
 
-@axis_rule('torchvision.nms')
+@axis_rule('torchvision.nms', 'mmcv.NMSop', 'mmcv.SoftNMSop')
 def _nms(call: Call) -> Axes:
     return constants(call, 'index')
 

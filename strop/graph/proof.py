@@ -21,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from strop.errors import GraphError, VerificationError
+from strop.graph.autograd_functions import whole_functions
 from strop.graph.forward import arguments_of, map_tensors, module_paths, output_tensors, shapes_of, untouched
-from strop.graph.inference import Axes, Call, OperatorMode, module_stack, python_functionals, without_mkldnn
+from strop.graph.inference import Axes, Call, OperatorMode, has_axis_rule, module_stack, python_functionals, without_mkldnn
 from strop.graph.slicing import Slicing
 from strop.graph.terms import Incompatible, length, split_prod
 from strop.graph.units import ChannelGraph, channel_units
@@ -255,6 +256,7 @@ def _forward(
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(module_stack(recording))
         stack.enter_context(python_functionals())
+        stack.enter_context(whole_functions(has_axis_rule))
         stack.enter_context(_Mode(recording, numbers, replay, widen))
         out = model(*args, **kwargs)
         return [tensor.detach().clone() for tensor in output_tensors(out)]
