@@ -5,7 +5,7 @@ from __future__ import annotations
 from strop.export.comparison import ExportedFile, Inputs, random_inputs
 from strop.export.convert import FORMATS, export
 from strop.export.factory import supernet_config
-from strop.export.layer_latency import LayerTime, LayerTimes, layer_times
+from strop.export.layer_times import LayerTime, LayerTimes, layer_times
 from strop.export.programs import export_onnx, export_program
 from strop.export.pruned_architecture import RecipeArchitecture
 from strop.export.recipe import load_recipe, plain_subnet, read_recipe, recipe_schema, save_recipe

@@ -10,7 +10,7 @@ from torch import nn
 
 from strop.errors import ConfigError, EstimateError
 from strop.estimators import Latency
-from strop.export.layer_latency import LayerTime, LayerTimes, _Kernel, _Wiring, layer_times
+from strop.export.layer_times import LayerTime, LayerTimes, _Kernel, _Wiring, layer_times
 from strop.quantization import quantize
 
 
