@@ -3,6 +3,7 @@
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.callbacks import ArchitectureCheckpoint, Callback, LRSchedulerCallback, ModelCheckpoint
 from strop.engine.checkpoint import find_checkpoint, load_checkpoint_file
+from strop.engine.compression_step import CompressionStep
 from strop.engine.darts_loops import DartsEpochBasedTrainLoop, DartsIterBasedTrainLoop, SearchBatches
 from strop.engine.distill_hooks import StopDistillHook
 from strop.engine.distill_validation import SelfDistillValLoop, SingleTeacherDistillValLoop
@@ -30,6 +31,7 @@ from strop.engine.subnet_validation import SubnetTestLoop, SubnetValLoop
 from strop.engine.train_loop import EpochBasedTrainLoop, IterBasedTrainLoop
 from strop.engine.trainer import BaseTrainer, Trainer, to_device
 from strop.engine.trainer_loop import SearchModel, TrainerLoop
+from strop.engine.transformers_trainer import CompressionTrainerMixin
 from strop.engine.width_validation import ItePruneValLoop, SlimmableValLoop
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
     'AverageMeterGroup',
     'BaseTrainer',
     'Callback',
+    'CompressionStep',
+    'CompressionTrainerMixin',
     'DartsEpochBasedTrainLoop',
     'DartsIterBasedTrainLoop',
     'DistributedAlgorithm',
