@@ -149,10 +149,10 @@ def augmented(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def fine_tune(model: nn.Module, images: Images, seed: int, options: argparse.Namespace) -> None:
-    """SGD with momentum, the learning rate falling by a cosine to zero."""
+def fine_tune(model: nn.Module, images: Images, seed: int, options: argparse.Namespace, parameters: Any = None) -> None:
+    """SGD with momentum, the learning rate falling by a cosine to zero; `parameters` as the optimizer takes them, or all."""
     pixels, labels = images
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(parameters or model.parameters(), lr=options.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     per_epoch = len(pixels) // options.batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * per_epoch)
     model.train()

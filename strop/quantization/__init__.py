@@ -9,6 +9,7 @@ from strop.quantization.language import perplexity, token_windows
 from strop.quantization.layers import LayerRecord
 from strop.quantization.learned_step import (
     LearnableFakeQuantize,
+    LeastErrorObserver,
     LSQObserver,
     LSQPerChannelObserver,
     LSQPlusObserver,
@@ -66,6 +67,7 @@ __all__ = [
     'LSQPerChannelObserver',
     'LSQPlusObserver',
     'LearnableFakeQuantize',
+    'LeastErrorObserver',
     'OpenVINOQuantizer',
     'PACTFakeQuantize',
     'PackedLinear',

@@ -108,7 +108,39 @@ class LSQPerChannelObserver(LSQObserver):
 
 
 @MODELS.register_module()
-class LSQPlusObserver(LSQObserver):
+class LeastErrorObserver(LSQObserver):
+    """The first step that rounds with the least squared error, among 32 fractions of the range of a channel, or of all.
+
+    At most 65,536 values of each row are looked at. In symmetric codes zero takes the middle one, or the lowest where no value
+    is below zero.
+
+    Args:
+        kwargs: As for `LSQObserver`.
+
+    >>> observer = LeastErrorObserver(quant_min=-2, quant_max=1, qscheme=torch.per_tensor_symmetric)
+    >>> _ = observer(torch.tensor([-1.0, 0.5, 0.5, 0.5]))
+    >>> observer.calculate_qparams()[0]
+    tensor([0.5000])
+    """
+
+    def steps(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the step and the code of zero of each row."""
+        lowest, highest, _ = agreed(rows.amin(1), rows.amax(1), rows.abs().mean(1))
+        seen = rows[:, :: max(1, rows.shape[1] // 65536)]
+        find = symmetric_range if self.symmetric or self.quant_min < 0 else affine_range
+        candidates = []
+        for part in torch.linspace(1.0, 1 / 32, 32).tolist():
+            scale, zero = find(lowest * part, highest * part, self.quant_min, self.quant_max)
+            error = (fake_quantize(seen, scale, zero, self.quant_min, self.quant_max, 0) - seen).square().mean(1)
+            candidates.append((error, scale, zero.float()))
+        errors, scales, zeros = (torch.stack(each) for each in zip(*candidates, strict=True))
+        best = errors.argmin(0, keepdim=True)
+        scale, zero = agreed_mean(scales.gather(0, best)[0], zeros.gather(0, best)[0])
+        return scale, zero.round().to(torch.int32)
+
+
+@MODELS.register_module()
+class LSQPlusObserver(LeastErrorObserver):
     """The first step and offset of LSQ+.
 
     Weights (signed codes): `max(|m - 3 d|, |m + 3 d|) / 2^(b-1)` with `m` the mean and `d` the standard deviation (equation
@@ -134,17 +166,7 @@ class LSQPlusObserver(LSQObserver):
             mean, spread = rows.mean(1), 3 * rows.std(1, unbiased=False)
             size = torch.maximum((mean - spread).abs(), (mean + spread).abs())
             return size / (self.quant_max + 1), torch.zeros_like(size, dtype=torch.int32)
-        seen = rows[:, :: max(1, rows.shape[1] // 65536)]
-        lowest, highest = rows.amin(1), rows.amax(1)
-        candidates = []
-        for part in torch.linspace(1.0, 1 / 32, 32).tolist():
-            scale, zero = affine_range(lowest * part, highest * part, self.quant_min, self.quant_max)
-            error = (fake_quantize(seen, scale, zero, self.quant_min, self.quant_max, 0) - seen).square().mean(1)
-            candidates.append((error, scale, zero.float()))
-        errors, scales, zeros = (torch.stack(each) for each in zip(*candidates, strict=True))
-        best = errors.argmin(0, keepdim=True)
-        scale, zero = agreed_mean(scales.gather(0, best)[0], zeros.gather(0, best)[0])
-        return scale, zero.round().to(torch.int32)
+        return super().steps(rows)
 
 
 def affine_range(lowest: Tensor, highest: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
@@ -153,6 +175,14 @@ def affine_range(lowest: Tensor, highest: Tensor, quant_min: int, quant_max: int
     scale = ((highest - lowest) / (quant_max - quant_min)).clamp_min(torch.finfo(torch.float32).eps)
     zero = (quant_min - torch.round(lowest / scale)).clamp(quant_min, quant_max)
     return scale, zero.to(torch.int32)
+
+
+def symmetric_range(lowest: Tensor, highest: Tensor, quant_min: int, quant_max: int) -> tuple[Tensor, Tensor]:
+    """Return the step and the code of zero of ranges around zero, or above it where nothing is below."""
+    signed = quant_min < 0 or bool(lowest.lt(0).any())
+    middle = (quant_min + quant_max + 1) // 2 if signed else quant_min
+    scale = torch.maximum(-lowest, highest) / (quant_max - middle)
+    return scale.clamp_min(torch.finfo(torch.float32).eps), torch.full_like(scale, middle, dtype=torch.int32)
 
 
 def agreed(lowest: Tensor, highest: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,7 +109,9 @@ class QConfig:
         `lsq4`.
 
         `int` takes the range of a weight's channels and the moving average of an input's range; `lsq` and `lsq+` learn the
-        steps of both (from the published beginnings); `pact` learns the level of inputs.
+        steps of both; `pact` learns the level of inputs. `lsq+` begins as published, `lsq` where rounding loses least: the
+        beginning of LSQ's paper (`LSQObserver`, for a `QuantSpec`) is up to seven times too wide for few steps of training to
+        mend.
 
         Args:
             name: The name; or a `QConfig`, which is returned.
@@ -144,7 +146,10 @@ class QConfig:
             return cls(plain, moving)
         if method == 'pact':
             return cls(plain, replace(moving, symmetric=True, fake_quant='PACTFakeQuantize'))
-        learned = {'fake_quant': 'LearnableFakeQuantize', 'observer': 'LSQObserver' if method == 'lsq' else 'LSQPlusObserver'}
+        learned = {
+            'fake_quant': 'LearnableFakeQuantize',
+            'observer': 'LeastErrorObserver' if method == 'lsq' else 'LSQPlusObserver',
+        }
         weight = replace(plain, options={}, **learned)  # type: ignore[arg-type]
         if method == 'lsq':
             return cls(weight, replace(moving, symmetric=True, **learned))  # type: ignore[arg-type]

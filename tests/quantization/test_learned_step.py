@@ -1,9 +1,18 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from strop.quantization import LearnableFakeQuantize, LSQObserver, LSQPerChannelObserver, LSQPlusObserver, fake_quantize
+from strop.quantization import (
+    LearnableFakeQuantize,
+    LeastErrorObserver,
+    LSQObserver,
+    LSQPerChannelObserver,
+    LSQPlusObserver,
+    QConfig,
+    fake_quantize,
+)
 
 SIGNED = dict(qscheme=torch.per_tensor_symmetric, dtype=torch.qint8)
 ROWS = dict(qscheme=torch.per_channel_symmetric, dtype=torch.qint8, is_weight=True)
@@ -29,6 +38,36 @@ def test_zero_takes_the_middle_code_where_values_are_below_it():
     assert mixed.calculate_qparams()[1].item() == 8
     assert positive.scale.item() == pytest.approx(2 * X.relu().mean().item() / math.sqrt(15), rel=1e-6)
     assert mixed.scale.item() == pytest.approx(2 * X.abs().mean().item() / math.sqrt(7), rel=1e-6)
+
+
+@pytest.mark.parametrize(('low', 'high'), [(-127, 127), (-8, 7), (-2, 1), (0, 255), (0, 3)])
+def test_the_first_step_of_least_error_is_the_best_of_the_grid(low, high):
+    rows = X.relu() if low == 0 else X
+    scheme = {**(UNSIGNED if low == 0 else SIGNED), 'qscheme': torch.per_channel_symmetric}
+    observer = LeastErrorObserver(quant_min=low, quant_max=high, **scheme)
+    observer(rows)
+    scale, zero = observer.calculate_qparams()
+    assert not zero.any()
+    for index, row in enumerate(rows.double()):
+        steps = row.abs().max() / high * torch.arange(1, 33, dtype=torch.float64) / 32
+        errors = torch.stack([((row / step).round().clamp(low, high) * step - row).square().sum() for step in steps])
+        torch.testing.assert_close(scale[index].double(), steps[errors.argmin()], rtol=1e-5, atol=0)
+
+
+def test_least_error_has_codes_below_zero_where_there_are_values():
+    observer = LeastErrorObserver(quant_min=0, quant_max=15, **UNSIGNED)
+    observer(X)
+    assert observer.calculate_qparams()[1].item() == 8
+
+
+def test_steps_begin_with_less_error_than_in_the_paper():
+    weights = torch.randn(16, 144, generator=torch.Generator().manual_seed(3))
+    for bits in (2, 4, 8):
+        errors = []
+        for name in ('LSQObserver', 'LeastErrorObserver'):
+            spec = dataclasses.replace(QConfig.of(f'lsq{bits}').weight, observer=name)
+            errors.append((spec.build(is_weight=True)(weights) - weights).square().mean().item())
+        assert errors[1] < 0.7 * errors[0], bits
 
 
 def test_the_first_steps_of_lsq_plus_are_those_of_the_paper_for_weights():
