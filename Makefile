@@ -6,7 +6,12 @@ STAMP := $(VENV)/.installed
 # One thread for each of as many test processes as there are cores (at most eight).
 JOBS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
-.PHONY: demo test lint check clean
+# The codebases of OpenMMLab need an older transformers, and operators that are built once; see docs/openmmlab.md.
+MM_VENV ?= .venv-openmmlab
+MM_PYTHON := $(MM_VENV)/bin/python
+MM_STAMP := $(MM_VENV)/.installed
+
+.PHONY: demo test lint check clean openmmlab test-openmmlab
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 10), 'Strop needs Python 3.10 or newer'"
@@ -27,5 +32,19 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
+$(MM_STAMP): pyproject.toml requirements/openmmlab.txt requirements/openmmlab-codebases.txt tools/mmcv_wheel.py
+	$(PYTHON) -m venv $(MM_VENV)
+	$(MM_PYTHON) -m pip install --quiet --upgrade pip
+	$(MM_PYTHON) -m pip install --quiet -e ".[vision,report,timm]" -r requirements/openmmlab.txt
+	$(MM_PYTHON) -m pip install --quiet --no-deps -r requirements/openmmlab-codebases.txt
+	wheel=$$($(PYTHON) tools/mmcv_wheel.py --python $(MM_PYTHON)) && \
+		$(MM_PYTHON) -m pip install --quiet --no-deps --force-reinstall "$$wheel"
+	touch $(MM_STAMP)
+
+openmmlab: $(MM_STAMP)
+
+test-openmmlab: $(MM_STAMP)
+	OMP_NUM_THREADS=1 $(MM_PYTHON) benchmarks/openmmlab_environment.py --jobs $(JOBS)
+
 clean:
-	rm -rf $(VENV) demo_output work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MM_VENV) demo_output work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,14 +6,16 @@ that register classes, so nothing has to be imported for its side effects.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from mmengine.registry import root as _root
 from mmengine.registry.registry import Registry as _Registry
 
+from strop.codebases import check_codebase, current_name, installed, is_codebase, where_else
 from strop.errors import UnknownTypeError, near
 from strop.unsupported import not_yet
 
@@ -50,7 +52,8 @@ class Registry(_Registry):
         """Return the class registered as `key`.
 
         Raises:
-            UnknownTypeError: If there is none; the message names near matches.
+            UnknownTypeError: If there is none; the message names near matches, or the codebases that have it.
+            MissingDependencyError: If it is of a codebase that is not installed, or cannot be imported.
         """
         try:
             found = super().get(key)
@@ -62,6 +65,10 @@ class Registry(_Registry):
             later = not_yet(key)
             if later:
                 raise UnknownTypeError(later)
+            scope = DefaultScope.get_current_instance()
+            elsewhere = where_else(key, self.parent, scope.scope_name if scope is not None else None)
+            if elsewhere:
+                raise UnknownTypeError(f'{key!r} is not in the {self.name} registry of {self.scope}.{elsewhere}')
             names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}
             raise UnknownTypeError(
                 f'{key!r} is not in the {self.name} registry of {self.scope}.{near(key.split(".")[-1], names)} If it is a '
@@ -69,6 +76,16 @@ class Registry(_Registry):
                 'allow_failed_imports=False).'
             )
         return found
+
+    def build(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build an instance from its config; all inside `type='mmdet.RetinaNet'` is built as mmdet's, too."""
+        kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+        if isinstance(kind, str) and '_scope_' not in cfg:
+            scope = kind.rpartition('.')[0]
+            if is_codebase(scope) and installed(current_name(scope)):
+                check_codebase(scope, f'type={kind!r}')
+                cfg = {**cfg, '_scope_': current_name(scope), 'type': f'{current_name(scope)}.{kind.rpartition(".")[2]}'}
+        return super().build(cfg, *args, **kwargs)
 
     def __contains__(self, key: str) -> bool:
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.model import BaseModel
 from torch import nn
 
@@ -99,9 +98,8 @@ class SPOS(BaseAlgorithm):
 
     def _init_flops(self) -> None:
         """Prepare what `get_subnet_flops` needs, one trace of the supernet; override both to count otherwise."""
-        device = next((parameter.device for parameter in self.architecture.parameters()), torch.device('cpu'))
         binding = self.mutator.binding if self.mutator is not None else None
-        self._estimator = SpaceEstimator(self.architecture, torch.zeros(self.input_shape, device=device), binding=binding)
+        self._estimator = SpaceEstimator(self.architecture, input_shape=self.input_shape, binding=binding)
 
     def get_subnet_flops(self, subnet: Mapping[str, Any] | None = None, input_shape: Sequence[int] | None = None) -> int:
         """Return the MACs (multiply-adds) of a subnet for one batch of `input_shape`.

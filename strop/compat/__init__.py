@@ -12,9 +12,10 @@ True
 from strop.compat.finder import Finder, OldImportError, OldNameError, Table
 from strop.compat.mmrazor import MMRAZOR
 from strop.compat.nni import NNI
-from strop.compat.openmmlab import MMCLS, MMCV
+from strop.compat.openmmlab import MMCLS, MMCV, ExtendingFinder
 
 FINDER = Finder([MMRAZOR, NNI, MMCLS, MMCV])
+EXTENDING = ExtendingFinder()
 
 
 def activate() -> None:
@@ -24,6 +25,7 @@ def activate() -> None:
     `sys.path`) are imported, so that the classes in them register themselves.
     """
     FINDER.activate()
+    EXTENDING.activate()
 
 
 activate()

@@ -74,6 +74,7 @@ _NAMES = {
         'strop.architectures.darts_cells': 'DartsPoolBN DartsDilConv DartsSepConv DartsSkipConnect DartsZero',
     },
     'mmrazor.models.task_modules': {
+        'strop.data': 'DefaultDemoInput DefaultMMClsDemoInput DefaultMMDemoInput DefaultMMDetDemoInput DefaultMMSegDemoInput',
         'strop.estimators': 'ResourceEstimator *',
         'strop.distill': 'BaseRecorder FunctionInputsRecorder FunctionOutputsRecorder MethodInputsRecorder '
         'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '

@@ -1,6 +1,19 @@
-"""What is left to answer of mmcls (now mmpretrain) and of mmcv 1.x (whose runner is MMEngine now)."""
+"""What is left to answer of mmcls (now mmpretrain) and of mmcv 1.x (whose runner is MMEngine now), and their configs.
+
+With the codebases themselves installed, two things that MMEngine does are extended: `_base_ = ['mmdet::...']` also finds files
+that were renamed since, and a type that the codebase of the default scope does not have is looked up in Strop. That is in
+`strop.compat.fallbacks`; here is what puts it in place as soon as MMEngine is imported.
+"""
 
 from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 from strop.compat.finder import Table
 
@@ -79,3 +92,46 @@ MMCV = Table(
     'MMDataParallel MMDistributedDataParallel',
     grafts=('mmcv.runner', 'mmcv.cnn'),
 )
+
+
+class _ExtendingLoader(Loader):
+    """Load MMEngine, then extend it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        importlib.import_module('strop.compat.fallbacks').extend_mmengine()
+
+
+class ExtendingFinder(MetaPathFinder):
+    """Have MMEngine extended when it is imported: activating old names imports nothing heavy by itself."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where MMEngine is, with a loader that extends it; None for everything else."""
+        if fullname != 'mmengine':
+            return None
+        for finder in sys.meta_path:
+            find = getattr(finder, 'find_spec', None)
+            spec = find(fullname, path, target) if finder is not self and find is not None else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _ExtendingLoader(spec.loader)
+                return spec
+        return None
+
+    def activate(self) -> None:
+        """Extend MMEngine: now, if it is imported already, else when it is. Calling it again does no harm."""
+        if 'mmengine' in sys.modules:
+            importlib.import_module('strop.compat.fallbacks').extend_mmengine()
+        elif self not in sys.meta_path:
+            sys.meta_path.insert(0, self)

@@ -2,6 +2,13 @@
 
 from strop.data.contrastive import CRDDataset
 from strop.data.datasets import EpochSampler, ImageDataset, ImageFolderDataset, LabelledImages
+from strop.data.demo_inputs import (
+    DefaultDemoInput,
+    DefaultMMClsDemoInput,
+    DefaultMMDemoInput,
+    DefaultMMDetDemoInput,
+    DefaultMMSegDemoInput,
+)
 from strop.data.images import ImageArrays, load_images, split_indices
 from strop.data.metrics import Accuracy
 from strop.data.samples import ClsDataSample, DataSample, collate, labels_of
@@ -12,6 +19,11 @@ __all__ = [
     'CRDDataset',
     'ClsDataSample',
     'DataSample',
+    'DefaultDemoInput',
+    'DefaultMMClsDemoInput',
+    'DefaultMMDemoInput',
+    'DefaultMMDetDemoInput',
+    'DefaultMMSegDemoInput',
     'EpochSampler',
     'ImageArrays',
     'ImageDataset',

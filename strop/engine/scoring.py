@@ -11,10 +11,11 @@ from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope, init_default_scope
 
+from strop.codebases import codebase_of
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
 from strop.errors import BindingError, ConfigError, listed, near
-from strop.estimators import SpaceEstimator
+from strop.estimators import SpaceEstimator, example_arguments
 from strop.mutables import Subnet, extract
 from strop.randomness import seeded
 from strop.search import Constraint
@@ -49,12 +50,16 @@ def set_subnet(algorithm: Any, subnet: Mapping[str, Any]) -> None:
 
 
 def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
-    """Return the model inputs of one sample of the first batch, on the model's device."""
+    """Return the model inputs of one sample of the first batch, on the model's device.
+
+    For a model of mmpretrain, mmdet or mmseg it is a tuple, of the inputs and the list of its data sample.
+    """
     algorithm = unwrapped(runner.model)
     batch = algorithm.data_preprocessor(next(iter(dataloader)), False)
     inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
     if isinstance(inputs, torch.Tensor):
-        return inputs[:1]
+        samples = codebase_of(getattr(algorithm, 'architecture', algorithm)) and _samples_in(batch)
+        return (inputs[:1], samples[:1]) if samples else inputs[:1]
     if isinstance(inputs, Mapping):
         return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     return inputs[:1]
@@ -134,7 +139,7 @@ class Scorer:
     def _forward(self, batch: Any) -> int:
         data = self.algorithm.data_preprocessor(batch, False)
         inputs = data['inputs'] if isinstance(data, Mapping) else data[0]
-        self.algorithm(inputs, mode='tensor')
+        self.algorithm(inputs, _samples_in(data), mode='tensor')
         return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
 
     def calibration_batches(self) -> list[Any]:
@@ -185,6 +190,12 @@ class SubnetScores:
         return {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
 
 
+def _samples_in(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return batch.get('data_samples')
+    return batch[1] if len(batch) > 1 else None
+
+
 def _batch_length(batch: Any) -> int:
     inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
     return len(next(iter(inputs.values()))) if isinstance(inputs, Mapping) else len(inputs)
@@ -198,7 +209,7 @@ class ResourceMeter:
 
     Args:
         algorithm: The algorithm whose subnets are measured. A `get_subnet_flops` that a user overrode is used.
-        inputs: Inputs of one sample.
+        inputs: Inputs of one sample; a tuple are several arguments.
         estimator_cfg: MMRazor's estimator config; of it, `input_shape` replaces `inputs`.
     """
 
@@ -207,9 +218,11 @@ class ResourceMeter:
         config = dict(estimator_cfg or {})
         shape = config.get('input_shape')
         if shape is not None:
-            inputs = torch.zeros(tuple(shape), device=next(algorithm.parameters()).device)
+            inputs = example_arguments(algorithm, shape)
         self.inputs = inputs
-        self.estimator = SpaceEstimator(algorithm.architecture, (inputs,), binding=mutator_of(algorithm).binding)
+        self.estimator = SpaceEstimator(
+            algorithm.architecture, inputs if isinstance(inputs, tuple) else (inputs,), binding=mutator_of(algorithm).binding
+        )
 
     def measure(self, subnet: Subnet, names: Sequence[str] = ('flops', 'params')) -> dict[str, float]:
         """Return the named resources of a subnet."""

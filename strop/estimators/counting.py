@@ -11,8 +11,10 @@ from mmengine.logging import print_log
 from rich.table import Table
 from torch import nn
 
+from strop.codebases import codebase_of
 from strop.errors import ConfigError, listed, near
 from strop.estimators.recorder import Trace, record
+from strop.registry import TASK_UTILS
 
 UNITS: dict[str, float] = {'': 1.0, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12, 'Ki': 2.0**10, 'Mi': 2.0**20, 'Gi': 2.0**30}
 
@@ -150,6 +152,21 @@ def example_inputs(model: nn.Module, input_shape: Sequence[int]) -> torch.Tensor
     return torch.zeros(tuple(input_shape))
 
 
+def example_arguments(model: nn.Module, input_shape: Sequence[int]) -> tuple[Any, ...]:
+    """Return the arguments of a forward of `model`: zeros, and data samples for a model of mmpretrain, mmdet or mmseg.
+
+    Raises:
+        ConfigError: If the shape is no sequence of positive integers.
+
+    >>> [argument.shape for argument in example_arguments(nn.Linear(3, 1), (2, 3))]
+    [torch.Size([2, 3])]
+    """
+    if codebase_of(getattr(model, 'architecture', model)) is None:
+        return (example_inputs(model, input_shape),)
+    batch = TASK_UTILS.build({'type': 'DefaultDemoInput', 'input_shape': input_shape})(model)
+    return batch['inputs'], batch['data_samples']
+
+
 def count(model: nn.Module, *inputs: Any, input_shape: Sequence[int] | None = None, **kwargs: Any) -> Resources:
     """Count what one forward of a plain model costs, without computing it.
 
@@ -175,7 +192,7 @@ def count(model: nn.Module, *inputs: Any, input_shape: Sequence[int] | None = No
     if input_shape is not None:
         if inputs:
             raise ConfigError('Give either inputs or `input_shape`, but got both.')
-        inputs = (example_inputs(model, input_shape),)
+        inputs = example_arguments(model, input_shape)
     elif not inputs and not kwargs:
         raise ConfigError(
             'To count a model its inputs are needed: count(model, x) or count(model, input_shape=(1, 3, 224, 224)).'

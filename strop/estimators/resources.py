@@ -9,7 +9,7 @@ from typing import Any, Union
 from torch import nn
 
 from strop.errors import ConfigError, listed, near
-from strop.estimators.counting import Resources, count, example_inputs, in_unit
+from strop.estimators.counting import Resources, count, example_arguments, in_unit
 from strop.estimators.latency import measure
 from strop.estimators.space_estimator import SpaceEstimator
 from strop.mutables import bind, current_subnet, extract, mutables_of
@@ -182,7 +182,7 @@ class ResourceEstimator(BaseEstimator):
         shape = tuple(options.get('input_shape', self.input_shape))
         constructor = options.get('input_constructor')
         if constructor is None:
-            return (example_inputs(model, shape),), {}
+            return example_arguments(model, shape), {}
         made = constructor(shape)
         if not isinstance(made, Mapping):
             raise ConfigError(
@@ -213,7 +213,7 @@ class ResourceEstimator(BaseEstimator):
     def _measured(self, model: nn.Module, options: Mapping[str, Any]) -> float:
         """Return the median latency in milliseconds."""
         plain = extract(model, current_subnet(model)) if mutables_of(model) else model
-        inputs = example_inputs(model, options.get('input_shape', self.input_shape))
+        inputs = example_arguments(model, options.get('input_shape', self.input_shape))
         times = measure(
             {'model': (plain, inputs)},
             runs=options.get('max_iter', 100) * options.get('repeat_num', 1),

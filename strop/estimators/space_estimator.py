@@ -14,7 +14,7 @@ from torch import nn
 
 from strop.errors import ConfigError, EstimateError, listed, near
 from strop.estimators.activation import PeakMemory
-from strop.estimators.counting import Resources, count, example_inputs, human
+from strop.estimators.counting import Resources, count, example_arguments, human
 from strop.estimators.guards import Answers, Array, GuardedSum
 from strop.estimators.recorder import check_initialized
 from strop.estimators.supernet import NotSeparableError, mac_terms, parameter_terms, trace_supernet
@@ -90,7 +90,7 @@ class SpaceEstimator:
         self.model = model
         self.binding = bind(model) if binding is None else binding
         self.space = self.binding.space
-        self.args = (example_inputs(model, input_shape),) if input_shape is not None else _as_arguments(inputs)
+        self.args = example_arguments(model, input_shape) if input_shape is not None else _as_arguments(inputs)
         self.kwargs = dict(kwargs or {})
         self.measured: frozenset[str] = frozenset()
         self.reason: str | None = None

@@ -15,6 +15,7 @@ import torch
 from mmengine.logging import print_log
 from torch import nn
 
+from strop.data import DefaultDemoInput
 from strop.elastic import ElasticWidths
 from strop.errors import BindingError, ComponentTypeError, ConfigError, GraphError, SubnetError, listed, near
 from strop.graph import ChannelGraph, channel_units
@@ -32,7 +33,7 @@ from strop.mutables import (
 from strop.mutables.choice import reduce_outputs
 from strop.mutables.value import truth_table
 from strop.mutators.random import OneShotMutator
-from strop.registry import MODELS
+from strop.registry import MODELS, TASK_UTILS
 
 _PARSE = dict(type='ChannelAnalyzer', demo_input=(1, 3, 224, 224))
 _UNIT_NAME = re.compile(r'_\((\d+), (\d+)\)_\d+$')
@@ -44,7 +45,8 @@ def demo_inputs(model: nn.Module, demo_input: Any) -> Any:
     Args:
         model: The model; inputs that are made here get the device and dtype of its parameters.
         demo_input: A shape, the config `dict(type='DefaultDemoInput', input_shape=...)` of one, tensors (in a tuple or
-            dict), or a function of the model that returns them.
+            dict), or a function of the model that returns them. Of a shape, a model of mmpretrain, mmdet or mmseg gets a batch
+            with data samples.
 
     Raises:
         ConfigError: If it is none of these.
@@ -52,11 +54,10 @@ def demo_inputs(model: nn.Module, demo_input: Any) -> Any:
     >>> demo_inputs(nn.Linear(4, 2), (2, 4)).shape
     torch.Size([2, 4])
     """
-    if isinstance(demo_input, Mapping) and 'input_shape' in demo_input:
-        demo_input = demo_input['input_shape']
+    if isinstance(demo_input, Mapping) and ('input_shape' in demo_input or str(demo_input.get('type')).endswith('DemoInput')):
+        return TASK_UTILS.build({'type': 'DefaultDemoInput', **demo_input})(model)
     if isinstance(demo_input, (list, tuple, torch.Size)) and demo_input and all(type(size) is int for size in demo_input):
-        parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        return torch.zeros(tuple(demo_input), dtype=parameter.dtype, device=parameter.device)
+        return DefaultDemoInput(demo_input)(model)
     if isinstance(demo_input, torch.Tensor):
         return demo_input
     if isinstance(demo_input, Mapping) and demo_input and 'type' not in demo_input:
