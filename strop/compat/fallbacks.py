@@ -9,7 +9,6 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry as MMEngineRegistry
 
 from strop.codebases import current_name, find_codebase_config, is_codebase
-from strop.registry import Registry
 
 # Registered names of mmcls 1.0 that mmpretrain has under another name.
 _RENAMED = {'ClsVisualizer': 'UniversalVisualizer', 'PackClsInputs': 'PackInputs'}
@@ -39,7 +38,8 @@ def _config_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
 
 def _get(self: MMEngineRegistry, key: str) -> Any:
     """Return the class registered as `key`: the codebase's own, else Strop's."""
-    if isinstance(self, Registry) or not is_codebase(self.scope):
+    # By its name: where the registries are what imports MMEngine, their module is not complete when this one is imported.
+    if type(self).__module__ == 'strop.registry' or not is_codebase(self.scope):
         return _mmengines_get(self, key)
     try:
         found = _mmengines_get(self, key)

@@ -65,6 +65,13 @@ def test_importing_strop_activates_nothing_and_activating_imports_nothing_heavy(
     assert out.splitlines() == ['[]', '[]', '2']  # one for old packages, one that waits for MMEngine
 
 
+def test_old_names_may_be_activated_before_anything_else_is_imported(workspace: Workspace) -> None:
+    out = workspace.run(
+        'import strop.compat\nimport strop.registry\nfrom strop import LayerChoice\nprint(LayerChoice.__name__)'
+    )
+    assert out.split() == ['LayerChoice']
+
+
 # -- customize a NAS algorithm: an algorithm and a mutator of 0.x -------------------------------
 
 
