@@ -23,6 +23,7 @@ from strop.estimators.runtimes import quiet
 from strop.quantization.batches import Call
 from strop.quantization.flow import pt2e, tensors_of, traced
 from strop.quantization.qdq import qdq_quantizer
+from strop.quantization.xnnpack import Program, xnnpack_quantizer
 
 #: Runs a quantized model: the tensors of its arguments in, the tensors of its outputs out.
 Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -352,12 +353,6 @@ def _run_openvino(path: Path, threads: int, precision: str) -> Run:
 # -- ExecuTorch -----------------------------------------------------------------------------------------------
 
 
-def _xnnpack_quantizer(is_qat: bool) -> Any:
-    xnnpack = try_import('executorch.backends.xnnpack.quantizer.xnnpack_quantizer', 'executorch')
-    settings = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
-    return xnnpack.XNNPACKQuantizer().set_global(settings)
-
-
 def _write_pte(graph: GraphModule, example: Call, path: Path) -> None:
     exir = try_import('executorch.exir', 'executorch')
     partitions = try_import('executorch.backends.xnnpack.partition.xnnpack_partitioner', 'executorch')
@@ -368,13 +363,7 @@ def _write_pte(graph: GraphModule, example: Call, path: Path) -> None:
 
 
 def _run_executorch(path: Path, threads: int, precision: str) -> Run:
-    runtime = try_import('executorch.runtime', 'executorch')
-    method = runtime.Runtime.get().load_program(str(path)).load_method('forward')
-
-    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [value.clone() for value in tensors_of(method.execute([tensor.contiguous() for tensor in tensors]))]
-
-    return run
+    return Program(path.read_bytes(), threads)
 
 
 _BACKENDS: Mapping[str, Backend] = MappingProxyType(
@@ -416,7 +405,7 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 fast='convolutions, linear layers and additions on ARM and x86; one batch size in each file',
                 per_channel=(True, False), symmetric=(False,), why_symmetry='XNNPACK has a zero point for every activation.',
                 open_batch=False,
-                make_quantizer=_xnnpack_quantizer, write=_write_pte, load=_run_executorch,
+                make_quantizer=xnnpack_quantizer, write=_write_pte, load=_run_executorch,
             ),
             Backend(
                 name='tensorrt', package='onnx', modules=('torchao', 'onnx', 'onnxscript'),

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError
 from strop.quantization.flow import is_parameter, pt2e
-from strop.quantization.layers import layer_name, matching, name_layers
+from strop.quantization.layers import HEAVY, layer_name, matching, name_layers
 from strop.quantization.observers import observer
 
 if TYPE_CHECKING:
@@ -165,7 +165,10 @@ def _rewrite(model: GraphModule, scheme: Scheme) -> None:
         annotation = node.meta.get(_KEY)
         if annotation is None:
             continue
+        # Only layers have weights; what else reads a parameter, such as the sum with a position embedding, has one range.
+        weights = node.args[1:2] if node.target in HEAVY else ()
         annotation.input_qspec_map = {
-            source: changed(spec, is_parameter(source)) for source, spec in annotation.input_qspec_map.items()
+            source: changed(spec, is_parameter(source) and source in weights)
+            for source, spec in annotation.input_qspec_map.items()
         }
         annotation.output_qspec = changed(annotation.output_qspec, False)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from strop.quantization import quantize
+from tests.quantization.nets import Attention, Mlp, image_batches, small_net
+
+pytest.importorskip('torchao')
+pytest.importorskip('executorch')
+
+
+class SmallViT(nn.Module):
+    """Patches, a class token, position embeddings and one block, as in timm's vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.positions = nn.Parameter(torch.randn(1, 17, 16))
+        self.block = nn.Sequential(Attention(), Mlp())
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        return self.head(self.block(x)[:, 0])
+
+
+@pytest.fixture(scope='module')
+def transformer():
+    torch.manual_seed(0)
+    return quantize(SmallViT().eval(), image_batches(), backend='executorch')
+
+
+def test_a_vision_transformer_with_position_embeddings_runs(transformer):
+    assert transformer.check.difference <= transformer.check.limit
+    assert {'patches', 'block.0.qkv', 'block.1.up', 'head'} <= {layer.name for layer in transformer.record.quantized}
+
+
+def test_sums_with_parameters_and_of_linear_layers_are_left_in_float_and_listed(transformer):
+    assert transformer.record.other_ops['add'] == 3
+    assert 'add (3)' in str(transformer)
+    assert transformer.record.sqnr_db > 20
+
+
+def test_sums_of_convolutions_stay_integers():
+    result = quantize(small_net(), image_batches(), backend='executorch', check=False)
+    assert not result.record.other_ops
+    assert len(result.record.quantized) == len(result.record.layers)
+
+
+def test_programs_of_one_and_of_two_threads_run_side_by_side():
+    bindings = pytest.importorskip('executorch.extension.pybindings.portable_lib')
+    net, x = small_net(), image_batches()[0][:1]
+    result = quantize(net, [x], backend='executorch', check=False)
+    runs = {threads: result._runnable(result.reference, threads, None) for threads in (1, 2)}
+    for threads in (1, 2, 2, 1, 2):
+        torch.testing.assert_close(runs[threads](x)[0], net(x), atol=1e-5, rtol=1e-5)
+        assert bindings._threadpool_get_thread_count() == threads
