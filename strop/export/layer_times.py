@@ -303,15 +303,17 @@ class _Kernel:
     samples_ms: tuple[float, ...]
 
 
-class _Positional(nn.Module):
-    """A model whose arguments are its tensors, in order."""
+class Positional(nn.Module):
+    """A model in eval mode whose arguments are its tensors, in order."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         super().__init__()
         self.model = model
         self._inputs = inputs
+        self.eval()
 
     def forward(self, *tensors: torch.Tensor) -> Any:
+        """Fill the tensors in and compute."""
         given = iter(tensors)
         filled = self._inputs.map(lambda _: next(given))
         return self.model(*filled.args, **filled.kwargs)
@@ -324,7 +326,7 @@ def _write(path: Path, model: nn.Module, inputs: Inputs, quantized: Quantized | 
     else:
         for package in ('onnx', 'onnxscript'):
             try_import(package, 'onnx')
-        path.write_bytes(onnx_bytes(_Positional(model, inputs), tuple(inputs.tensors().values())))
+        path.write_bytes(onnx_bytes(Positional(model, inputs), tuple(inputs.tensors().values())))
 
 
 def _kernels_of_onnxruntime(

@@ -1,0 +1,553 @@
+"""Models before and after, on every runtime that is there: times of the same moments, scores, files and memory."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import nn
+
+from strop.errors import ConfigError, EstimateError, StropError, listed, near
+from strop.estimators import Latency, measure, ratio, runtimes
+from strop.estimators.latency import Machine
+from strop.estimators.runtimes import check_positive, onnx_bytes
+from strop.export.comparison import Inputs
+from strop.export.layer_times import Positional
+from strop.export.programs import export_onnx
+from strop.quantization import Quantized, backends
+from strop.quantization.backends import Run, compiled, prepared
+from strop.quantization.flow import tensors_of
+
+if TYPE_CHECKING:
+    from strop.quantization import Backend
+
+#: What is not an integer is computed in these.
+FLOATS = ('f32', 'bf16')
+
+# What quantization calls its back ends -> the runtimes that compute them.
+_RUNTIME_OF = {'inductor': 'compile'}
+_FEWEST_ROUNDS = 5
+_SHORT_MS = 200.0
+
+
+@dataclass(frozen=True)
+class RuntimeFile:
+    """A file for a runtime that is measured as it is.
+
+    Args:
+        path: The file.
+        backend: What runs it; see `strop.quantization.backends`.
+        precision: What it computes in.
+    """
+
+    path: Path
+    backend: str
+    precision: str = 'int8'
+
+
+Subject = nn.Module | Quantized | RuntimeFile
+
+
+@dataclass(frozen=True)
+class RuntimeTime:
+    """One model on one runtime.
+
+    Args:
+        stage: Which model.
+        runtime: What ran it.
+        precision: What it computed in.
+        batch: Samples in a forward.
+        threads: Threads that it computed with.
+        latency: Of one forward.
+        score: What `score` says of the model as this runtime computes it.
+        bytes: Size of the file that was run.
+        peak_memory_mb: What loading and running the file for one sample added to a fresh process at most, in 10^6 bytes.
+    """
+
+    stage: str
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    latency: Latency
+    score: float | None = None
+    bytes: int | None = None
+    peak_memory_mb: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as the measurements of a `result.json` hold it."""
+        low, high = self.latency.quartiles_ms
+        kept = {name: getattr(self, name) for name in ('stage', 'runtime', 'precision', 'batch', 'threads')}
+        times = dict(median_ms=self.latency.median_ms, low_ms=low, high_ms=high, rounds=len(self.latency.samples_ms))
+        return {**kept, **times, 'score': self.score, 'bytes': self.bytes, 'peak_memory_mb': self.peak_memory_mb}
+
+
+@dataclass(frozen=True)
+class RuntimeTimes:
+    """Models on runtimes, those of one batch size measured in the same rounds.
+
+    Args:
+        rows: What was measured.
+        missing: What was not: `runtime`, `reason` and the `extra` that brings it.
+        machine: Where.
+    """
+
+    rows: tuple[RuntimeTime, ...]
+    missing: tuple[Mapping[str, str], ...]
+    machine: Machine
+
+    def fastest(self, stage: str, batch: int, precisions: Iterable[str] | None = None) -> RuntimeTime | None:
+        """Return where a model was fastest, of all runtimes; None if it was not measured."""
+        wanted = None if precisions is None else set(precisions)
+        rows = [
+            row
+            for row in self.rows
+            if row.stage == stage and row.batch == batch and (wanted is None or row.precision in wanted)
+        ]
+        return min(rows, key=lambda row: row.latency.median_ms, default=None)
+
+    def speedups(self, first: str, second: str, confidence: float = 0.95) -> list[dict[str, Any]]:
+        """Return how many times as fast the second model is as the first, as the ratios of a `result.json` hold it.
+
+        For each batch size: on each runtime in each precision that both were measured in, and its fastest against the fastest
+        float of the first on any runtime.
+        """
+        found = []
+        for batch in dict.fromkeys(row.batch for row in self.rows):
+            rows = {(row.stage, row.runtime, row.precision): row for row in self.rows if row.batch == batch}
+            for (stage, runtime, precision), row in rows.items():
+                before = rows.get((first, runtime, precision))
+                if stage == second and before is not None:
+                    what = f'{second} beside {first}, both {precision} in {runtime}, batch {batch}'
+                    found.append(_speedup(what, before, row, confidence))
+            before, after = self.fastest(first, batch, FLOATS), self.fastest(second, batch)
+            if before is not None and after is not None:
+                what = (
+                    f'{second} ({after.precision} in {after.runtime}) beside the fastest float of {first} ({before.precision} '
+                    f'in {before.runtime}), batch {batch}'
+                )
+                found.append(_speedup(what, before, after, confidence))
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `measurements`, `missing` and `machine` as JSON holds them."""
+        return {
+            'measurements': [row.to_dict() for row in self.rows],
+            'missing': [dict(entry) for entry in self.missing],
+            'machine': asdict(self.machine),
+        }
+
+    def table(self) -> Table:
+        """Return a `rich` table of everything measured."""
+        table = Table(title=f'{self.machine.cpu}, {self.machine.threads} thread{"s" * (self.machine.threads != 1)}')
+        for name in ('model', 'runtime', 'computes in'):
+            table.add_column(name)
+        for name in ('batch', 'median ms', 'quartiles', 'score'):
+            table.add_column(name, justify='right')
+        for row in self.rows:
+            low, high = row.latency.quartiles_ms
+            score = '' if row.score is None else f'{row.score:.4f}'
+            table.add_row(
+                row.stage, row.runtime, row.precision, str(row.batch), f'{row.latency.median_ms:.3f}',
+                f'{low:.3f} to {high:.3f}', score,
+            )  # fmt: skip
+        return table
+
+
+class RuntimeModel(nn.Module):
+    """A model as a runtime computes it, for scoring: takes the arguments of the model, gives its tensor, or a list of them."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute it."""
+        found = self._run(tensors_of((args, kwargs)))
+        return found[0] if len(found) == 1 else found
+
+
+def measure_runtimes(
+    models: Mapping[str, Subject | Sequence[Subject]],
+    inputs: Any,
+    *,
+    batches: Sequence[int] = (1, 32),
+    threads: int = 1,
+    only: Iterable[str] | None = None,
+    precisions: Iterable[str] = FLOATS,
+    rounds: int = 30,
+    seconds: float = 30.0,
+    score: Callable[[nn.Module], float] | None = None,
+    memory: bool = True,
+    tell: Callable[[int, int], None] | None = None,
+) -> RuntimeTimes:
+    """Measure several models on every runtime that is installed.
+
+    Plain models run in eager, in `torch.compile` (Inductor with frozen weights, its fastest form), in ONNX Runtime and in
+    OpenVINO, in each of the precisions that those have; a quantized model, or a file, in its own runtime beside them.
+    Everything of one batch size is measured in the same rounds, one after the other, so that a slow moment falls on all alike.
+    What cannot be measured is listed with the reason, and stops nothing.
+
+    Args:
+        models: Name -> a plain model, what `quantize` returned, a file, or several of these.
+        inputs: Example inputs of any batch size: a tensor, a tuple of arguments, or a mapping of keyword arguments.
+        batches: Batch sizes.
+        threads: Threads to compute with.
+        only: Runtimes to measure; all by default.
+        precisions: Of floats: `'f32'`, `'bf16'`.
+        rounds: Most rounds of one batch size.
+        seconds: Time for the rounds of one batch size; there are fewer where they take longer, but at least five.
+        score: Judges a model, called with each as its runtime computes it.
+        memory: Measure memory in fresh processes (ONNX Runtime and OpenVINO, Linux).
+        tell: Called with how many preparations of how many are done.
+
+    Raises:
+        ConfigError: If an argument is not what it can be.
+
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    >>> times = measure_runtimes({'net': net}, torch.rand(2, 8), batches=(1, 4), only=('eager',), rounds=5)
+    >>> [(row.runtime, row.precision, row.batch) for row in times.rows]
+    [('eager', 'f32', 1), ('eager', 'bf16', 1), ('eager', 'f32', 4), ('eager', 'bf16', 4)]
+    """
+    check_positive(threads=threads, rounds=rounds, **{f'batches[{index}]': size for index, size in enumerate(batches)})
+    known = [*runtimes(), *(name for name, entry in backends().items() if _measurable(name, entry))]
+    wanted = known if only is None else list(only)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f'A runtime to measure is one of {listed(known)}, but got {name!r}.{near(name, known)}')
+    floats = tuple(precisions)
+    for precision in floats:
+        if precision not in FLOATS:
+            raise ConfigError(f'Floats are measured in {listed(FLOATS)}, but got {precision!r}.{near(precision, FLOATS)}')
+    subjects = {stage: _subjects(stage, found) for stage, found in models.items()}
+    if not subjects:
+        raise ConfigError('There is no model to measure: `models` is a mapping of names to models.')
+    given = Inputs.of(inputs).to('cpu')
+    missing = _not_installed(wanted)
+    gone = {entry['runtime'] for entry in missing}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        bench = _Bench(
+            given, threads, [name for name in wanted if name not in gone], floats, Path(folder), missing, list(batches)
+        )
+        jobs = [job for stage, found in subjects.items() for subject in found for job in bench.jobs(stage, subject)]
+        total = len(jobs)
+        ready: list[_Ready] = []
+        for number, job in enumerate(jobs):
+            if tell is not None:
+                tell(number, total)
+            ready += bench.prepared(job)
+        scores, peaks = bench.scores(ready, score), bench.memory(ready) if memory else {}
+        rows: list[RuntimeTime] = []
+        for batch in batches:
+            for each, latency in bench.times(ready, batch, rounds, seconds):
+                size = None if each.path is None else each.path.stat().st_size
+                found = scores.get(each.key), size, peaks.get(each.key)
+                rows.append(RuntimeTime(*each.key, batch, threads, latency, *found))
+        if tell is not None:
+            tell(total, total)
+    return RuntimeTimes(tuple(rows), tuple(missing), Machine.here(threads))
+
+
+# -- internals --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Ready:
+    """A model that is ready to run on a runtime; `batch` where it takes no other."""
+
+    stage: str
+    runtime: str
+    precision: str
+    run: Run
+    path: Path | None = None
+    batch: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.stage, self.runtime, self.precision
+
+
+Job = tuple[str, str, str, Callable[[], list[_Ready]]]
+
+
+class _Bench:
+    """Prepares models, and runs them."""
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        threads: int,
+        wanted: Sequence[str],
+        floats: Sequence[str],
+        folder: Path,
+        missing: list[Mapping[str, str]],
+        batches: Sequence[int],
+    ) -> None:
+        self._inputs, self._threads, self._wanted, self._floats = inputs, threads, wanted, floats
+        self._folder, self._missing, self._batches = folder, missing, batches
+        self._written: dict[int, list[tuple[Path, int | None]]] = {}
+
+    def jobs(self, stage: str, subject: Subject) -> list[Job]:
+        """Return (stage, runtime, precision, what prepares it) for everything that a subject can be measured as."""
+        if isinstance(subject, RuntimeFile):
+            runtime = _RUNTIME_OF.get(subject.backend, subject.backend)
+            make: Any = partial(self._file, stage, subject)
+            return [(stage, runtime, subject.precision, make)] if runtime in self._wanted else []
+        if isinstance(subject, Quantized):
+            runtime = _RUNTIME_OF.get(subject.backend.name, subject.backend.name)
+            if runtime not in self._wanted:
+                return []
+            found: list[Job] = [(stage, runtime, 'int8', partial(self._quantized, stage, subject, 'int8'))]
+            if runtime not in runtimes():  # its float model is known through the quantized one only
+                found.append((stage, runtime, 'f32', partial(self._quantized, stage, subject, 'f32')))
+            return found
+        plain = copy.deepcopy(getattr(subject, '_orig_mod', subject)).cpu().eval()
+        return [
+            (stage, name, precision, partial(self._plain, stage, plain, name, precision))
+            for name, entry in runtimes().items()
+            if name in self._wanted
+            for precision in self._floats
+            if precision in entry.precisions
+        ]
+
+    def prepared(self, job: Job) -> list[_Ready]:
+        """Return what a job prepares, after it has run once at each batch size; what fails is listed as missing."""
+        stage, runtime, precision, make = job
+        found = []
+        try:
+            for ready in make():
+                for batch in self._batches if ready.batch is None else (ready.batch,):
+                    ready.run(self.tensors(batch))
+                found.append(ready)
+        except Exception as error:
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())[:400]}'
+            self._missing.append({'runtime': runtime, 'reason': f'{stage} in {precision}: {reason}', 'extra': ''})
+            return []
+        return found
+
+    def tensors(self, batch: int) -> list[torch.Tensor]:
+        """Return the tensors of inputs of a batch size."""
+        inputs = self._inputs if self._inputs.batch == batch else self._inputs.with_batch(batch)
+        return list(inputs.tensors().values())
+
+    def scores(self, ready: Sequence[_Ready], score: Callable[[nn.Module], float] | None) -> dict[tuple[str, str, str], float]:
+        """Return key -> score, of what takes any batch size."""
+        found = {}
+        for each in ready if score is not None else ():
+            if each.batch is None:
+                try:
+                    found[each.key] = float(score(RuntimeModel(each.run).eval()))  # type: ignore[misc]
+                except StropError:
+                    raise
+                except Exception as error:
+                    raise EstimateError(
+                        f'`score` failed on {each.stage} as {each.runtime} computes it in {each.precision}: '
+                        f'{type(error).__name__}: {error}'
+                    ) from error
+        return found
+
+    def memory(self, ready: Sequence[_Ready]) -> dict[tuple[str, str, str], float]:
+        """Return key -> memory for one sample."""
+        found = {}
+        for each in ready:
+            if each.path is not None and each.runtime in _CHILDREN and each.batch in (None, 1):
+                peak = process_memory_mb(each.path, each.runtime, self.tensors(1), self._threads, each.precision)
+                if peak is not None:
+                    found[each.key] = peak
+        return found
+
+    def times(
+        self, ready: Sequence[_Ready], batch: int, rounds: int, seconds: float
+    ) -> list[tuple[_Ready, Latency]]:  # fmt: skip
+        """Time everything that takes a batch size, in the same rounds."""
+        tensors = self.tensors(batch)
+        entries = {', '.join(each.key): each for each in ready if each.batch in (None, batch)}
+        if not entries:
+            return []
+        calls = {name: partial(each.run, tensors) for name, each in entries.items()}
+        trial = measure(calls, runs=2, warmup=1, threads=self._threads)
+        lap = sum(min(latency.samples_ms) for latency in trial.values())
+        repeats = 3 if lap < _SHORT_MS else 1  # the first of several calls finds the caches full of other models
+        rounds = max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(1e3 * seconds / (repeats * lap))))
+        times = measure(calls, runs=rounds, warmup=1, calls=repeats, threads=self._threads)
+        return [(each, times[name]) for name, each in entries.items()]
+
+    # -- what prepares them ----------------------------------------------------------------
+
+    def _plain(self, stage: str, model: nn.Module, runtime: str, precision: str) -> list[_Ready]:
+        if runtime == 'eager':
+            return [_Ready(stage, runtime, precision, _eager(Positional(model, self._inputs), precision))]
+        if runtime == 'compile':
+            run = compiled(Positional(model, self._inputs), self._threads, precision)
+            return [_Ready(stage, runtime, precision, run)]
+        load = backends()[runtime].load
+        assert load is not None
+        return [
+            _Ready(stage, runtime, precision, load(path, self._threads, precision), path, batch)
+            for path, batch in self._onnx(model)
+        ]
+
+    def _onnx(self, model: nn.Module) -> list[tuple[Path, int | None]]:
+        """Return the ONNX files of a model: one for every batch size, or one for each where it cannot be left open."""
+        if id(model) not in self._written:
+            path = self._folder / f'{len(self._written)}.onnx'
+            try:
+                export_onnx(model, self._inputs, path, check=False)
+                self._written[id(model)] = [(path, None)]
+            except StropError:
+                found = []
+                for batch in self._batches:
+                    fixed = path.with_name(f'{path.stem}-{batch}.onnx')
+                    fixed.write_bytes(onnx_bytes(Positional(model, self._inputs), tuple(self.tensors(batch))))
+                    found.append((fixed, batch))
+                self._written[id(model)] = found  # type: ignore[assignment]
+        return self._written[id(model)]
+
+    def _quantized(self, stage: str, quantized: Quantized, precision: str) -> list[_Ready]:
+        entry, found = quantized.backend, []
+        graph = quantized.model if precision == 'int8' else quantized.reference
+        runtime = _RUNTIME_OF.get(entry.name, entry.name)
+        for batch in (None,) if entry.open_batch else self._batches:
+            path = self._folder / f'{len(list(self._folder.iterdir()))}{entry.suffix}'
+            inputs = self._inputs if batch is None else self._inputs.with_batch(batch)
+            entry.write(graph, quantized.example if batch is None else (inputs.args, inputs.kwargs), path)
+            found.append(_Ready(stage, runtime, precision, prepared(entry, path, self._threads), path, batch))
+        return found
+
+    def _file(self, stage: str, file: RuntimeFile) -> list[_Ready]:
+        entry = backends()[file.backend]
+        floats = file.precision if file.precision in entry.precisions else None
+        runtime = _RUNTIME_OF.get(entry.name, entry.name)
+        run = prepared(entry, file.path, self._threads, floats)
+        batch = None if entry.open_batch else 1
+        return [_Ready(stage, runtime, file.precision, run, file.path, batch)]
+
+
+def _eager(model: nn.Module, precision: str) -> Run:
+    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16) if precision == 'bf16' else nullcontext():
+            return tensors_of(model(*tensors))
+
+    return run
+
+
+def _subjects(stage: str, found: Any) -> list[Subject]:
+    subjects = list(found) if isinstance(found, (list, tuple)) else [found]
+    for subject in subjects:
+        if isinstance(subject, RuntimeFile):
+            if subject.backend not in backends():
+                raise ConfigError(
+                    f'A file is for one of {listed(backends())}, but {stage!r} has one for {subject.backend!r}.'
+                    f'{near(subject.backend, backends())}'
+                )
+        elif not isinstance(subject, (nn.Module, Quantized)):
+            raise ConfigError(
+                f'A model to measure is an nn.Module, what `quantize` returned, or a RuntimeFile, but {stage!r} is a '
+                f'{type(subject).__name__}.'
+            )
+    return subjects
+
+
+def _measurable(name: str, entry: Backend) -> bool:
+    return _RUNTIME_OF.get(name, name) not in runtimes() and entry.load is not None
+
+
+def _not_installed(wanted: Iterable[str]) -> list[Mapping[str, str]]:
+    found: list[Mapping[str, str]] = []
+    for name in wanted:
+        entry: Any = runtimes().get(name) or backends()[name]
+        if not entry.available:
+            found.append({'runtime': name, 'reason': f'{entry.package} is not installed', 'extra': entry.extra or ''})
+    return found
+
+
+def _speedup(what: str, before: RuntimeTime, after: RuntimeTime, confidence: float) -> dict[str, Any]:
+    found = ratio(before.latency, after.latency, confidence)
+    return {'what': what, 'value': found.value, 'low': found.low, 'high': found.high, 'confidence': confidence}
+
+
+# -- memory -------------------------------------------------------------------------------------------------
+
+# The high-water mark in /proc is that of this program; `ru_maxrss` would hold that of the process it was started from.
+_CHILD = """
+import sys
+import numpy as np
+path, folder, threads, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+arrays = [array for array in np.load(folder).values()]
+{start}
+def status(word):
+    with open('/proc/self/status') as stream:
+        return next(int(line.split()[1]) for line in stream if line.startswith(word + ':'))
+before = status('VmRSS')
+{run}
+print(1024 * max(0, status('VmHWM') - before))
+"""
+_CHILDREN = {
+    'onnxruntime': _CHILD.format(
+        start='import onnxruntime as ort',
+        run="""
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+session = ort.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+feed = {node.name: array for node, array in zip(session.get_inputs(), arrays)}
+for _ in range(2):
+    session.run(None, feed)
+""",
+    ),
+    'openvino': _CHILD.format(
+        start='import openvino as ov\ncore = ov.Core()',
+        run="""
+model = core.read_model(path)
+model.reshape({port.any_name: list(array.shape) for port, array in zip(model.inputs, arrays)})
+settings = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1}
+request = core.compile_model(model, 'CPU', settings).create_infer_request()
+for _ in range(2):
+    request.infer(arrays)
+""",
+    ),
+}
+
+
+def process_memory_mb(
+    path: Path, runtime: str, tensors: Sequence[torch.Tensor], threads: int = 1, precision: str = 'f32'
+) -> float | None:
+    """Return what loading and running a file adds to a fresh process at most, in units of 10^6 bytes.
+
+    The process has only the runtime in it; what that takes itself, before a file is loaded, does not count.
+
+    Args:
+        path: An ONNX file.
+        runtime: `'onnxruntime'` or `'openvino'`.
+        tensors: Inputs.
+        threads: Threads to compute with.
+        precision: What is not an integer is computed in this.
+
+    Returns:
+        None where it cannot be measured: not on Linux, or if the process fails.
+    """
+    if not sys.platform.startswith('linux') or runtime not in _CHILDREN:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'inputs.npz'
+        np.savez(file, *(tensor.numpy() for tensor in tensors))
+        hint = precision if precision in FLOATS else 'f32'
+        done = subprocess.run(
+            [sys.executable, '-c', _CHILDREN[runtime], str(path), str(file), str(threads), hint],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+    words = done.stdout.split()
+    return int(words[-1]) / 1e6 if done.returncode == 0 and words else None
+
+
+__all__ = ['FLOATS', 'RuntimeFile', 'RuntimeModel', 'RuntimeTime', 'RuntimeTimes', 'measure_runtimes', 'process_memory_mb']

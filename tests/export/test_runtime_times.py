@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from strop.errors import ConfigError, EstimateError
+from strop.estimators import Latency
+from strop.estimators.latency import Machine
+from strop.export.runtime_times import RuntimeFile, RuntimeTime, RuntimeTimes, measure_runtimes, process_memory_mb
+from strop.quantization import quantize
+from strop.report import CompressionResult
+
+ROWS = torch.rand(4, 8)
+
+
+def _net(width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3)).eval()
+
+
+@pytest.fixture(scope='module')
+def measured() -> RuntimeTimes:
+    """Two nets in ONNX Runtime and OpenVINO, one of them quantized too."""
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('openvino')
+    small, large = _net(), _net(16)
+    integers = quantize(small, [ROWS], backend='openvino', activation='min_max', check=False)
+    return measure_runtimes(
+        {'source': large, 'prune': [small, integers]}, ROWS, batches=(1, 4), only=('onnxruntime', 'openvino'),
+        rounds=5, seconds=2, score=lambda model: float(model(ROWS).double().sum()), memory=False,
+    )  # fmt: skip
+
+
+def test_every_model_is_measured_in_each_precision_of_each_runtime_and_batch(measured: RuntimeTimes) -> None:
+    found = {(row.stage, row.runtime, row.precision, row.batch) for row in measured.rows}
+    floats = {('onnxruntime', 'f32'), ('openvino', 'f32'), ('openvino', 'bf16')}
+    wanted = {(stage, *each, batch) for stage in ('source', 'prune') for each in floats for batch in (1, 4)}
+    assert found == wanted | {('prune', 'openvino', 'int8', batch) for batch in (1, 4)}
+    assert measured.missing == ()
+    assert all(len(row.latency.samples_ms) == 5 for row in measured.rows)
+
+
+def test_scores_are_of_what_the_runtime_computes(measured: RuntimeTimes) -> None:
+    whole = float(_net()(ROWS).detach().double().sum())
+    scores = {(row.runtime, row.precision): row.score for row in measured.rows if row.stage == 'prune'}
+    assert scores['onnxruntime', 'f32'] == pytest.approx(whole, abs=1e-4)
+    assert scores['openvino', 'f32'] == pytest.approx(whole, abs=1e-4)
+    # Quantization and short floats change the sum, each in its own way.
+    assert len(set(scores.values())) >= 3
+    assert scores['openvino', 'int8'] == pytest.approx(whole, abs=0.1)
+
+
+def test_files_have_their_size(measured: RuntimeTimes) -> None:
+    sizes = {(row.stage, row.precision): row.bytes for row in measured.rows if row.runtime == 'openvino'}
+    assert sizes['source', 'f32'] > sizes['prune', 'f32'] > 4 * (8 * 8 + 8 + 8 * 3 + 3)  # type: ignore[operator]
+
+
+def test_rows_and_speedups_are_what_a_result_takes(measured: RuntimeTimes) -> None:
+    found = measured.to_dict()
+    content = {'version': 1, 'measurements': found['measurements'], 'ratios': measured.speedups('source', 'prune')}
+    result = CompressionResult.from_dict({**content, 'missing': found['missing'], 'environment': found['machine']})
+    assert len(result.measurements) == len(measured.rows)
+    assert result.measurements[0].rounds == 5
+
+
+def test_eager_and_compiled_models_are_measured_beside_each_other() -> None:
+    times = measure_runtimes({'net': _net()}, {'input': ROWS}, batches=(4,), only=('eager', 'compile'), rounds=5, seconds=1)
+    assert [(row.runtime, row.precision) for row in times.rows] == [
+        ('eager', 'f32'), ('eager', 'bf16'), ('compile', 'f32'), ('compile', 'bf16'),
+    ]  # fmt: skip
+    assert {row.bytes for row in times.rows} == {None}
+
+
+def test_a_file_is_measured_as_it_is(tmp_path: Path) -> None:
+    pytest.importorskip('onnxruntime')
+    from strop.export import export_onnx
+
+    path = export_onnx(_net(), ROWS, tmp_path / 'net.onnx', check=False).path
+    files = [RuntimeFile(path, 'onnxruntime', 'f32'), RuntimeFile(path, 'openvino', 'f32')]
+    times = measure_runtimes({'net': files}, ROWS, batches=(1,), only=('onnxruntime',), rounds=2, memory=False)
+    assert [(row.runtime, row.precision, row.bytes) for row in times.rows] == [('onnxruntime', 'f32', path.stat().st_size)]
+
+
+def test_a_runtime_that_is_not_installed_is_listed_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'openvino' else find(name))
+    times = measure_runtimes({'net': _net()}, ROWS, batches=(1,), only=('eager', 'openvino'), precisions=('f32',), rounds=2)
+    assert [row.runtime for row in times.rows] == ['eager']
+    assert times.missing == ({'runtime': 'openvino', 'reason': 'openvino is not installed', 'extra': 'openvino'},)
+
+
+def test_what_a_runtime_does_not_take_is_listed_and_stops_nothing() -> None:
+    pytest.importorskip('onnxruntime')
+
+    class Looks(nn.Module):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            return given if given.sum() > 0 else -given
+
+    times = measure_runtimes(
+        {'looks': Looks(), 'net': _net()}, ROWS, batches=(1,), only=('eager', 'onnxruntime'), precisions=('f32',), rounds=2,
+        memory=False,
+    )  # fmt: skip
+    assert {(row.stage, row.runtime) for row in times.rows} == {('looks', 'eager'), ('net', 'eager'), ('net', 'onnxruntime')}
+    assert [(entry['runtime'], entry['extra']) for entry in times.missing] == [('onnxruntime', '')]
+    assert times.missing[0]['reason'].startswith('looks in f32: ')
+
+
+def test_the_models_stay_as_they_are() -> None:
+    model = _net().train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    measure_runtimes({'net': model}, ROWS, batches=(2,), only=('eager',), rounds=2)
+    assert model.training
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_how_far_the_preparation_is_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    measure_runtimes({'net': _net()}, ROWS, batches=(1,), only=('eager',), rounds=2, tell=lambda *at: told.append(at))
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+
+def _row(stage: str, runtime: str, precision: str, *samples: float, batch: int = 1) -> RuntimeTime:
+    return RuntimeTime(stage, runtime, precision, batch, 1, Latency(stage, samples))
+
+
+def test_speedups_pair_the_same_runtime_and_the_fastest_with_the_fastest_float() -> None:
+    rows = (
+        _row('a', 'eager', 'f32', 8.0, 8.0), _row('a', 'openvino', 'bf16', 4.0, 4.0), _row('a', 'openvino', 'int8', 3.0, 3.0),
+        _row('b', 'eager', 'f32', 4.0, 4.0), _row('b', 'openvino', 'int8', 1.0, 1.0),
+        _row('b', 'eager', 'f32', 9.0, 9.0, batch=8),
+    )  # fmt: skip
+    times = RuntimeTimes(rows, (), Machine.here(1))
+    found = {entry['what']: entry['value'] for entry in times.speedups('a', 'b')}
+    assert found == {
+        'b beside a, both f32 in eager, batch 1': 2.0,
+        'b beside a, both int8 in openvino, batch 1': 3.0,
+        'b (int8 in openvino) beside the fastest float of a (bf16 in openvino), batch 1': 4.0,
+    }
+    assert times.fastest('a', 1) is rows[2]
+    assert times.fastest('a', 1, ('f32', 'bf16')) is rows[1]
+    assert times.fastest('c', 1) is None
+    assert len(times.table().rows) == 6
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        (dict(only=('onnxruntim',)), "Did you mean 'onnxruntime'"),
+        (dict(only=('tensorrt',)), "but got 'tensorrt'"),
+        (dict(precisions=('bf61',)), "Did you mean 'bf16'"),
+        (dict(batches=(0,)), r'`batches\[0\]` must be a positive integer'),
+        (dict(models={}), 'There is no model'),
+        (dict(models={'a': 'net'}), "'a' is a str"),
+        (dict(models={'a': RuntimeFile(Path('a.onnx'), 'openvin')}), "Did you mean 'openvino'"),
+    ],
+)
+def test_arguments_are_looked_over_first(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        measure_runtimes(**{'models': {'net': _net()}, 'inputs': ROWS, **options})
+
+
+def test_a_score_that_fails_says_where() -> None:
+    with pytest.raises(EstimateError, match='net as eager computes it in f32: ZeroDivisionError'):
+        measure_runtimes({'net': _net()}, ROWS, batches=(1,), only=('eager',), rounds=1, score=lambda model: 1 / 0)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_memory_holds_the_weights_and_little_else(tmp_path: Path, runtime: str) -> None:
+    pytest.importorskip(runtime)
+    from strop.export import export_onnx
+
+    net = nn.Linear(2048, 4096, bias=False)  # 33.6 MB
+    path = export_onnx(net, torch.rand(1, 2048), tmp_path / 'net.onnx', check=False).path
+    peak = process_memory_mb(path, runtime, [torch.rand(1, 2048)])
+    assert peak is not None
+    assert 33 < peak < 330
+
+
+def test_memory_of_a_file_that_does_not_run_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / 'net.onnx').write_bytes(b'no model')
+    assert process_memory_mb(tmp_path / 'net.onnx', 'onnxruntime', [ROWS]) is None
+    assert process_memory_mb(tmp_path / 'net.onnx', 'compile', [ROWS]) is None
