@@ -67,6 +67,8 @@ def load_config(name: str, settings: Mapping[str, Any] | None = None) -> Config:
     _activate_old_names(config.text or '')
     if settings:
         change(config, settings)
+    if 'algorithm' in config:
+        config.model = config.algorithm  # as MMRazor 0.x wrote it, where `model` may be what the algorithm compresses
     _import_modules(path, config.get('custom_imports'))
     return config
 

@@ -32,6 +32,7 @@ COMMANDS = {
     'estimate': 'strop.cli.estimate:estimate',
     'show': 'strop.cli.show:show',
     'dashboard': 'strop.cli.dashboard:dashboard',
+    'migrate': 'strop.cli.migrating:migrate',
     'ss-gen': 'strop.cli.space_files:ss_gen',
     'doctor': 'strop.cli.doctor:doctor',
     'demo': 'strop.cli.demo:demo',

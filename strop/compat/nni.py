@@ -52,9 +52,38 @@ _MODULES = {
     'nni.nas.pytorch.spos': 'evolution mutator trainer',
 }
 
-_LATER = """
-EnasTrainer EnasMutator PdartsTrainer PdartsMutator CdartsTrainer NASBench201Mutator DartsCell ENASMicroLayer ENASMacroLayer
-StructuredMutableTreeNode
-"""
+# What was public in 1.9 and has no equal of its name here, and the modules that only NNI 2 and 3 had.
+_NEAREST = {
+    'EnasTrainer': "strop.search.run(..., strategy='policy') searches by policy gradients, trial by trial",
+    'EnasMutator': "strop.search.run(..., strategy='policy') searches by policy gradients, trial by trial",
+    'PdartsTrainer': 'strop.DartsTrainer',
+    'PdartsMutator': 'strop.DartsMutator',
+    'CdartsTrainer': 'strop.DartsTrainer',
+    'NASBench201Mutator': 'strop.RandomMutator',
+    'DartsCell': "type='DartsBackbone', the cells of DARTS",
+    'ENASMicroLayer': 'cells of LayerChoice and InputChoice, as in strop.architectures.darts_cells',
+    'ENASMacroLayer': 'cells of LayerChoice and InputChoice, as in strop.architectures.darts_cells',
+    'StructuredMutableTreeNode': 'mutator.mutables, which lists the decisions of a model',
+    'nni.retiarii': 'strop.LayerChoice, InputChoice, ValueChoice and Repeat in a plain nn.Module, searched by strop.search.run',
+    'nni.nas.nn': 'strop.LayerChoice, InputChoice, ValueChoice and Repeat in a plain nn.Module; `label` is called `key`',
+    'nni.nas.space': 'strop.Space, and strop.space_of(model)',
+    'nni.nas.strategy': 'strop.search.run(..., strategy=...), and strop.DartsTrainer, ProxylessTrainer, SinglePathTrainer',
+    'nni.nas.oneshot': 'strop.DartsTrainer, ProxylessTrainer and SinglePathTrainer',
+    'nni.nas.evaluator': 'a function of a subnet, handed to strop.search.run',
+    'nni.nas.experiment': 'strop.search.Experiment, or `strop experiment run FILE`',
+    'nni.nas.execution': 'strop.search.run(..., executor=...): processes of this machine, or Ray',
+    'nni.nas.profiler': 'strop.SpaceEstimator',
+    'nni.nas.hub': "searchable backbones: type='SearchableMobileNetV2', type='SearchableShuffleNetV2', type='DartsBackbone'",
+    'nni.nas.benchmarks': 'strop.search.run with a function that looks results up',
+    'nni.nas.tensorflow': 'models of PyTorch alone',
+    'nni.mutable': 'strop.Space and the domains of strop.mutables',
+    'nni.choice': 'strop.ValueChoice',
+    'nni.experiment': 'strop.search.Experiment, or `strop experiment run FILE`',
+    'nni.compression': 'strop.prune, strop.quantize and strop.distiller_for',
+    'nni.algorithms': 'strop.prune and strop.quantize; tuners by name in `strop experiment run FILE`',
+    'nni.assessor': 'a pruner of the search: `pruner: {type: median}` in an experiment file',
+    'nni.trace': 'nothing: configs and recipes rebuild what is saved',
+    'nni.common': 'strop.count and strop.measure',
+}
 
-NNI = Table('nni', _NAMES, _MODULES, _LATER)
+NNI = Table('nni', _NAMES, _MODULES, nearest=_NEAREST)

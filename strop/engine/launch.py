@@ -26,7 +26,7 @@ TASKS = ('train', 'search', 'test')
 def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Config:
     """Return a copy of `cfg` with Strop's defaults filled in; nothing that the config sets is overridden.
 
-    - `algorithm = dict(...)` (MMRazor 0.x) is read as `model = dict(...)`;
+    - `algorithm = dict(...)` (MMRazor 0.x) is read as `model = dict(...)`, also where `model` is what the algorithm compresses;
     - the default scope is `strop`, the seed 0;
     - `train_cfg = dict(by_epoch=True, ...)` uses the loop that resumes inside an epoch;
     - where there is data to validate or test on but no evaluator, the metric of a plain module is used;
@@ -38,7 +38,7 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     if task not in TASKS:
         raise ConfigError(f'`task` must be one of {listed(TASKS)}, but got {task!r}.{near(task, TASKS)}')
     config = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(dict(cfg))
-    if 'model' not in config and 'algorithm' in config:
+    if 'algorithm' in config:
         config.model = config.algorithm
     if 'model' not in config:
         raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {listed(config)}.")
