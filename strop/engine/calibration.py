@@ -10,7 +10,7 @@ from mmengine.dist import all_reduce, is_distributed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from strop.pruning.calibration import average_statistics
+from strop.graph.statistics import average_statistics
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from strop.errors import ConfigError, DataError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.files import atomic_path
+from strop.graph.statistics import measure_again, tracking_norms
 from strop.quantization.backends import Backend, Run, check_structure
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.backends import prepared as prepared_file
@@ -26,7 +27,6 @@ from strop.quantization.batches import Batches, Call, batch_size, rows, taken_by
 from strop.quantization.correction import correct_biases
 from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
-from strop.quantization.norms import reestimate_norms
 from strop.quantization.patterns import patterns_of
 from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
@@ -127,7 +127,8 @@ def quantize(
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
     passes: list[str] = []
     if recalibrate_norms:
-        passes.append(f'{reestimate_norms(twin, used)} batch norms measured again')
+        measure_again(twin, used, lambda call: twin(*call[0], **call[1]))
+        passes.append(f'{len(tracking_norms(twin))} batch norms measured again')
     example = used.example()
     graph = capture(twin, example)
     name_layers(graph)

@@ -6,7 +6,6 @@ from strop.errors import ConfigError
 from strop.quantization.batches import Batches
 from strop.quantization.flow import capture
 from strop.quantization.layers import attribute, heavy_nodes, name_layers
-from strop.quantization.norms import reestimate_norms
 from strop.quantization.smoothing import smooth
 from tests.quantization.nets import Mlp, small_transformer, token_batches
 
@@ -55,12 +54,3 @@ def test_rms_norms_are_smoothed():
 def test_the_exponent_is_between_0_and_1(alpha):
     with pytest.raises(ConfigError, match='between 0 and 1'):
         smooth(None, None, alpha)
-
-
-def test_norms_get_the_average_over_all_batches_and_keep_their_momentum():
-    net = nn.Sequential(nn.BatchNorm1d(1, momentum=0.3), nn.Dropout()).train()
-    assert reestimate_norms(net, Batches.of([torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [6.0]])])) == 1
-    assert float(net[0].running_mean) == 3.0
-    assert float(net[0].running_var) == 2.0  # the mean of the unbiased variances of the batches
-    assert net[0].momentum == 0.3
-    assert net.training
