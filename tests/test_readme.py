@@ -1,21 +1,16 @@
 """The README's Python runs as it stands, and the files it names exist."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.pages import ROOT, run_python
+
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-    assert len(blocks) >= 2
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, 'README.md', 'exec'), names)
+    names = run_python(ROOT / 'README.md', tmp_path, monkeypatch)
     assert names['plain'](names['torch'].zeros(1, 3, 32, 32)).shape == (1, 10)
     # Of the six subnets, the three with the 5x5 convolution are over the budget.
     assert names['mutator'].space.count() == 6
@@ -24,10 +19,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
 
 
 def test_the_page_on_one_shot_search_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'one_shot.md').read_text(encoding='utf-8'), re.DOTALL):
-        exec(compile(block, 'one_shot.md', 'exec'), names)
+    run_python(ROOT / 'docs' / 'one_shot.md', tmp_path, monkeypatch)
     assert [path.name for path in (tmp_path / 'two_paths').glob('*.pth')]
 
 
