@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strop.algorithms import SPOS, BaseAlgorithm, Darts, DartsTrainer, ProxylessTrainer, SinglePathTrainer
+    from strop.compression import compress, load
     from strop.distill import ConfigurableDistiller, distiller_for
     from strop.elastic import ElasticWidths
     from strop.engine import Trainer
@@ -55,6 +56,7 @@ __version__ = '0.1.0'
 
 _HOMES = {
     'algorithms': ('BaseAlgorithm', 'Darts', 'DartsTrainer', 'ProxylessTrainer', 'SPOS', 'SinglePathTrainer'),
+    'compression': ('compress', 'load'),
     'distill': ('ConfigurableDistiller', 'distiller_for'),
     'elastic': ('ElasticWidths',),
     'engine': ('Trainer',),
@@ -134,6 +136,7 @@ __all__ = [
     'apply_fixed_architecture',
     'apply_subnet',
     'channel_units',
+    'compress',
     'concat',
     'count',
     'current_subnet',
@@ -141,6 +144,7 @@ __all__ = [
     'dump_subnet',
     'extract',
     'get_and_apply_next_architecture',
+    'load',
     'load_subnet',
     'maximum',
     'measure',

@@ -55,6 +55,20 @@ class WidthCosts:
         values = self._values(lengths, self._derived)
         return sum(call.macs(values) for call in self._calls)
 
+    def macs_by_module(self, lengths: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Return path of the module that calls an operator -> its multiply-adds, modules inside it not included.
+
+        >>> from strop.graph import channel_units
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
+        >>> WidthCosts(channel_units(net, torch.rand(5, 3))).macs_by_module({'0': 4})
+        {'0': 60, '1': 40}
+        """
+        values = self._values(lengths, self._derived)
+        found: dict[str, int] = {}
+        for call in self._calls:
+            found[call.call.path] = found.get(call.call.path, 0) + call.macs(values)
+        return found
+
     def params(self, lengths: Mapping[str, int] | None = None) -> int:
         """Return the number of parameters, those that several modules share counted once."""
         values = self._values(lengths, derived=False)

@@ -1,0 +1,602 @@
+"""The chain: stage after stage, each a checkpoint that appears whole or not at all, from which a killed run goes on."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from strop.compression.artefact import MODEL, Artefact, check_artefact, copy_file, write_loader
+from strop.compression.budget import verdicts
+from strop.compression.data_source import DataSource, open_data
+from strop.compression.measuring import measured
+from strop.compression.model_source import ModelSource, state_digest
+from strop.compression.page import readme
+from strop.compression.parts import DataParts
+from strop.compression.progress import Progress
+from strop.compression.quantize_stage import planned_backends
+from strop.compression.recipe import NamedStage, Recipe
+from strop.compression.scoring import Judge
+from strop.compression.stage import IntegerFile, Outcome, State, Surroundings, layer_changes, layers_of, resources_of
+from strop.compression.training import forget
+from strop.errors import BudgetError, ConfigError, StoreError, StropError
+from strop.estimators.latency import Machine
+from strop.export import load_recipe, save_slim
+from strop.export.folder import atomic_folder
+from strop.export.recipe import plain_of
+from strop.files import atomic_write, read_json
+from strop.mutables import extract, space_of
+from strop.pruning import PruneRecord
+from strop.randomness import derive_seed, seeded
+from strop.report import compression_result as results
+
+#: The folder of checkpoints inside an output folder; it may be deleted once a compression is done.
+STAGES = 'stages'
+_DONE = 'stage.json'
+_OWNER = 'run.json'
+
+
+@dataclass
+class Compressed:
+    """What a compression gave; unpacks as `model, result`.
+
+    Args:
+        model: The smaller model, plain PyTorch in floats, in eval mode.
+        result: Everything that was done and measured.
+        folder: The artefact.
+        integers: Quantized files of the artefact by backend.
+    """
+
+    model: nn.Module
+    result: results.CompressionResult
+    folder: Path
+    integers: dict[str, Path] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.result))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the budget was met; None without one."""
+        return self.result.outcome.met
+
+
+@dataclass
+class _Finished:
+    """A stage as its checkpoint holds it."""
+
+    entry: results.Stage
+    tried: list[results.Tried]
+    exports: list[results.Export]
+    integers: list[IntegerFile]
+    records: list[Any]
+    choices: dict[str, Any] | None
+    folder: Path
+    documents: list[str]
+
+
+class Compression:
+    """One compression in one output folder.
+
+    Args:
+        recipe: What to do.
+        output: The folder.
+        model: The model, where it is given in memory.
+        data: The data, where they are given in memory.
+        factory: What builds a model that is given in memory, so that the artefact can be loaded without it: 'module:function'.
+        trust: Whether the recipe may name functions of Python modules.
+        progress: Tells how far it is.
+
+    Raises:
+        ConfigError: If something in the recipe cannot be.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: str | os.PathLike[str],
+        *,
+        model: nn.Module | None = None,
+        data: Any = None,
+        factory: str | None = None,
+        trust: bool = False,
+        progress: str | Progress = 'bars',
+    ) -> None:
+        self.recipe = recipe
+        self.folder = Path(output).expanduser().resolve()
+        self.trust = trust
+        self.progress = Progress.of(progress)
+        self.given_model, self.given_data = model, data
+        self.source = recipe.model if model is None else (ModelSource.of(factory) if factory else None)
+        if model is None and recipe.model is None:
+            raise ConfigError('There is no model: the recipe names none, and none was given.')
+        if data is None and recipe.data is None:
+            raise ConfigError('There are no data: the recipe names none, and none were given.')
+        if self.folder.is_file():
+            raise ConfigError(f'The output is a folder, but {self.folder} is a file.')
+        recipe.check(trust)
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+        self.threads = recipe.threads or usable
+
+    # -- what it begins with ---------------------------------------------------------------
+
+    def open(self) -> None:
+        """Build the model, read the data and look at both.
+
+        Raises:
+            StropError: If one of them is not what it should be, or they do not fit together.
+        """
+        torch.set_num_threads(self.threads)
+        if self.given_model is not None:
+            self.supernet: nn.Module = plain_of(copy.deepcopy(self.given_model)).cpu().eval()
+        else:
+            assert self.recipe.model is not None, 'checked when it was made'
+            with seeded(self.recipe.seed, 'model'):
+                self.supernet = plain_of(self.recipe.model.build(self.trust)).cpu().eval()
+            self.source = self.recipe.model.known(self.supernet)
+        _contiguous(self.supernet)
+        searches = any(stage.kind == 'search' for stage in self.recipe.stages)
+        undecided = len(space_of(self.supernet)) > 0
+        if undecided and not searches:
+            raise ConfigError(
+                f'The {type(self.supernet).__name__} is a supernet with decisions to make: give the recipe a stage `search`.'
+            )
+        #: The stage whose model the others are compared with and learn from: what was trained before anything was taken away.
+        self.reference = results.SOURCE
+        self._whole = True
+        self.original = extract(self.supernet, space_of(self.supernet).extreme()).eval() if undecided else self.supernet
+        self.data = self._data()
+        self.judge = Judge(self.data, self.original)
+        for stage in self.recipe.stages:
+            try:
+                stage.settings.check(self.recipe.budget, self.judge.learns)
+            except StropError as error:
+                raise type(error)(f'stage {stage.name!r}: {error}') from error
+        self.backends = planned_backends([stage.settings for stage in self.recipe.stages], self.recipe.budget)
+
+    def _data(self) -> DataParts:
+        if self.given_data is not None and not isinstance(self.given_data, (str, Path, DataSource)):
+            return (self.recipe.data or DataSource('data in memory')).given(self.given_data, self.recipe.seed)
+        source = self.recipe.data
+        assert source is not None, 'checked when it was made'
+        settings = getattr(self.original, 'pretrained_cfg', None) or getattr(self.original, 'default_cfg', None)
+        wanted = None
+        fetched = self.recipe.model is not None and (self.recipe.model.weights or self.recipe.model.args.get('pretrained'))
+        if isinstance(settings, Mapping) and settings.get('mean') and fetched:
+            wanted = {key: [255 * float(value) for value in settings[key]] for key in ('mean', 'std')}
+        tokenizer = None
+        windows = False
+        if self.recipe.model is not None and self.recipe.model.kind == 'transformers':
+            tokenizer = self.recipe.model.rest
+            windows = type(self.original).__name__.endswith(('ForCausalLM', 'LMHeadModel'))
+        return open_data(
+            source, seed=self.recipe.seed, trust=self.trust, normalise=wanted, tokenizer=tokenizer, windows=windows
+        )
+
+    # -- the run ---------------------------------------------------------------------------
+
+    def run(self, resume: bool = True, from_stage: str | None = None) -> Compressed:
+        """Run every stage that is not done yet, and put the artefact together.
+
+        Args:
+            resume: Go on with what the folder holds; otherwise it must not hold a run.
+            from_stage: Run this stage and those after it again.
+
+        Raises:
+            StoreError: If the folder holds something else.
+            StropError: If a stage fails; what was done before it is kept.
+        """
+        if from_stage is not None:
+            self.recipe.stage(from_stage)
+        self._claim(resume)
+        try:
+            self.progress.plan(['source', *(stage.name for stage in self.recipe.stages), 'measure'])
+            self.open()
+            return self._run(from_stage)
+        finally:
+            self.progress.close()
+
+    def _run(self, from_stage: str | None) -> Compressed:
+        model_digest = state_digest(self.supernet)
+        digests = self.recipe.digests(model_digest, self.data.digest(), self.threads)
+        self.result = self._begun()
+        state = State(copy.deepcopy(self.supernet))
+        finished: list[_Finished] = [self._source(digests[0] if digests else model_digest)]
+        again = False
+        for number, (stage, digest) in enumerate(zip(self.recipe.stages, digests), 1):
+            again = again or stage.name == from_stage
+            folder = self.folder / STAGES / f'{number:02d}-{stage.name}'
+            done = None if again else _read(folder, digest)
+            kept = done is not None
+            if done is None:
+                again = True  # what follows was made from what is made anew
+                if folder.exists():
+                    _removed(folder)
+                done = self._stage(stage, digest, folder, state)
+            self._take(done, state)
+            finished.append(done)
+            self.result.stages.append(done.entry)
+            self.result.tried += done.tried
+            self.progress.end(stage.name, done.entry.seconds, done.entry.scores, kept)
+            self._write()
+        return self._finish(state, finished)
+
+    def _claim(self, resume: bool) -> None:
+        """Make the folder, or see that it holds a run of the same model and data that may go on."""
+        mark = self.folder / _OWNER
+        identity = {
+            'strop': 'compression',
+            'model': None if self.source is None else self.source.to_dict().get('source'),
+            'data': None if self.recipe.data is None else self.recipe.data.source,
+        }
+        if mark.is_file():
+            known = read_json(mark, 'a run of `strop compress`')
+            if not resume:
+                raise StoreError(f'{self.folder} holds a compression already. Give another output, or let it go on (resume).')
+            if known != identity:
+                raise StoreError(
+                    f'{self.folder} holds a compression of {known.get("model")} on {known.get("data")}, not of '
+                    f'{identity["model"]} on '
+                    f'{identity["data"]}. Give another output.'
+                )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise StoreError(f'{self.folder} is not empty and holds no compression. Give another output.')
+        else:
+            atomic_write(mark, json.dumps(identity, indent=1) + '\n')
+        stages = self.folder / STAGES
+        stages.mkdir(exist_ok=True)
+        for left in stages.glob('.[0-9]*'):
+            shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
+
+    def _begun(self) -> results.CompressionResult:
+        example = self.data.example(1)
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+        learned = 'learned from' if self.judge.learns else 'learned from without labels'
+        environment = {**asdict(Machine.here(self.threads)), 'strop': __import__('strop').__version__, 'threads': self.threads}
+        return results.CompressionResult(
+            asked=results.Asked(self.recipe.to_dict(), self.recipe.budget.to_dict()),
+            environment=environment,
+            model=results.ModelSource(
+                self.recipe.name,
+                self.source.name if self.source is not None else f'{type(self.supernet).__name__} in memory',
+                list(tensors[0].shape[1:]) if len(tensors) == 1 else None,
+            ),
+            data=results.DataSource(
+                self.data.name,
+                self.data.counts(),
+                len(self.data.skipped),
+                {
+                    'train': learned,
+                    'calibration': 'training samples that ranges, importances and norms are measured on',
+                    'validation': f'choices between models, by {self.judge.choice}',
+                    'test': 'scores only',
+                },
+            ),
+            warnings=[
+                f'{path} could not be read and was left out: {why}' for path, why in list(self.data.skipped.items())[:20]
+            ],
+        )
+
+    def _source(self, digest: str) -> _Finished:
+        """Score the model as it is; kept like a stage."""
+        folder = self.folder / STAGES / '00-source'
+        identity = f'{state_digest(self.supernet)}-{self.data.digest()}'
+        done = _read(folder, identity)
+        searched = self.original is not self.supernet
+        if done is None:
+            if folder.exists():
+                _removed(folder)
+            begun = time.monotonic()
+            self.progress.begin(results.SOURCE)
+            entry = results.Stage(
+                results.SOURCE,
+                results.SOURCE,
+                resources=resources_of(self.original, self.data.example(1)),
+                scores={} if searched else self.judge.scores(self.original),
+                scored_on='' if searched else 'test',
+                explanation=['The largest subnet; its weights were not trained yet.'] if searched else [],
+            )
+            entry.seconds = time.monotonic() - begun
+            done = _Finished(entry, [], [], [], [], None, folder, [])
+            with atomic_folder(folder) as temporary:
+                _write_stage(temporary, identity, done)
+        self.result.stages.append(done.entry)
+        self.progress.end(results.SOURCE, done.entry.seconds, done.entry.scores)
+        self._write()
+        return done
+
+    def _stage(self, stage: NamedStage, digest: str, folder: Path, state: State) -> _Finished:
+        """Run one stage and make its checkpoint."""
+        work = folder.with_name(f'{folder.name}.work')
+        if work.exists() and (not (work / 'digest').is_file() or (work / 'digest').read_text() != digest):
+            forget(work)
+        atomic_write(work / 'digest', digest)
+        self.progress.begin(stage.name, stage.settings.describe())
+        running = results.Stage(stage.name, stage.kind, 'running', stage.settings.to_dict())
+        self.result.stages.append(running)
+        self._write()
+        begun = time.monotonic()
+        try:
+            with atomic_folder(folder) as temporary:
+                around = self._around(stage, temporary, work)
+                before = (
+                    {} if state.choices is None and stage.kind == 'search' else layers_of(state.model, self.data.example(1))
+                )
+                with seeded(self.recipe.seed, f'stage {stage.name}'):
+                    found = stage.settings.run(replace(state, model=copy.deepcopy(state.model)), around)
+                done = self._outcome(stage, found, state, before, folder)
+                if found.model is not None:
+                    self._save(found.model, state, done, temporary / MODEL)
+                done.entry.seconds = time.monotonic() - begun
+                for name, content in found.documents.items():
+                    atomic_write(temporary / f'{name}.json', json.dumps(content, indent=1, default=str) + '\n')
+                _write_stage(temporary, digest, done)
+        except (StropError, OSError, MemoryError) as error:
+            running.status, running.seconds = 'failed', time.monotonic() - begun
+            running.warnings.append(f'{type(error).__name__}: {error}')
+            self._write(best_effort=True)
+            raise
+        self.result.stages.remove(running)
+        forget(work)
+        for integer in done.integers:
+            if not integer.path.is_file():
+                raise StoreError(f'{integer.path} is gone.')
+        return done
+
+    def _around(self, stage: NamedStage, folder: Path, work: Path) -> Surroundings:
+        return Surroundings(
+            name=stage.name,
+            original=self.original,
+            data=self.data,
+            judge=self.judge,
+            budget=self.recipe.budget,
+            seed=derive_seed(self.recipe.seed, f'stage {stage.name}'),
+            threads=self.threads,
+            folder=folder,
+            work=work,
+            progress=self.progress,
+            backends=self.backends,
+        )
+
+    def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> _Finished:
+        example = self.data.example(1)
+        model = state.model if found.model is None else _contiguous(found.model.eval())
+        entry = results.Stage(
+            stage.name,
+            stage.kind,
+            settings=stage.settings.to_dict(),
+            explanation=found.explanation,
+            resources=resources_of(model, example),
+            curve=[{**point} for point in found.curve],
+            warnings=found.warnings,
+        )
+        if found.scores:
+            entry.scores, entry.scored_on = found.scores, 'test'
+        elif found.model is not None:
+            entry.scores, entry.scored_on = self.judge.scores(model), 'test'
+        if stage.kind == 'prune':
+            entry.layers = layer_changes(before, layers_of(model, example), found.latencies)
+        return _Finished(
+            entry,
+            found.tried,
+            found.exports,
+            [replace(integer, path=folder / integer.path.name) for integer in found.integers],
+            found.records,
+            found.choices,
+            folder,
+            [f'{name}.json' for name in found.documents],
+        )
+
+    def _save(self, model: nn.Module, state: State, done: _Finished, folder: Path) -> None:
+        records = [*state.records, *done.records]
+        save_slim(
+            model,
+            folder,
+            original=self.supernet,
+            subnet=done.choices or state.choices,
+            record=records or None,
+            example_inputs=self.data.example(2),
+        )
+
+    def _take(self, done: _Finished, state: State) -> None:
+        """Put what a stage gave into the state, from its checkpoint alone, so that a resumed run is the same run."""
+        state.records += done.records
+        state.integers += done.integers
+        if done.choices is not None:
+            state.choices = done.choices
+        if (done.folder / MODEL).is_dir():
+            state.model = load_recipe(done.folder / MODEL, factory=lambda **_: copy.deepcopy(self.supernet))
+        if done.entry.kind == 'search' or (done.entry.kind == 'finetune' and self._whole):
+            # What was trained before anything was taken away is the model to compare with and to learn from.
+            self.original = copy.deepcopy(state.model)
+            self.judge = Judge(self.data, self.original)
+            self.reference = done.entry.name
+        if done.entry.kind in ('prune', 'distill', 'quantize'):
+            self._whole = False
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def _finish(self, state: State, finished: list[_Finished]) -> Compressed:
+        """Measure, compare with the budget, and write the artefact."""
+        self.progress.begin('measure')
+        begun = time.monotonic()
+        self._artefact(state, finished)
+        measured(
+            self.result, self.reference, self.original, state.model, state.integers, self.data, self.judge, self.recipe,
+            self.threads, self.folder / STAGES / 'measurements.json', lambda done, total: self.progress.advance('measure',
+            done, total),
+        )  # fmt: skip
+        self._judge_budget()
+        self._write()
+        atomic_write(self.folder / 'README.md', readme(self.result, self.source))
+        self.progress.end('measure', time.monotonic() - begun, {})
+        integers = {
+            integer.backend: self.folder / 'exports' / integer.path.name
+            for integer in state.integers
+            if integer.of != results.SOURCE
+        }
+        return Compressed(state.model, self.result, self.folder, integers)
+
+    def _artefact(self, state: State, finished: list[_Finished]) -> None:
+        folder, source = self.folder, self.source
+        example = self.data.example(2)
+        factory, args = source.factory if source is not None else (None, None)
+        if (folder / MODEL).exists():
+            shutil.rmtree(folder / MODEL)
+        _contiguous(state.model)
+        save_slim(
+            state.model, folder / MODEL, original=self.supernet, factory=factory, factory_args=args if factory is not None
+            else None,
+            subnet=state.choices, record=state.records or None, example_inputs=example, note={'name': self.recipe.name},
+        )  # fmt: skip
+        shapes = {name: list(tensor.shape[1:]) for name, tensor in _named(example).items()}
+        Artefact(source, shapes, self.recipe.name).write(folder)
+        write_loader(folder, source, example)
+        atomic_write(folder / 'recipe.json', json.dumps(self.recipe.to_dict(), indent=2, default=str) + '\n')
+        for name in ('exports', 'records'):
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            (folder / name).mkdir()
+        self.result.exports = [results.Export('model', 'recipe', 'torch', 0.0, _size(folder / MODEL))]
+        for done in finished:
+            for export in done.exports:
+                for part in sorted(done.folder.glob(f'{Path(export.path).stem}.*')):
+                    copy_file(part, folder / 'exports' / part.name)
+                self.result.exports.append(replace(export, path=f'exports/{export.path}'))
+            for name in done.documents:
+                copy_file(done.folder / name, folder / 'records' / f'{done.folder.name}-{name}')
+            if done.records:
+                content = [record.to_dict() for record in done.records]
+                atomic_write(folder / 'records' / f'{done.folder.name}.json', json.dumps(content, indent=1) + '\n')
+        original = self.supernet
+        check_artefact(
+            folder, state.model, example, None if source is not None else lambda **_: copy.deepcopy(original), self.trust
+        )
+
+    def _judge_budget(self) -> None:
+        budget, result = self.recipe.budget, self.result
+        first, last = result.stage(self.reference), next(stage for stage in reversed(result.stages) if stage.kind != 'export')
+        before: dict[str, float] = {'macs': float(first.resources.macs or 0), 'params': float(first.resources.params or 0)}
+        after: dict[str, float] = {'macs': float(last.resources.macs or 0), 'params': float(last.resources.params or 0)}
+        files = [export.bytes for export in result.exports if export.precision == 'int8']
+        after['size_mb'] = min(files) / 1e6 if files else float(last.resources.size_mb or 0)
+        metric = self.judge.metric
+        whole, now = first.scores.get(metric), last.scores.get(metric)
+        if whole is not None and now is not None:
+            after['accuracy_drop'] = 100 * (whole - now)
+        wanted = budget.chosen_runtime
+        times = {
+            (entry.stage, entry.precision): entry.median_ms
+            for entry in result.measurements
+            if entry.runtime == wanted and entry.batch == 1 and entry.threads == budget.threads
+        }
+        if budget.timed:
+            reference = times.get((results.SOURCE, 'int8' if budget.relative_to == 'quantized' else 'f32'))
+            if reference is not None:
+                before['latency_ms'] = reference
+            own = {
+                precision: ms
+                for (stage, precision), ms in times.items()
+                if stage != results.SOURCE and precision in ('int8', 'f32')
+            }
+            if own:
+                after['latency_ms'] = own.get('int8', own.get('f32', 0.0))
+        found = verdicts(budget, before, after)
+        result.outcome = results.Outcome(
+            all(verdict.met for verdict in found) if found else None, [verdict.sentence for verdict in found]
+        )
+        if found and not result.outcome.met:
+            result.outcome.sentences.append('The nearest that could be reached is in this folder, whole and checked.')
+
+    def _write(self, best_effort: bool = False) -> None:
+        try:
+            self.result.write(self.folder)
+        except OSError:
+            if not best_effort:
+                raise
+
+
+# -- internals --------------------------------------------------------------------------------------------
+
+
+def _contiguous(model: nn.Module) -> nn.Module:
+    """Lay every tensor of a model out as its class does; training turns them for speed."""
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def _named(example: Any) -> dict[str, torch.Tensor]:
+    if isinstance(example, Mapping):
+        return {str(name): value for name, value in example.items() if isinstance(value, torch.Tensor)}
+    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+    return {'input' if len(leaves) == 1 else f'input_{index}': leaf for index, leaf in enumerate(leaves)}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
+
+
+def _removed(folder: Path) -> None:
+    """Delete a checkpoint such that one that is half deleted is not taken for a whole one."""
+    (folder / _DONE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_stage(folder: Path, digest: str, done: _Finished) -> None:
+    content = {
+        'digest': digest,
+        'entry': asdict(done.entry),
+        'tried': [asdict(entry) for entry in done.tried],
+        'exports': [asdict(entry) for entry in done.exports],
+        'integers': [{**asdict(entry), 'path': entry.path.name} for entry in done.integers],
+        'records': [record.to_dict() for record in done.records],
+        'choices': done.choices,
+        'documents': done.documents,
+    }
+    atomic_write(folder / _DONE, json.dumps(content, indent=1) + '\n')
+
+
+def _read(folder: Path, digest: str) -> _Finished | None:
+    """Return the stage that a checkpoint holds, if it is of this digest."""
+    path = folder / _DONE
+    if not path.is_file():
+        return None
+    content = read_json(path, 'a stage of a compression')
+    if content.get('digest') != digest:
+        return None
+    stage = results.CompressionResult.from_dict({'version': results.VERSION, 'stages': [content['entry']]}).stages[0]
+    return _Finished(
+        stage,
+        [results.Tried(**entry) for entry in content['tried']],
+        [results.Export(**entry) for entry in content['exports']],
+        [IntegerFile(**{**entry, 'path': folder / entry['path']}) for entry in content['integers']],
+        [PruneRecord.from_dict(record) for record in content['records']],
+        content['choices'],
+        folder,
+        content['documents'],
+    )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+Tell = Callable[[int, int], None]
+
+__all__ = ['STAGES', 'BudgetError', 'Compressed', 'Compression']

@@ -1,0 +1,194 @@
+"""The stages that train: `finetune` learns from labels, `distill` from the model before compression."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from strop.compression.budget import Budget
+from strop.compression.scoring import call
+from strop.compression.stage import Outcome, StageSettings, State, Surroundings
+from strop.compression.training import Schedule, forget, train
+from strop.distill import distiller_for
+from strop.errors import ConfigError
+from strop.randomness import derive_seed, seeded
+
+
+@dataclass(frozen=True)
+class _Learning(StageSettings):
+    """What both stages share: see `strop.compression.training.Schedule`."""
+
+    epochs: int = 5
+    lr: float = 0.02
+    optimizer: str = 'sgd'
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    clip: float | None = 5.0
+    precision: str | None = None
+    checkpoint_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.schedule  # noqa: B018 - it checks the values
+
+    @property
+    def schedule(self) -> Schedule:
+        """How long and how fast."""
+        return Schedule(**{name: getattr(self, name) for name in Schedule.__dataclass_fields__})
+
+    def steps(self, samples: int, batch: int) -> int:
+        return self.epochs * max(1, samples // batch)
+
+    def _trained(self, student: nn.Module, objective: Any, around: Surroundings, along: nn.Module | None = None) -> Outcome:
+        before = around.judge.score(student, 'validation')
+        found = train(
+            student,
+            around.data.loader(derive_seed(around.seed, 'order')),
+            objective,
+            self.schedule,
+            around.work,
+            seed=around.seed % 2**31,
+            trained=along,
+            tell=around.tell,
+        )
+        after = around.judge.score(found.model, 'validation')
+        around.progress.done(around.name)
+        said = f'{around.judge.choice} on the validation samples went from {before:.4f} to {after:.4f} in {self.epochs} epochs.'
+        warnings = [] if after >= before else [f'The training made it worse: {said} Try a smaller `lr`, or more epochs.']
+        return Outcome(model=found.model, curve=found.curve, explanation=[said[0].upper() + said[1:]], warnings=warnings)
+
+    def finished(self, around: Surroundings) -> None:
+        """Delete the checkpoints inside the stage, which is saved as a whole now."""
+        forget(around.work)
+
+
+@dataclass(frozen=True)
+class FinetuneStage(_Learning):
+    """Train the model on labels.
+
+    Args:
+        smoothing: Label smoothing.
+    """
+
+    kind: ClassVar[str] = 'finetune'
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.smoothing, (int, float)) or isinstance(self.smoothing, bool) or not 0 <= self.smoothing < 1:
+            raise ConfigError(f'`smoothing` is a share of 0 or more, below 1, but got {self.smoothing!r}.')
+
+    def check(self, budget: Budget, learns: bool | None = None) -> None:
+        """Raise if there are no labels."""
+        if learns is False:
+            raise ConfigError(
+                'The stage `finetune` learns from labels, but there are none here (or `labels: false` forbids '
+                'them). Use `distill`, '
+                'which learns from the model itself.'
+            )
+
+    def run(self, state: State, around: Surroundings) -> Outcome:
+        """Train."""
+        judge = around.judge
+
+        def objective(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+            return {'loss': judge.loss(call(student, inputs), targets, inputs, self.smoothing)}
+
+        return self._trained(state.model, objective, around)
+
+
+@dataclass(frozen=True)
+class DistillStage(_Learning):
+    r"""Train the model to give what the model before compression gives, and perhaps the labels.
+
+    .. math:: L = \mathrm{soft} \cdot D(s, t) + \mathrm{hard} \cdot L_{label}(s) + \mathrm{features\_weight} \cdot L_{feature}
+
+    with :math:`D` the divergence of `Judge.divergence`: for classes that of Hinton et al., Distilling the Knowledge in a Neural
+    Network, 2015, https://arxiv.org/abs/1503.02531.
+
+    Args:
+        temperature: Of the classes.
+        soft: Weight of the teacher.
+        hard: Weight of the labels; 0 learns without them.
+        features: Modules whose outputs are compared as well: a list of paths, or student -> teacher.
+        features_weight: Weight of each.
+    """
+
+    kind: ClassVar[str] = 'distill'
+
+    temperature: float = 4.0
+    soft: float = 1.0
+    hard: float = 0.0
+    features: Any = field(default_factory=list)
+    features_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (('temperature', 1e-3), ('soft', 0.0), ('hard', 0.0), ('features_weight', 0.0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e6:
+                raise ConfigError(f'`{name}` of the stage `distill` must be a number of at least {least:g}, but got {value!r}.')
+        pairs = self.features.items() if isinstance(self.features, Mapping) else [(path, path) for path in self.features or ()]
+        if isinstance(self.features, str) or not all(isinstance(path, str) for pair in pairs for path in pair):
+            raise ConfigError(f'`features` of the stage `distill` are paths of modules, but got {self.features!r}.')
+        if not self.soft and not self.hard and not self.features:
+            raise ConfigError('The stage `distill` has nothing to learn by: `soft`, `hard` and `features` are all empty.')
+
+    def check(self, budget: Budget, learns: bool | None = None) -> None:
+        """Raise if labels are wanted and there are none."""
+        if learns is False and self.hard:
+            raise ConfigError(
+                f'The stage `distill` has hard={self.hard}, which learns from labels, but there are none here '
+                '(or `labels: false` '
+                'forbids them): leave `hard` out.'
+            )
+
+    def run(self, state: State, around: Surroundings) -> Outcome:
+        """Train."""
+        judge, student = around.judge, state.model
+        teacher = copy.deepcopy(around.original).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        distiller = None
+        if self.features:
+            with seeded(around.seed, 'distiller'):
+                distiller = distiller_for(
+                    student, teacher, around.data.example(2), features=self.features, logits=False,
+                    features_weight=self.features_weight,
+                )  # fmt: skip
+
+        def objective(learner: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+            if next((tensor.device for tensor in teacher.parameters()), None) != _device(inputs):
+                teacher.to(_device(inputs))
+            losses: dict[str, Tensor] = {}
+            if distiller is None:
+                with torch.no_grad():
+                    answers = call(teacher, inputs)
+                outputs = call(learner, inputs)
+            else:
+                with distiller.record(teacher, learner):
+                    with torch.no_grad():
+                        answers = call(teacher, inputs)
+                    outputs = call(learner, inputs)
+                losses['loss_features'] = distiller.loss()
+            if self.soft:
+                losses['loss_teacher'] = self.soft * judge.divergence(outputs, answers, inputs, self.temperature)
+            if self.hard:
+                losses['loss_labels'] = self.hard * judge.loss(outputs, targets, inputs)
+            return losses
+
+        found = self._trained(student, objective, around, distiller)
+        learned = 'the original model and the labels' if self.hard else 'the original model alone, without a label'
+        found.explanation.insert(0, f'It learned from {learned}.')
+        return found
+
+
+def _device(inputs: Any) -> torch.device:
+    leaf = next(leaf for leaf in torch.utils._pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    return leaf.device
+
+
+__all__ = ['DistillStage', 'FinetuneStage']

@@ -1,0 +1,255 @@
+"""The four parts of a data set: what is learned from or chosen by is never what is scored on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from strop.data import EpochSampler
+from strop.errors import DataError, listed, near
+from strop.randomness import counter_rng
+
+PARTS = ('train', 'calibration', 'validation', 'test')
+
+#: What stands for the target of a sample that has none.
+NO_LABEL = -1
+
+
+@dataclass
+class DataParts:
+    """The four parts of a data set; each item is (inputs, target), the target `NO_LABEL` where there is none.
+
+    Calibration samples are some of the training samples without augmentation. Validation is for choices between models, test
+    for the scores that are reported: no stage learns from, calibrates on or chooses by a test sample.
+
+    Args:
+        name: What reports call it.
+        train: To learn from, with augmentation.
+        calibration: To measure ranges and statistics on.
+        validation: To choose by.
+        test: To score on.
+        classes: Names of the classes, if the targets are classes.
+        labels: Whether stages may learn from the targets.
+        batch_size: Samples in a batch.
+        skipped: File that could not be read -> why.
+        tokens: Whether the samples are texts.
+    """
+
+    name: str
+    train: Any
+    calibration: Any
+    validation: Any
+    test: Any
+    classes: tuple[str, ...] = ()
+    labels: bool = True
+    batch_size: int = 32
+    skipped: dict[str, str] = field(default_factory=dict)
+    tokens: bool = False
+
+    @property
+    def scored_by_label(self) -> bool:
+        """Whether test samples have targets."""
+        return len(self.test) > 0 and not _missing(self.test[0][1])
+
+    def counts(self) -> dict[str, int]:
+        """Return part -> number of samples."""
+        return {part: len(getattr(self, part)) for part in PARTS}
+
+    def batches(self, part: str, size: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """Yield (inputs, targets) of a part, in order and without augmentation, except for `train`, which is as it is."""
+        yield from DataLoader(getattr(self, part), size or self.batch_size, num_workers=0, collate_fn=collated)
+
+    def inputs(self, part: str, size: int | None = None, limit: int | None = None) -> list[Any]:
+        """Return the inputs of the first batches of a part."""
+        found = []
+        for number, (inputs, _) in enumerate(self.batches(part, size)):
+            if limit is not None and number >= limit:
+                break
+            found.append(inputs)
+        return found
+
+    def example(self, size: int = 2) -> Any:
+        """Return the inputs of the first `size` calibration samples, repeated if there are fewer."""
+        chosen = [self.calibration[index % len(self.calibration)] for index in range(size)]
+        return collated(chosen)[0]
+
+    def loader(self, seed: int) -> DataLoader:
+        """Return a loader of the training part whose order and augmentation are a function of (seed, epoch)."""
+        sampler = EpochSampler(self.train, shuffle=True, seed=seed)
+        return DataLoader(
+            self.train, self.batch_size, sampler=sampler, num_workers=0, collate_fn=collated,
+            drop_last=len(self.train) > self.batch_size,
+        )  # fmt: skip
+
+    def digest(self) -> str:
+        """Return a hash of the first and last samples of each part, and of how many there are."""
+        found = hashlib.sha256(json.dumps([self.name, self.counts(), self.labels, self.batch_size]).encode())
+        for part in PARTS[1:]:
+            samples = getattr(self, part)
+            for index in {0, len(samples) // 2, len(samples) - 1}:
+                for leaf in tree_leaves(samples[index]):
+                    found.update(np.ascontiguousarray(torch.as_tensor(leaf).cpu().numpy()).tobytes())
+        return found.hexdigest()[:16]
+
+
+def collated(samples: Sequence[Any]) -> tuple[Any, Any]:
+    """Join samples to a batch (inputs, targets).
+
+    >>> collated([(torch.zeros(2), 1), (torch.ones(2), 0)])[1]
+    tensor([1, 0])
+    """
+    inputs, targets = torch.utils.data.default_collate(list(samples))
+    return inputs, targets
+
+
+def _missing(target: Any) -> bool:
+    return isinstance(target, int) and target == NO_LABEL
+
+
+def given_parts(
+    given: Any, seed: int = 0, *, val: float = 0.1, calibration: int = 256, batch_size: int = 32, labels: bool = True
+) -> DataParts:
+    """Read parts that a user gives: a mapping with `train`, `test` and perhaps `validation` and `calibration`.
+
+    Each is a data set of (inputs, target) or of inputs alone, a pair of tensors, or one tensor. What is missing is cut from the
+    training part.
+
+    Args:
+        given: The parts, and perhaps `name` and `classes`.
+        seed: Of what is cut.
+        val: Share of the training samples that is cut for validation.
+        calibration: How many training samples are calibrated on.
+        batch_size: Samples in a batch.
+        labels: Whether stages may learn from the targets.
+
+    Raises:
+        DataError: If a part is missing, empty or not sized.
+    """
+    if isinstance(given, DataParts):
+        return given
+    if not isinstance(given, Mapping) or 'train' not in given or 'test' not in given:
+        what = f'a mapping with {listed(given)}' if isinstance(given, Mapping) else f'a {type(given).__name__}'
+        raise DataError(
+            "Data in memory is a mapping with 'train' and 'test' (and perhaps 'validation' and 'calibration'), "
+            'each a data set, '
+            f'a tensor of inputs or a pair (inputs, targets); got {what}.'
+        )
+    for key in given:
+        if key not in (*PARTS, 'name', 'classes'):
+            raise DataError(f'Data in memory has no part {key!r}.{near(key, PARTS)} It has {listed(PARTS)}.')
+    parts = {part: Pairs.of(given[part], part) for part in PARTS if given.get(part) is not None}
+    train = parts['train']
+    order = counter_rng(seed, 'calibration').permutation(len(train)).tolist()
+    if 'validation' not in parts:
+        held = max(1, round(val * len(train)))
+        if held >= len(train):
+            raise DataError(f'{len(train)} training samples are too few to set some aside for validation: give more.')
+        parts['validation'] = Pairs(Subset(train, sorted(order[:held])))
+        parts['train'] = Pairs(Subset(train, sorted(order[held:])))
+        order = list(range(len(parts['train'])))
+    if 'calibration' not in parts:
+        parts['calibration'] = Pairs(Subset(parts['train'], sorted(order[:calibration])))
+    labelled = all(not _missing(parts['train'][index][1]) for index in (0, len(parts['train']) - 1))
+    return DataParts(
+        name=str(given.get('name', 'data in memory')),
+        train=parts['train'],
+        calibration=parts['calibration'],
+        validation=parts['validation'],
+        test=parts['test'],
+        classes=tuple(given.get('classes', ())),
+        labels=labels and labelled,
+        batch_size=batch_size,
+    )
+
+
+class Pairs(Dataset):
+    """A data set of the user, as pairs of inputs and target."""
+
+    def __init__(self, items: Any, targets: Any = None) -> None:
+        self.items, self.targets = items, targets
+
+    @classmethod
+    def of(cls, given: Any, part: str) -> Pairs:
+        if isinstance(given, DataLoader):
+            given = given.dataset
+        if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(item, Tensor) for item in given):
+            if len(given[0]) != len(given[1]):
+                raise DataError(f'The part {part!r} has {len(given[0])} inputs and {len(given[1])} targets.')
+            found = cls(given[0], given[1])
+        else:
+            found = cls(given)
+        try:
+            size = len(found)
+        except TypeError:
+            raise DataError(
+                f'The part {part!r} must have a length and numbered items; a {type(given).__name__} has not.'
+            ) from None
+        if size == 0:
+            raise DataError(f'The part {part!r} of the data is empty.')
+        return found
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        index = int(index)
+        item = self.items[index]
+        if self.targets is not None:
+            target = self.targets[index]
+            return item, int(target) if target.ndim == 0 and not target.is_floating_point() else target
+        if isinstance(item, (tuple, list)) and len(item) == 2:
+            return item[0], int(item[1]) if isinstance(item[1], (int, np.integer)) else item[1]
+        return (item[0] if isinstance(item, (tuple, list)) else item), NO_LABEL
+
+
+def check_classes(data: DataParts, outputs: int) -> None:
+    """Raise unless every label of every part is a class that the model knows.
+
+    Args:
+        data: The parts.
+        outputs: How many classes the model tells apart.
+
+    Raises:
+        DataError: If a label is out of range; the message says which, and where.
+    """
+    for part in PARTS:
+        samples = getattr(data, part)
+        labels = _labels_of(samples)
+        if labels is None:
+            continue
+        wrong = np.flatnonzero((labels >= outputs) | (labels < NO_LABEL))
+        if len(wrong):
+            label = int(labels[wrong[0]])
+            name = f' ({data.classes[label]})' if 0 <= label < len(data.classes) else ''
+            raise DataError(
+                f'The model tells {outputs} classes apart, but {len(wrong)} labels of the part {part!r} are none of 0 to '
+                f'{outputs - 1}: sample {int(wrong[0])} has {label}{name}. Give a model of '
+                f'{max(label + 1, len(data.classes))} classes '
+                "(such as args: {num_classes: ...}), or data with the model's classes."
+            )
+
+
+def _labels_of(samples: Any) -> np.ndarray | None:
+    """Return the labels of all samples where they are known without reading the samples."""
+    if isinstance(samples, Subset):
+        found = _labels_of(samples.dataset)
+        return None if found is None else found[np.asarray(samples.indices, dtype=np.int64)]
+    if isinstance(samples, Pairs):
+        targets = samples.targets
+        if targets is None:
+            return _labels_of(samples.items)
+        return targets.numpy() if targets.ndim == 1 and not targets.is_floating_point() else None
+    labels = getattr(samples, 'labels', None)
+    return labels if isinstance(labels, np.ndarray) else None
+
+
+__all__ = ['NO_LABEL', 'PARTS', 'DataParts', 'Pairs', 'check_classes', 'collated', 'given_parts']

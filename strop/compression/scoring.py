@@ -1,0 +1,227 @@
+"""How good a model is: what its outputs are, the scores of them, and the losses to learn by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from strop.compression.parts import DataParts, check_classes
+from strop.errors import ConfigError, DataError, TrainingError
+
+#: Takes inputs, gives outputs: a model, or a file in its runtime.
+Run = Callable[[Any], Any]
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model on the inputs of a batch: a tensor, a tuple of arguments, or a mapping of keywords.
+
+    >>> call(torch.nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def main_output(outputs: Any, inputs: Any = None) -> Tensor:
+    """Return the tensor that a model is judged by: the logits, or the embedding of each text, or its only tensor.
+
+    The hidden states of the tokens of a text are averaged where its mask says that there is a token.
+
+    Raises:
+        DataError: If there is no such tensor.
+
+    >>> main_output({'logits': torch.ones(1, 2), 'loss': torch.zeros(())}).shape
+    torch.Size([1, 2])
+    """
+    if isinstance(outputs, Mapping):
+        for name in ('logits', 'last_hidden_state'):
+            if isinstance(outputs.get(name), Tensor):
+                return outputs[name] if name == 'logits' else _pooled(outputs[name], inputs)
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not tensors:
+        raise DataError(f'The model gives a {type(outputs).__name__} without a tensor of numbers, which cannot be judged.')
+    first = tensors[0]
+    if isinstance(inputs, Mapping) and first.ndim == 3 and 'attention_mask' in inputs:
+        return _pooled(first, inputs)
+    return first
+
+
+def _pooled(states: Tensor, inputs: Any) -> Tensor:
+    mask = inputs.get('attention_mask') if isinstance(inputs, Mapping) else None
+    if mask is None:
+        return states.mean(1)
+    weight = mask[..., None].to(states)
+    return (states * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+class Judge:
+    """The scores of models on the parts of a data set; higher is better.
+
+    What the scores are follows from the outputs of the original model and the targets:
+
+    - `accuracy`, and `top5` of more than 20 classes, where there are classes and labels;
+    - `agreement`: the share of samples whose likeliest class is the original's;
+    - `token_accuracy` and `log_likelihood` (a token, in nats) for a model that predicts each token of a text;
+    - `similarity`: the mean cosine of the outputs to the original's, for everything else.
+
+    Args:
+        data: The parts.
+        original: The model before any stage, in eval mode.
+
+    Raises:
+        DataError: If labels are no classes of the model, or outputs are not finite.
+    """
+
+    def __init__(self, data: DataParts, original: nn.Module) -> None:
+        self.data = data
+        self.original = original
+        self._answers: dict[str, list[Tensor]] = {}
+        inputs = data.example(2)
+        with torch.no_grad():
+            try:
+                output = main_output(call(original, inputs), inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                if isinstance(error, (DataError, ConfigError)):
+                    raise
+                raise DataError(
+                    f'{type(original).__name__} does not take the data ({_shapes(inputs)}): {type(error).__name__}: '
+                    f'{str(error).strip().splitlines()[0][:300]}'
+                ) from error
+        if not bool(torch.isfinite(output).all()):
+            raise DataError(
+                f'{type(original).__name__} gives NaN or infinite outputs on the data before anything was done to it.'
+            )
+        self.outputs = output.shape[1:]
+        target = data.test[0][1]
+        tokens = isinstance(target, Tensor) and output.ndim == 3 and not target.is_floating_point()
+        classes = output.ndim == 2 and output.shape[1] > 1 and not data.tokens
+        #: 'classes', 'tokens' or 'outputs'.
+        self.task = 'tokens' if tokens else 'classes' if classes else 'outputs'
+        #: Whether there are labels to score by.
+        self.labelled = self.task == 'tokens' or (self.task == 'classes' and data.scored_by_label)
+        if self.task == 'classes' and self.labelled:
+            check_classes(data, int(output.shape[1]))
+        #: Whether stages may learn from labels.
+        self.learns = self.labelled and data.labels
+
+    @property
+    def metric(self) -> str:
+        """The name of the main score on the test part."""
+        if self.task == 'tokens':
+            return 'token_accuracy'
+        if self.task == 'outputs':
+            return 'similarity'
+        return 'accuracy' if self.labelled else 'agreement'
+
+    @property
+    def choice(self) -> str:
+        """The name of the score that choices are made by: one without labels if stages may not see them."""
+        return self.metric if self.learns or self.task == 'outputs' else 'agreement'
+
+    def scores(self, run: Run | nn.Module, part: str = 'test', limit: int | None = None) -> dict[str, float]:
+        """Return every score of a model on a part.
+
+        Args:
+            run: A model, or what runs it: inputs in, outputs out.
+            part: Which samples.
+            limit: So many batches at most.
+
+        Raises:
+            TrainingError: If outputs are not finite.
+        """
+        if isinstance(run, nn.Module):
+            run.eval()
+        model = run
+        answers = self._original_answers(part) if self.task != 'tokens' else []
+        sums: dict[str, float] = {}
+        count = 0
+        with torch.no_grad():
+            for number, (inputs, targets) in enumerate(self.data.batches(part)):
+                if limit is not None and number >= limit:
+                    break
+                output = (
+                    main_output(call(model, inputs) if isinstance(model, nn.Module) else model(inputs), inputs).float().cpu()
+                )
+                if not bool(torch.isfinite(output).all()):
+                    raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
+                for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                count += len(output)
+        return {name: value / max(count, 1) for name, value in sums.items()}
+
+    def score(self, run: Run | nn.Module, part: str = 'validation', limit: int | None = None) -> float:
+        """Return the score that choices are made by; of the test part the main one."""
+        return self.scores(run, part, limit)[self.metric if part == 'test' else self.choice]
+
+    def loss(self, outputs: Any, targets: Any, inputs: Any = None, smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss of a batch by its targets: cross-entropy of classes, or of the next token.
+
+        Raises:
+            ConfigError: If there are no targets to learn from.
+        """
+        if not self.learns:
+            raise ConfigError(
+                'There are no labels to learn from here. Learn from the original model instead: a `distill` '
+                'stage without `hard`.'
+            )
+        output = main_output(outputs, inputs)
+        if self.task == 'tokens':
+            return F.cross_entropy(output[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        return F.cross_entropy(output, targets, label_smoothing=smoothing)
+
+    def divergence(self, outputs: Any, answers: Any, inputs: Any = None, temperature: float = 1.0) -> Tensor:
+        """Return how far outputs are from those of another model, as a mean over the batch.
+
+        The Kullback-Leibler divergence of classes and tokens at a temperature, times its square; of other outputs the mean
+        squared difference, in units of the other's mean square.
+        """
+        output, wanted = main_output(outputs, inputs), main_output(answers, inputs).detach()
+        if self.task == 'outputs':
+            return F.mse_loss(output, wanted) / wanted.square().mean().clamp_min(1e-12)
+        size = output.shape[-1]
+        first = F.log_softmax(output.reshape(-1, size) / temperature, 1)
+        second = F.log_softmax(wanted.reshape(-1, size) / temperature, 1)
+        return F.kl_div(first, second, reduction='batchmean', log_target=True) * temperature**2
+
+    # -- internals -------------------------------------------------------------------------
+
+    def _original_answers(self, part: str) -> list[Tensor]:
+        if part not in self._answers:
+            with torch.no_grad():
+                self._answers[part] = [
+                    main_output(call(self.original, inputs), inputs).float() for inputs, _ in self.data.batches(part)
+                ]
+        return self._answers[part]
+
+    def _of_batch(self, output: Tensor, targets: Any, answer: Tensor | None) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if self.task == 'tokens':
+            predicted, following = output[:, :-1], targets[:, 1:]
+            right = (predicted.argmax(2) == following).double().mean(1)
+            likelihood = -F.cross_entropy(predicted.flatten(0, 1), following.flatten(), reduction='none').double()
+            return {
+                'token_accuracy': float(right.sum()),
+                'log_likelihood': float(likelihood.view(len(output), -1).mean(1).sum()),
+            }
+        assert answer is not None, 'every other task has answers of the original'
+        if self.task == 'outputs':
+            return {'similarity': float(F.cosine_similarity(output.flatten(1), answer.flatten(1)).double().sum())}
+        if self.labelled:
+            found['accuracy'] = float((output.argmax(1) == targets).sum())
+            if output.shape[1] > 20:
+                found['top5'] = float((output.topk(5, 1).indices == targets[:, None]).any(1).sum())
+        found['agreement'] = float((output.argmax(1) == answer.argmax(1)).sum())
+        return found
+
+
+def _shapes(inputs: Any) -> str:
+    return ', '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+
+
+__all__ = ['Judge', 'Run', 'call', 'main_output']

@@ -1,0 +1,85 @@
+"""A small network and small images that it can learn in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from strop.compression import DataParts, DataSource, Judge
+from strop.compression.parts import given_parts
+from strop.randomness import counter_rng, seeded
+
+
+def small_net(width: int = 16, classes: int = 4) -> nn.Module:
+    """Return a convolutional network with a residual block, always with the same weights."""
+    with seeded(0, 'net'):
+        return nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), Residual(width),
+            nn.Conv2d(width, 2 * width, 3, stride=2), nn.BatchNorm2d(2 * width), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, classes),
+        ).eval()  # fmt: skip
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def drawn(count: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Return 8 x 8 pictures with a bright quarter, and which quarter it is."""
+    rng = counter_rng(0, purpose)
+    images = rng.normal(0, 0.4, (count, 1, 8, 8))
+    labels = np.arange(count) % 4
+    for image, label in zip(images, labels):
+        top, left = 4 * (label // 2), 4 * (label % 2)
+        image[:, top : top + 4, left : left + 4] += 1
+    return torch.from_numpy(images).float(), torch.from_numpy(labels)
+
+
+@pytest.fixture
+def pictures() -> dict[str, tuple[Tensor, Tensor]]:
+    return {'train': drawn(128, 'train'), 'test': drawn(64, 'test')}
+
+
+@pytest.fixture
+def parts(pictures: dict[str, tuple[Tensor, Tensor]]) -> DataParts:
+    return given_parts(pictures, val=0.25, calibration=32, batch_size=32)
+
+
+@pytest.fixture
+def judge(parts: DataParts) -> Judge:
+    return Judge(parts, small_net())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Write twelve little PNG files in two class folders."""
+    image = pytest.importorskip('PIL.Image')
+    rng = counter_rng(0, 'files')
+    for label in ('cat', 'dog'):
+        (tmp_path / 'images' / label).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+            image.fromarray(pixels).save(tmp_path / 'images' / label / f'{number:02d}.png')
+    return tmp_path / 'images'
+
+
+def source_of(path: Path, **options: object) -> DataSource:
+    return DataSource.of({'source': str(path), **options})

@@ -1,0 +1,103 @@
+"""Artefacts come back from the original class, without a network, and run no code that nobody trusts."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import strop
+from strop.compression.artefact import FILE
+from strop.errors import ConfigError, UnsafeFileError
+
+timm = pytest.importorskip('timm')
+
+
+@pytest.fixture(scope='module')
+def artefact(tmp_path_factory):
+    torch.set_num_threads(1)
+    x, y = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
+    return strop.compress(
+        {'source': 'timm:resnet10t', 'args': {'num_classes': 4}}, {'train': (x, y), 'test': (x[:4], y[:4])},
+        stages=[{'prune': {'ratio': 0.5}}], output=tmp_path_factory.mktemp('artefact') / 'out', threads=1, runtimes=['eager'],
+        progress='quiet',
+    )  # fmt: skip
+
+
+def test_a_model_of_timm_comes_back_without_a_network_and_without_leave(artefact, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError('no network here')
+
+    monkeypatch.setattr(socket, 'socket', refuse)
+    x = torch.rand(2, 3, 32, 32)
+    found = strop.load(artefact.folder)
+    assert type(found) is type(timm.create_model('resnet10t'))
+    assert torch.equal(found(x), artefact.model(x))
+
+
+def test_the_loader_of_the_folder_runs_in_a_new_process(artefact):
+    done = subprocess.run(
+        [sys.executable, artefact.folder / 'load.py'], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-800:]
+    assert 'tensor(' in done.stdout
+    assert len((artefact.folder / 'load.py').read_text().splitlines()) <= 16
+
+
+def _with_model(artefact, folder, model):
+    for name in (FILE, 'model'):
+        source = artefact.folder / name
+        if source.is_dir():
+            (folder / name).mkdir()
+            for file in source.iterdir():
+                (folder / name / file.name).write_bytes(file.read_bytes())
+        else:
+            content = json.loads(source.read_text())
+            content['model'] = model
+            (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_folder_that_names_a_function_runs_it_only_with_leave(artefact, tmp_path, monkeypatch):
+    (tmp_path / 'evil_net.py').write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\nimport timm\ndef make():\n    return "
+        "timm.create_model('resnet10t', num_classes=4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / 'folder').mkdir()
+    folder = _with_model(artefact, tmp_path / 'folder', {'source': 'evil_net:make'})
+    with pytest.raises(UnsafeFileError, match=r"allow=\['evil_net'\]"):
+        strop.load(folder)
+    assert not (tmp_path / 'ran').exists()
+    assert strop.load(folder, allow='evil_net').conv1 is not None
+
+
+@pytest.mark.parametrize('key', ['checkpoint_path', 'pretrained_cfg'])
+def test_arguments_that_would_read_or_fetch_weights_are_not_passed_on(artefact, tmp_path, key):
+    folder = _with_model(
+        artefact, tmp_path, {'source': 'timm:resnet10t', 'args': {'num_classes': 4, 'pretrained': True, key: '/x.pth'}}
+    )
+    assert strop.load(folder).num_classes == 4
+
+
+def test_a_folder_without_a_source_needs_a_factory(artefact, tmp_path):
+    folder = _with_model(artefact, tmp_path, None)
+    with pytest.raises(ConfigError, match='give factory='):
+        strop.load(folder)
+    assert strop.load(folder, factory=lambda: timm.create_model('resnet10t', num_classes=4)).num_classes == 4
+
+
+def test_what_is_no_artefact_is_told(tmp_path):
+    with pytest.raises(ConfigError, match='not a folder that `strop compress` finished'):
+        strop.load(tmp_path)
+    (tmp_path / FILE).write_text('{"strop": "artefact", "version": 99}')
+    with pytest.raises(ConfigError, match='version 99'):
+        strop.load(tmp_path)
+    (tmp_path / FILE).write_text('{"strop": "artefact", "version": 1, "model": {}}')
+    with pytest.raises(ConfigError, match='does not say what builds'):
+        strop.load(tmp_path)

@@ -1,0 +1,237 @@
+"""The chain: a run that was killed goes on and ends with the same bits, and what fails leaves what was done before it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import strop
+from strop.compression import Progress
+from strop.errors import ConfigError, DataError, ExportError, StoreError, StropError
+from strop.report.compression_result import CompressionResult
+from tests.compression.conftest import drawn, small_net
+
+STAGES = [{'finetune': {'epochs': 2, 'lr': 0.1}}, {'prune': {'ratio': 0.5}}, {'distill': {'epochs': 2, 'checkpoint_steps': 1}}]
+QUICK = {'threads': 1, 'runtimes': ['eager'], 'progress': 'quiet'}
+
+
+class Killed(BaseException):
+    """Nobody catches it, like a signal."""
+
+
+class KillAt(Progress):
+    """Stop the run while a stage is under way, or right after it."""
+
+    def __init__(self, stage: str, step: int | None) -> None:
+        self.stage, self.step = stage, step
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        if stage == self.stage and self.step is not None and done >= self.step:
+            raise Killed
+
+    def end(self, stage: str, seconds: float, scores: dict[str, float], kept: bool = False) -> None:
+        if stage == self.stage and self.step is None:
+            raise Killed
+
+
+class Listener(Progress):
+    def __init__(self) -> None:
+        self.kept: dict[str, bool] = {}
+
+    def end(self, stage: str, seconds: float, scores: dict[str, float], kept: bool = False) -> None:
+        self.kept[stage] = kept
+
+
+def compress(folder: Path, pictures, **options):
+    return strop.compress(small_net(), pictures, **{'stages': STAGES, 'output': folder, **QUICK, **options})
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    torch.set_num_threads(1)
+    return compress(tmp_path_factory.mktemp('whole') / 'out', {'train': drawn(128, 'train'), 'test': drawn(64, 'test')})
+
+
+def test_the_model_is_half_as_wide_and_comes_back_bit_by_bit(whole):
+    assert whole.model[0].out_channels == 8
+    assert same(strop.load(whole.folder, factory=small_net), whole.model)
+    x = drawn(4, 'more')[0]
+    assert torch.equal(strop.load(whole.folder, factory=small_net)(x), whole.model(x))
+
+
+def test_the_result_tells_every_stage_with_scores_on_the_test_part_alone(whole):
+    result = CompressionResult.read(whole.folder)
+    assert [stage.name for stage in result.stages] == ['source', 'finetune', 'prune', 'distill']
+    assert all(stage.scored_on == 'test' for stage in result.stages)
+    assert result.stage('prune').resources.macs < 0.5 * result.stage('source').resources.macs
+    assert result.stage('distill').curve[-1]['step'] == 6
+    assert result.stage('prune').layers[0].after.shape[0] == 8
+    assert result.data.parts == {'train': 115, 'calibration': 115, 'validation': 13, 'test': 64}
+    assert {(entry.runtime, entry.batch) for entry in result.measurements} == {('eager', 1), ('eager', 32)}
+    assert (whole.folder / 'README.md').read_text().startswith('# Sequential, compressed')
+
+
+@pytest.mark.parametrize(
+    ('stage', 'step'),
+    [('source', None), ('finetune', 5), ('finetune', None), ('prune', None), ('distill', 3), ('distill', None)],
+)
+def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path, pictures, stage, step):
+    with pytest.raises(Killed):
+        compress(tmp_path / 'out', pictures, progress=KillAt(stage, step))
+    listener = Listener()
+    again = compress(tmp_path / 'out', pictures, progress=listener)
+    assert same(again.model, whole.model)
+    first, second = (copy.deepcopy(run.result.stages) for run in (whole, again))
+    for entry in (*first, *second):
+        entry.seconds = 0
+    assert first == second
+    names = ['source', 'finetune', 'prune', 'distill']
+    done = names[: names.index(stage) + (step is None)]
+    assert [name for name in names[1:] if listener.kept[name]] == [name for name in done if name != 'source']
+
+
+def test_a_finished_run_is_not_repeated_but_from_a_stage_it_is(whole, pictures, tmp_path):
+    compress(tmp_path / 'out', pictures)
+    listener = Listener()
+    again = compress(tmp_path / 'out', pictures, progress=listener, from_stage='prune')
+    assert (listener.kept['finetune'], listener.kept['prune'], listener.kept['distill']) == (True, False, False)
+    assert same(again.model, whole.model)
+    with pytest.raises(ConfigError, match=r"no stage 'prun'.*Did you mean 'prune'"):
+        compress(tmp_path / 'out', pictures, from_stage='prun')
+
+
+def test_a_changed_stage_is_run_again_with_those_behind_it(pictures, tmp_path):
+    compress(tmp_path / 'out', pictures)
+    listener = Listener()
+    found = compress(
+        tmp_path / 'out', pictures, stages=[STAGES[0], {'prune': {'ratio': 0.25, 'round_to': 1}}], progress=listener
+    )
+    assert (listener.kept['finetune'], listener.kept['prune']) == (True, False)
+    assert found.model[0].out_channels == 12
+    assert [stage.name for stage in found.result.stages] == ['source', 'finetune', 'prune']
+
+
+def test_another_seed_gives_another_model(whole, pictures, tmp_path):
+    assert not same(compress(tmp_path / 'out', pictures, seed=1).model, whole.model)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, pictures):
+    (tmp_path / 'mine.txt').write_text('mine')
+    with pytest.raises(StoreError, match='is not empty'):
+        compress(tmp_path, pictures)
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_a_run_is_not_overwritten_unless_it_may_go_on(whole, pictures):
+    with pytest.raises(StoreError, match='holds a compression already'):
+        compress(whole.folder, pictures, resume=False)
+
+
+def test_a_stage_that_fails_is_told_in_the_result_and_leaves_the_stages_before(tmp_path, pictures, monkeypatch):
+    import strop.compression.export_stage as module
+
+    def differs(source, path, **options):
+        raise ExportError('output[0] differs by 1')
+
+    stages = [{'prune': {'ratio': 0.5}}, {'export': {'formats': ['pt2']}}]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, 'write_program', differs)
+        with pytest.raises(ExportError, match='differs by 1'):
+            compress(tmp_path / 'out', pictures, stages=stages)
+    result = CompressionResult.read(tmp_path / 'out')
+    assert [stage.status for stage in result.stages] == ['done', 'done', 'failed']
+    assert 'differs by 1' in result.stages[-1].warnings[0]
+    assert not (tmp_path / 'out' / 'stages' / '02-export').exists()
+    listener = Listener()
+    found = compress(tmp_path / 'out', pictures, stages=stages, progress=listener)
+    assert listener.kept['prune']
+    assert [export.path for export in found.result.exports] == ['model', 'exports/model.pt2']
+
+
+def test_a_disk_that_is_full_stops_it_with_the_name_of_the_file_and_it_goes_on(whole, tmp_path, pictures, monkeypatch):
+    import strop.files
+
+    written = strop.files.Path.write_bytes
+    left = [12]
+
+    def full(self, content):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, 'No space left on device')
+        return written(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(strop.files.Path, 'write_bytes', full)
+        with pytest.raises(OSError, match=r'No space left on device') as caught:
+            compress(tmp_path / 'out', pictures)
+    assert str(tmp_path) in str(caught.value.filename)
+    assert same(compress(tmp_path / 'out', pictures).model, whole.model)
+
+
+def test_labels_that_are_no_class_are_found_before_anything_runs(tmp_path, pictures):
+    x, y = pictures['train']
+    with pytest.raises(DataError, match='none of 0 to 3: sample 0 has 9'):
+        compress(tmp_path / 'out', {**pictures, 'train': (x, torch.full_like(y, 9))})
+    assert not (tmp_path / 'out' / 'result.json').exists()
+
+
+def test_a_budget_that_cannot_be_reached_gives_the_nearest_whole(tmp_path, pictures):
+    found = compress(tmp_path / 'out', pictures, stages=['prune'], budget={'params': 0.001})
+    assert found.met is False
+    assert any('NOT met' in sentence for sentence in found.result.outcome.sentences)
+    assert 'smallest model that can be reached' in found.result.stage('prune').warnings[0]
+    assert same(strop.load(found.folder, factory=small_net), found.model)
+
+
+def test_a_budget_of_macs_is_met_by_the_prune_stage(tmp_path, pictures):
+    found = compress(tmp_path / 'out', pictures, stages=[{'prune': {'round_to': 1}}], budget={'macs': 0.5})
+    assert found.met is True
+    share = found.result.stage('prune').resources.macs / found.result.stage('source').resources.macs
+    assert 0.4 < share <= 0.5
+
+
+def test_without_leave_to_learn_from_labels_the_chain_distils_and_chooses_without_them(tmp_path, pictures):
+    data = {'source': 'unused'}
+    assert data
+    from strop.compression import DataSource
+
+    parts = DataSource('memory', labels=False).given(pictures)
+    found = compress(
+        tmp_path / 'out', parts, stages=[{'prune': {'ratio': 0.5, 'importance': 'taylor'}}, {'distill': {'epochs': 1}}]
+    )
+    assert set(found.result.stage('distill').scores) == {'accuracy', 'agreement'}
+    assert 'without labels' in found.result.data.uses['train']
+    with pytest.raises(ConfigError, match='there are none here'):
+        compress(tmp_path / 'other', parts, stages=['finetune'])
+
+
+def test_features_of_modules_are_distilled_too(tmp_path, pictures):
+    stages = [{'prune': {'ratio': 0.5}}, {'distill': {'epochs': 1, 'features': ['3'], 'hard': 0.5}}]
+    found = compress(tmp_path / 'out', pictures, stages=stages)
+    assert {'loss_features', 'loss_teacher', 'loss_labels'} <= set(found.result.stage('distill').curve[0])
+
+
+def test_a_checkpoint_that_was_damaged_is_an_error_not_another_model(tmp_path, pictures):
+    compress(tmp_path / 'out', pictures, stages=[{'prune': {'ratio': 0.5}}])
+    weights = tmp_path / 'out' / 'stages' / '01-prune' / 'model' / 'model.safetensors'
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(StropError, match='checksum'):
+        compress(tmp_path / 'out', pictures, stages=[{'prune': {'ratio': 0.5}}])
+
+
+def test_the_recipe_of_an_artefact_is_what_was_asked_for(whole):
+    content = json.loads((whole.folder / 'recipe.json').read_text())
+    assert [next(iter(stage)) for stage in content['stages']] == ['finetune', 'prune', 'distill']
+    assert content['seed'] == 0

@@ -1,0 +1,74 @@
+"""Parts of data in memory, and labels that are no class of the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from strop.compression.parts import NO_LABEL, check_classes, given_parts
+from strop.errors import DataError
+
+
+def test_validation_and_calibration_are_cut_from_training_and_nothing_is_scored_that_is_learned_from(pictures):
+    parts = given_parts(pictures, val=0.25, calibration=10)
+    assert parts.counts() == {'train': 96, 'calibration': 10, 'validation': 32, 'test': 64}
+    seen = {tuple(parts.train[index][0].flatten().tolist()) for index in range(96)}
+    chosen = {tuple(parts.validation[index][0].flatten().tolist()) for index in range(32)}
+    assert not seen & chosen
+    assert {tuple(parts.calibration[index][0].flatten().tolist()) for index in range(10)} <= seen
+
+
+def test_parts_may_be_tensors_data_sets_or_loaders():
+    x = torch.arange(20.0).reshape(20, 1)
+    parts = given_parts(
+        {'train': TensorDataset(x, torch.arange(20)), 'test': DataLoader(TensorDataset(x)), 'validation': x[:4]}
+    )
+    assert parts.train[3][1] == 3
+    assert parts.test[2][1] == NO_LABEL
+    assert parts.validation[1][1] == NO_LABEL
+    assert parts.labels
+
+
+def test_the_order_of_training_is_a_function_of_seed_and_epoch(parts):
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = parts.loader(seed)
+        loader.sampler.set_epoch(epoch)
+        return list(loader.sampler)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ({'train': torch.zeros(4, 1)}, "'train' and 'test'"),
+        ([1, 2], 'got a list'),
+        ({'train': torch.zeros(4, 1), 'tset': 1, 'test': torch.zeros(4, 1)}, "Did you mean 'test'"),
+        ({'train': torch.zeros(0, 1), 'test': torch.zeros(4, 1)}, "'train' of the data is empty"),
+        ({'train': iter([1]), 'test': torch.zeros(4, 1)}, 'must have a length'),
+        ({'train': (torch.zeros(4, 1), torch.zeros(3)), 'test': torch.zeros(4, 1)}, '4 inputs and 3 targets'),
+        ({'train': torch.zeros(1, 1), 'test': torch.zeros(4, 1)}, 'too few'),
+    ],
+)
+def test_what_is_no_set_of_parts_is_refused(given, message):
+    with pytest.raises(DataError, match=message):
+        given_parts(given)
+
+
+def test_a_label_out_of_range_is_named_with_its_part_and_place(pictures):
+    labels = pictures['test'][1].clone()
+    labels[5] = 7
+    parts = given_parts({**pictures, 'test': (pictures['test'][0], labels)})
+    with pytest.raises(DataError, match="1 labels of the part 'test' are none of 0 to 3: sample 5 has 7"):
+        check_classes(parts, 4)
+    check_classes(parts, 8)
+
+
+def test_other_samples_have_another_digest(pictures):
+    first = given_parts(pictures)
+    images, labels = pictures['test']
+    second = given_parts({**pictures, 'test': (images + 1, labels)})
+    assert first.digest() == given_parts(pictures).digest() != second.digest()

@@ -1,0 +1,169 @@
+"""Recipes are checked whole before anything runs, and those of strangers run no code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jsonschema
+import pytest
+
+from strop.compression import DataSource, Recipe, recipe_schema
+from strop.compression.budget import Budget
+from strop.compression.recipe import STAGES, automatic_stages
+from strop.errors import ConfigError, DataError, MissingDependencyError, UnsafeFileError
+
+WHOLE = {
+    'model': {'source': 'timm:resnet10t', 'args': {'num_classes': 10, 'in_chans': 1}},
+    'data': {'source': 'digits', 'batch_size': 64},
+    'budget': {'macs': 0.5, 'accuracy_drop': 1.0},
+    'stages': [
+        'finetune',
+        {'prune': {'round_to': 4}},
+        {'distill': {'epochs': 2, 'hard': 0.5}},
+        {'kind': 'export', 'formats': 'pt2'},
+    ],
+    'seed': 3,
+    'threads': 1,
+}
+
+
+def test_a_recipe_comes_back_from_what_it_writes():
+    recipe = Recipe.of(WHOLE)
+    again = Recipe.of(json.loads(json.dumps(recipe.to_dict())))
+    assert again == recipe
+    assert [stage.name for stage in recipe.stages] == ['finetune', 'prune', 'distill', 'export']
+    assert recipe.stages[2].settings.hard == 0.5
+
+
+def test_yaml_and_json_are_read(tmp_path):
+    (tmp_path / 'a.yaml').write_text('model: timm:resnet10t\ndata: digits\nstages: [finetune, {prune: {ratio: 0.5}}]\n')
+    (tmp_path / 'a.json').write_text(json.dumps(WHOLE))
+    assert Recipe.read(tmp_path / 'a.yaml').stage('prune').settings.ratio == 0.5
+    assert Recipe.read(tmp_path / 'a.json') == Recipe.of(WHOLE)
+
+
+def test_stages_of_one_kind_are_numbered_from_the_second_on():
+    recipe = Recipe.of({'stages': [{'prune': {'ratio': 0.2}}, 'distill', {'prune': {'ratio': 0.2}}, 'distill']})
+    assert [stage.name for stage in recipe.stages] == ['prune', 'distill', 'prune-2', 'distill-2']
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'modle': 'x'}, "no key 'modle'.*Did you mean 'model'"),
+        ({'version': 2}, 'version 1'),
+        ({'stages': [{'prun': {}}]}, "no stage 'prun'.*Did you mean 'prune'"),
+        ({'stages': [{'prune': {'ratoi': 0.5}}]}, "stage 1: .*'ratoi'.*Did you mean 'ratio'"),
+        ({'stages': [{'prune': {'ratio': 1.5}}]}, 'stage 1: .*`ratio`'),
+        ({'stages': [{'prune': {'importance': 'l3'}}]}, 'stage 1: .*l3'),
+        ({'stages': [{'distill': {'soft': 0}}]}, 'nothing to learn by'),
+        ({'stages': ['quantize', 'distill']}, '`distill` comes after `quantize`'),
+        ({'stages': ['finetune', 'search']}, '`search` comes first'),
+        ({'stages': [{'quantize': {'backend': 'openvin'}}]}, "Did you mean 'openvino'"),
+        ({'stages': [{'quantize': {'backend': 'openvino'}}, {'quantize': {'backend': 'openvino'}}]}, 'same backend'),
+        ({'stages': ['export', 'export']}, 'one stage `export`'),
+        ({'stages': 'prune'}, '`stages` are a list'),
+        ({'stages': [{'export': {'formats': ['onxx']}}]}, "Did you mean 'onnx'"),
+        ({'budget': {'latncy': 0.5}}, "budget: .*Did you mean 'latency'"),
+        ({'budget': {'latency': 2}}, 'budget: .*share of the original between 0 and 1'),
+        ({'budget': {'latency': 0.5, 'runtime': 'openvno'}}, "Did you mean 'openvino'"),
+        ({'budget': {'accuracy_drop': -1}}, 'number of points'),
+        ({'data': {'source': 'digits', 'batchsize': 2}}, "data: .*Did you mean 'batch_size'"),
+        ({'data': {'source': 'digits', 'val': 1.5}}, 'data: .*`val`'),
+        ({'data': {}}, 'needs a `source`'),
+        ({'model': {'source': 'timm:x', 'weight': 'a'}}, "Did you mean 'weights'"),
+        ({'seed': -1}, '`seed`'),
+        ({'threads': 0}, '`threads`'),
+        ({'batches': [0]}, '`batches`'),
+        ({'runtimes': ['eagr']}, "Did you mean 'eager'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.of({**WHOLE, **change})
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'message'),
+    [
+        ({'model': 'timm:resnet10tt'}, ConfigError, "no model 'resnet10tt'.*resnet10t"),
+        ({'model': 'transformers:/nowhere'}, ConfigError, "no folder '/nowhere'"),
+        ({'model': 'mynet:make'}, UnsafeFileError, 'may not run code unless you say so'),
+        ({'data': 'mydata:parts'}, UnsafeFileError, 'may not run code unless you say so'),
+        ({'data': 'digts'}, DataError, "Did you mean 'digits'"),
+        ({'model': {'source': 'timm:resnet10t', 'weights': '/none.pth'}}, ConfigError, "no file '/none.pth'"),
+        ({'data': {'source': 'digits', 'labels': False}}, ConfigError, "stage 'finetune'.*Use `distill`"),
+        ({'stages': ['prune'], 'budget': {'accuracy_drop': 1}}, ConfigError, 'not told how far'),
+    ],
+)
+def test_what_would_fail_later_fails_at_the_check(change, error, message):
+    with pytest.raises(error, match=message):
+        Recipe.of({**WHOLE, **change}).check()
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
+    import strop.compression.export_stage as module
+
+    def missing(name, extra):
+        raise MissingDependencyError(f'{name} is missing: strop[{extra}]')
+
+    monkeypatch.setattr(module, 'try_import', missing)
+    recipe = Recipe.of({'stages': [{'export': {'formats': ['onnx']}}]})
+    with pytest.raises(MissingDependencyError, match=r"stage 'export': onnx is missing: strop\[onnx\]"):
+        recipe.check()
+
+
+def test_a_recipe_in_python_runs_only_where_it_is_trusted(tmp_path):
+    file = tmp_path / 'recipe.py'
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nrecipe = {WHOLE!r}\n")
+    with pytest.raises(UnsafeFileError, match='--trust'):
+        Recipe.read(file)
+    assert not (tmp_path / 'ran').exists()
+    assert Recipe.read(file, trust=True) == Recipe.of(WHOLE)
+
+
+def test_tags_of_python_in_yaml_are_refused(tmp_path):
+    (tmp_path / 'a.yaml').write_text(f'model: !!python/object/apply:os.mkdir [{tmp_path}/made]\n')
+    with pytest.raises(ConfigError, match='plain YAML'):
+        Recipe.read(tmp_path / 'a.yaml', trust=True)
+    assert not (tmp_path / 'made').exists()
+
+
+def test_a_function_is_not_even_imported_by_the_check(tmp_path, monkeypatch):
+    (tmp_path / 'evil_net.py').write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsafeFileError):
+        Recipe.of({**WHOLE, 'model': 'evil_net:make'}).check()
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_stages_are_chosen_for_a_budget_where_none_are_named():
+    with pytest.raises(ConfigError, match='names its `stages`, or says by `budget`'):
+        Recipe.of({'model': 'timm:resnet10t', 'data': 'digits'})
+    kinds = [stage.kind for stage in automatic_stages(Budget(latency=0.5, runtime='onnxruntime'), DataSource('digits'))]
+    assert kinds == ['prune', 'distill', 'quantize', 'export']
+    assert [stage.kind for stage in automatic_stages(Budget(accuracy_drop=1.0), None)][-1] == 'export'
+
+
+def test_the_schema_knows_every_key_and_takes_what_recipes_write():
+    schema = recipe_schema()
+    for kind, stage in STAGES.items():
+        assert set(schema['$defs'][kind]['properties']) == {entry.name for entry in dataclasses.fields(stage)}, kind
+    assert set(schema['$defs']['budget']['properties']) == {entry.name for entry in dataclasses.fields(Budget)}
+    assert set(schema['$defs']['data']['properties']) == {entry.name for entry in dataclasses.fields(DataSource)}
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for content in (WHOLE, Recipe.of(WHOLE).to_dict()):
+        jsonschema.validate(content, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**WHOLE, 'stages': [{'prune': {'ratoi': 1}}]}, schema)
+
+
+def test_a_change_of_a_stage_changes_its_digest_and_those_behind_it():
+    def digests(**change):
+        return Recipe.of({**WHOLE, **change}).digests('m', 'd', 1)
+
+    first = digests()
+    other = digests(stages=['finetune', {'prune': {'round_to': 8}}, *WHOLE['stages'][2:]])
+    assert [a == b for a, b in zip(first, other)] == [True, False, False, False]
+    assert not set(first) & set(digests(seed=4))

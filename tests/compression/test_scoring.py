@@ -1,0 +1,98 @@
+"""Scores and losses by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from strop.compression.parts import given_parts
+from strop.compression.scoring import Judge, main_output
+from strop.errors import ConfigError, DataError, TrainingError
+
+
+def _parts(x, y=None, **options):
+    samples = x if y is None else (x, y)
+    return given_parts({'train': samples, 'test': samples, 'validation': samples}, batch_size=3, **options)
+
+
+class Constant(nn.Module):
+    """Gives the logits of a table, row by the first input."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(table))
+
+    def forward(self, x):
+        return self.table[x[:, 0].long()]
+
+
+def test_accuracy_and_agreement_of_classes():
+    x, y = torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])
+    original = Constant([[2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 1.0]])
+    other = Constant([[2.0, 1.0], [2.0, 1.0], [1.0, 2.0], [2.0, 1.0]])
+    judge = Judge(_parts(x, y), original)
+    assert judge.scores(original) == {'accuracy': 0.75, 'agreement': 1.0}
+    assert judge.scores(other) == {'accuracy': 0.75, 'agreement': 0.5}
+    assert (judge.metric, judge.choice, judge.learns) == ('accuracy', 'accuracy', True)
+
+
+def test_without_leave_to_learn_from_labels_choices_go_by_agreement_and_scores_by_labels():
+    x, y = torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])
+    judge = Judge(_parts(x, y, labels=False), Constant([[2.0, 1.0]] * 4))
+    assert (judge.metric, judge.choice, judge.learns) == ('accuracy', 'agreement', False)
+    with pytest.raises(ConfigError, match='no labels to learn from'):
+        judge.loss(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
+
+
+def test_outputs_that_are_no_classes_are_compared_by_their_angle():
+    x = torch.tensor([[0.0], [1.0]])
+    judge = Judge(_parts(x), Constant([[[1.0], [0.0]], [[0.0], [2.0]]]))
+    assert judge.metric == 'similarity'
+    assert judge.scores(Constant([[[1.0], [1.0]], [[0.0], [-1.0]]]))['similarity'] == pytest.approx((1 / math.sqrt(2) - 1) / 2)
+
+
+def test_tokens_are_scored_by_the_next_one():
+    ids = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    samples = [({'input_ids': row}, row) for row in ids]
+
+    class Next(nn.Module):
+        def forward(self, input_ids):
+            return {'logits': torch.stack([torch.zeros_like(input_ids), torch.ones_like(input_ids)], -1).float()}
+
+    judge = Judge(given_parts({'train': samples, 'test': samples, 'validation': samples}), Next())
+    found = judge.scores(Next())
+    assert judge.metric == 'token_accuracy'
+    assert found['token_accuracy'] == pytest.approx(2 / 6)
+    wanted = (2 * (1 - math.log(1 + math.e)) + 4 * -math.log(1 + math.e)) / 6
+    assert found['log_likelihood'] == pytest.approx(wanted)
+
+
+def test_the_divergence_of_classes_is_kullback_and_leiblers_at_a_temperature():
+    judge = Judge(_parts(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1])), Constant([[1.0, 0.0]]))
+    student, teacher = torch.tensor([[1.0, 3.0]], dtype=torch.float64), torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    p, q = (torch.softmax(logits / 2, 1) for logits in (teacher, student))
+    wanted = 4 * float((p * (p / q).log()).sum())
+    assert float(judge.divergence(student, teacher, temperature=2.0)) == pytest.approx(wanted)
+
+
+def test_hidden_states_are_averaged_where_the_mask_has_tokens():
+    states = torch.tensor([[[1.0], [3.0], [100.0]]])
+    inputs = {'attention_mask': torch.tensor([[1, 1, 0]])}
+    assert main_output({'last_hidden_state': states}, inputs).tolist() == [[2.0]]
+    assert main_output([states], inputs).tolist() == [[2.0]]
+
+
+def test_a_model_that_does_not_take_the_data_is_told_with_the_shapes():
+    with pytest.raises(DataError, match=r'Linear does not take the data \(\(2, 1\)\)'):
+        Judge(_parts(torch.zeros(4, 1)), nn.Linear(3, 2))
+
+
+def test_outputs_that_are_not_finite_are_an_error():
+    parts = _parts(torch.zeros(4, 1), torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(DataError, match='NaN or infinite'):
+        Judge(parts, Constant([[float('nan'), 0.0]]))
+    with pytest.raises(TrainingError, match='NaN or infinite'):
+        Judge(parts, Constant([[1.0, 0.0]])).scores(Constant([[float('inf'), 0.0]]))
