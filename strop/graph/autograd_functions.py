@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Record = Callable[[type, tuple[Any, ...], Any, int], None]
 
@@ -46,7 +47,7 @@ def whole_functions(
             begun = -1 if whole or begin is None else begin()
             if whole:
                 with _disable_current_modes(), torch._C.DisableTorchFunction():
-                    out = forward(*args, **kwargs)
+                    out = _in_some_precision(forward, args, kwargs)
             else:
                 out = forward(*args, **kwargs)
             if record is not None:
@@ -69,6 +70,22 @@ def whole_functions(
     finally:
         for cls, own in before:
             cls.forward = own  # type: ignore[method-assign]
+
+
+def _in_some_precision(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function; proofs are made in double precision, which some compiled code does not have."""
+    try:
+        return forward(*args, **kwargs)
+    except RuntimeError:
+        narrow = tree_map_only(torch.Tensor, lambda tensor: _cast(tensor, torch.float64, torch.float32), (args, kwargs))
+        if all(new is old for new, old in zip(tree_leaves(narrow), tree_leaves((args, kwargs)))):
+            raise
+        out = forward(*narrow[0], **narrow[1])
+        return tree_map_only(torch.Tensor, lambda tensor: _cast(tensor, torch.float32, torch.float64), out)
+
+
+def _cast(tensor: torch.Tensor, old: torch.dtype, new: torch.dtype) -> torch.Tensor:
+    return tensor.to(new) if tensor.dtype == old else tensor
 
 
 def _functions() -> Iterator[type[torch.autograd.Function]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from strop.errors import GraphError
 
@@ -127,9 +127,26 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the arguments of a call as text, tensors by their shapes."""
-    shown = tree_map_only(torch.Tensor, lambda tensor: tuple(tensor.shape), (tuple(args), dict(kwargs)))
+    """Return the arguments of a call as text, tensors by their shapes and other objects by their classes.
+
+    >>> shapes_of([torch.zeros(2, 3)], {'mode': 'loss', 'samples': [torch.Generator()]})
+    "((2, 3),){'mode': 'loss', 'samples': [Generator]}"
+    """
+    shown = tree_map(_shown, (tuple(args), dict(kwargs)))
     return f'{shown[0]}{shown[1] or ""}'
+
+
+class _Named(str):
+    """Text that stands for an object."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    return value if isinstance(value, (int, float, str, type(None))) else _Named(type(value).__name__)
 
 
 def first_line(error: BaseException) -> str:

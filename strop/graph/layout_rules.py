@@ -331,21 +331,19 @@ def _index(call: Call) -> Axes:
         if index is None:
             dim += 1
             continue
-        width = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
+        width = index.dim() if index.dtype in _MASKS else 1
         for place in range(dim, dim + width):
             call.freeze(axes[place], 'index')
             taken.append(place)
         dim += width
         shapes.append(index)
+    rest = [term for place, term in enumerate(axes) if place not in taken]
+    together = taken == list(range(taken[0], taken[-1] + 1)) if taken else True
+    start = taken[0] if taken and together else 0
     if 'put' in call.name:
-        for tensor in tensors_in(call.args[2:3]):
-            for term in call.axes(tensor):
-                call.freeze(term, 'index')
-        if len(taken) != len(axes):
-            for term in axes:
-                call.freeze(term, 'index')
+        _put(call, rest, start, max((1 if index.dtype in _MASKS else index.dim() for index in shapes), default=0))
         return list(axes)
-    if any(index.dtype in (torch.bool, torch.uint8) for index in shapes):
+    if any(index.dtype in _MASKS for index in shapes):
         lead = call.out.dim() - (len(axes) - len(taken))
         inner: Axes = [call.fresh(size, 'index') for size in call.out.shape[:lead]]
         if taken and taken[0] != 0:
@@ -353,10 +351,29 @@ def _index(call: Call) -> Axes:
             inner = [call.fresh(size, 'index') for size in call.out.shape[start : start + lead]]
     else:
         inner = broadcast(call, shapes)
-    rest = [term for place, term in enumerate(axes) if place not in taken]
-    together = taken == list(range(taken[0], taken[-1] + 1)) if taken else True
-    start = taken[0] if taken and together else 0
     return [*rest[:start], *inner, *rest[start:]]
+
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+def _put(call: Call, rest: Axes, start: int, chosen: int) -> None:
+    """Unify axes of the values that are put with those axes of the tensor that are put into whole.
+
+    Args:
+        call: The call.
+        rest: The axes of the tensor that have no index.
+        start: The values have the axes of the chosen positions after so many of them.
+        chosen: Number of these axes.
+    """
+    places: list[Term | None] = [*rest[:start], *[None] * chosen, *rest[start:]]
+    for tensor in tensors_in(call.args[2:3]):
+        for number, term in enumerate(reversed(call.axes(tensor)), start=1):
+            target = places[-number] if number <= len(places) else None
+            if target is None:
+                call.freeze(term, 'index')
+            elif term.size != 1:
+                unify(target, term, call.reason('layout'))
 
 
 @axis_rule(aten.index_select)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.errors import VerificationError
+from strop.errors import GraphError, VerificationError
 from strop.graph import axis_rule, channel_units, inference, prove
 from strop.graph.autograd_functions import whole_functions
 
@@ -90,6 +90,26 @@ def test_a_rule_that_forgets_the_coupling_is_found_out(rule: None) -> None:
     axis_rule(f'{__name__}.Doubled')(lambda call: [call.fresh(size) for size in call.out.shape])
     with pytest.raises(VerificationError, match='cannot run after it was cut'):
         prove(Net(lambda x: doubled(x, 2)), IMAGE)
+
+
+class Single(Doubled):
+    """As compiled code that was built for single precision only."""
+
+    @staticmethod
+    def forward(ctx, x, times):
+        if x.dtype != torch.float32:
+            raise RuntimeError('expected scalar type Float but found Double')
+        return Doubled.forward(ctx, x, times)
+
+
+def test_a_proof_in_double_precision_of_code_that_has_none() -> None:
+    axis_rule(Single)(lambda call: call.axes(call.args[0]))
+    assert prove(Net(lambda x: Single.apply(x, 2)), IMAGE).holds
+
+
+def test_what_is_wrong_in_single_precision_is_told() -> None:
+    with pytest.raises(GraphError, match='expected scalar type Float but found Double'):
+        channel_units(Net(lambda x: Single.apply(x.double().long(), 2)), IMAGE)
 
 
 def test_a_function_made_of_operators_needs_no_rule() -> None:

@@ -529,6 +529,42 @@ def windows_with_relative_positions():
     return net
 
 
+@case(units=[8])
+def rows_put_at_positions():
+    def run(net, x):
+        h = net.fc(x)
+        out = h.new_zeros(h.shape[1], h.shape[0], h.shape[2])
+        out[torch.arange(6).flip(0)] = h.transpose(0, 1)
+        out[:, torch.tensor([1])] = 0.5 * h.transpose(0, 1)[:, :1]
+        return net.head(out)
+
+    return Net(run, fc=nn.Linear(12, 8), head=nn.Linear(8, 4))
+
+
+@case(units=[8])
+def rows_put_by_a_mask():
+    def run(net, x):
+        h = net.fc(x)
+        out = torch.zeros_like(h)
+        chosen = torch.arange(12).reshape(2, 6) % 3 == 0
+        out[chosen] = h[chosen]
+        out[~chosen] = 0.25
+        return net.head(out)
+
+    return Net(run, fc=nn.Linear(12, 8), head=nn.Linear(8, 4))
+
+
+@case(units=[8])
+def values_put_between_axes():
+    def run(net, x):
+        h = net.fc(x)
+        out = h.new_zeros(2, h.shape[2], 6)
+        out[torch.arange(2)[:, None], :, torch.arange(6)] = h
+        return net.head(out.transpose(1, 2))
+
+    return Net(run, fc=nn.Linear(12, 8), head=nn.Linear(8, 4))
+
+
 @case(IDS, units=[8])
 def tied_embedding():
     net = Net(
