@@ -27,6 +27,7 @@ from strop.quantization.batches import Batches, Call, batch_size, rows, taken_by
 from strop.quantization.correction import correct_biases
 from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
+from strop.quantization.missing_ops import missing_op
 from strop.quantization.patterns import patterns_of
 from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
@@ -309,8 +310,10 @@ class Quantized:
         except (StropError, ImportError):
             raise
         except Exception as error:
+            reason = f'{type(error).__name__}: {str(error)[:800]}'
             raise ExportError(
-                f'The quantized model could not be written for {self.backend.name}: {type(error).__name__}: {str(error)[:800]}'
+                missing_op(graph, error, self.backend.name)
+                or f'The quantized model could not be written for {self.backend.name}: {reason}'
             ) from error
 
     def _written(self, path: Path) -> Check:
