@@ -11,7 +11,7 @@ MM_VENV ?= .venv-openmmlab
 MM_PYTHON := $(MM_VENV)/bin/python
 MM_STAMP := $(MM_VENV)/.installed
 
-.PHONY: demo test lint check clean openmmlab test-openmmlab
+.PHONY: demo test lint docs check clean openmmlab test-openmmlab
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 10), 'Strop needs Python 3.10 or newer'"
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/strop demo --out demo_output
+
+docs: $(STAMP)
+	$(BIN)/python tools/docs_site.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -47,4 +50,4 @@ test-openmmlab: $(MM_STAMP)
 	OMP_NUM_THREADS=1 $(MM_PYTHON) benchmarks/openmmlab_environment.py --jobs $(JOBS)
 
 clean:
-	rm -rf $(VENV) $(MM_VENV) demo_output work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MM_VENV) build demo_output work_dirs .pytest_cache .mypy_cache .ruff_cache .hypothesis
