@@ -242,17 +242,24 @@ class DKDLoss(nn.Module):
         self.teacher_detach = teacher_detach
         self.standardize = standardize
 
-    def forward(self, preds_S: Tensor, preds_T: Tensor, data_samples: Any) -> Tensor:
+    def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Any = None, data_samples: Any = None) -> Tensor:
         """Return the loss.
 
         Args:
             preds_S: The student's logits, shape (n, classes).
             preds_T: The teacher's.
-            data_samples: The true classes, in a form that `class_labels` reads: data samples or a tensor. Of soft labels
+            gt_labels: The true classes, in a form that `class_labels` reads: data samples or a tensor. Of soft labels
                 the largest is taken.
+            data_samples: The same, as MMRazor's configs called it before its version 1.0.
+
+        Raises:
+            ConfigError: If the true classes are given by neither name, or by both, or do not fit the logits.
         """
+        if (gt_labels is None) == (data_samples is None):
+            given = 'neither' if gt_labels is None else 'both'
+            raise ConfigError(f'DKDLoss needs the true classes as `gt_labels`, or as `data_samples`, but got {given}.')
         student, teacher = paired(self, preds_S, preds_T, detach=self.teacher_detach)
-        labels = class_labels(self, data_samples, _rows_of_logits(self, student))
+        labels = class_labels(self, data_samples if gt_labels is None else gt_labels, _rows_of_logits(self, student))
         if self.standardize:
             student, teacher = standardized(student), standardized(teacher)
         true_S, rest_S = _split(student / self.tau, labels)

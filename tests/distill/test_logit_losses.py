@@ -262,6 +262,15 @@ def test_other_numbers_of_classes_are_named() -> None:
     torch.testing.assert_close(WSLD(num_classes=None)(S, T, Y), WSLD(num_classes=4)(S, T, Y))
 
 
+def test_the_true_classes_of_dkd_go_by_either_of_their_names():
+    loss = DKDLoss()
+    assert torch.equal(loss(S, T, gt_labels=Y), loss(S, T, data_samples=Y))
+    with pytest.raises(ConfigError, match='got neither'):
+        loss(S, T)
+    with pytest.raises(ConfigError, match='got both'):
+        loss(S, T, gt_labels=Y, data_samples=Y)
+
+
 @pytest.mark.parametrize('loss', [DKDLoss(), NKDLoss(), WSLD(num_classes=4)])
 def test_a_class_that_does_not_exist_is_named(loss) -> None:
     with pytest.raises(ConfigError, match=r'from 0 to 3 .* got 4'):
