@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE, _get_cfg_metainfo
 from mmengine.logging import print_log
 from mmengine.registry import Registry
 
-from strop.errors import ConfigError, MissingDependencyError, near
+from strop.errors import ConfigError, MissingDependencyError, listed, near
 
 #: Import name of a codebase -> its name on the package index.
 DISTRIBUTIONS = {
@@ -104,6 +107,20 @@ def check_codebase(name: str, wanted: str) -> None:
         ) from error
 
 
+def check_scope(scope: str | None) -> None:
+    """Check that the codebase of a default scope can be imported; MMEngine only warns, and then misses its types.
+
+    For a codebase under its old name Strop stands in as far as it can, so that it may be missing.
+
+    Raises:
+        MissingDependencyError: If it is not installed, or cannot be imported.
+
+    >>> check_scope('strop')
+    """
+    if scope is not None and is_codebase(scope) and (scope not in SUCCESSORS or installed(current_name(scope))):
+        check_codebase(scope, f'default_scope={scope!r}')
+
+
 def _cause(package: str, error: Exception) -> str:
     if 'mmcv._ext' in str(error):
         return f'mmcv was installed without its operators: {HOW_TO_INSTALL}'
@@ -151,6 +168,37 @@ def where_else(name: str, root: Registry, scope: str | None) -> str:
         called = '' if current_name(scope) == scope else f', today {current_name(scope)},'
         return f' The default scope is {scope!r}, which{called} is not installed. {HOW_TO_INSTALL}'
     return ''
+
+
+def of_another_version(error: TypeError) -> ConfigError | None:
+    """Return an error that says which class of which codebase does not take an argument, if that is what `error` is about.
+
+    Args:
+        error: What building from a config raised.
+    """
+    found = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    # MMEngine's function that calls the class; with a wrong argument the call ends before the class's own code begins.
+    kind = trace.tb_frame.f_locals.get('obj_cls') if trace is not None else None
+    package = kind.__module__.partition('.')[0] if isinstance(kind, type) else ''
+    if found is None or not isinstance(kind, type) or package not in DISTRIBUTIONS:
+        return None
+    name = found.group(1)
+    taken = list(
+        dict.fromkeys(
+            parameter
+            for base in kind.__mro__[:-1]
+            for parameter in inspect.signature(base.__init__).parameters
+            if parameter not in ('self', 'args', 'kwargs')
+        )
+    )
+    instead = " Today it is init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone." if name == 'pretrained' else ''
+    return ConfigError(
+        f'{kind.__name__} of {package} {version_of(package)} takes no {name!r}: the config is of an older or newer {package}, '
+        f'or misspelled.{instead or near(name, taken)} It takes {listed(taken, 20)}.'
+    )
 
 
 # -- configs ------------------------------------------------------------------------------------
@@ -212,6 +260,51 @@ def find_codebase_config(name: str) -> Path:
         f'{package} {version_of(package)} ships no config {wanted!r}: it is of an older or newer {package}, or misspelled.'
         f'{others}'
     )
+
+
+def model_config(given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return the model of the config that `cfg_path` names, and whether its pretrained weights are asked for.
+
+    Args:
+        given: `cfg_path`, perhaps `pretrained`, and keys that replace those of the model.
+
+    Raises:
+        MissingDependencyError: If the codebase is not installed.
+        ConfigError: If there is no such config, it has no model, or no weights are known for it.
+    """
+    changes = {name: value for name, value in given.items() if name not in ('cfg_path', 'pretrained')}
+    pretrained = bool(given.get('pretrained'))
+    name = str(given['cfg_path'])
+    package = current_name(name.partition('::')[0]) if '::' in name else None
+    file = find_codebase_config(name) if package is not None else Path(name)
+    if not file.is_file():
+        raise ConfigError(f'`cfg_path` is a file or package::path, but there is nothing at {name!r}.')
+    config = Config.fromfile(file, import_custom_modules=False)
+    if not isinstance(config.get('model'), Mapping):
+        raise ConfigError(f'The config {name!r} has no `model`; it has {listed(config)}.')
+    model = Config._merge_a_into_b(changes, config.model)
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
+    scope = package or config.get('default_scope')
+    if scope is not None:
+        model.setdefault('_scope_', scope)
+    if pretrained:
+        model['init_cfg'] = dict(type='Pretrained', checkpoint=_weights_of(name, package, file))
+    return model, pretrained
+
+
+def _weights_of(name: str, package: str | None, file: Path) -> str:
+    folder = None if package is None else config_folder(package)
+    try:
+        meta = {} if folder is None else _get_cfg_metainfo(str(folder.parent.parent), file.relative_to(folder).as_posix())
+    except (OSError, ValueError, KeyError):
+        meta = {}
+    if 'Weights' not in meta:
+        raise ConfigError(
+            f'No pretrained weights are known for {name!r}. Give those of your own instead of pretrained=True: '
+            "init_cfg=dict(type='Pretrained', checkpoint=...)."
+        )
+    return str(meta['Weights'])
 
 
 def _spelling(path: str) -> str:

@@ -15,8 +15,17 @@ from mmengine.registry import DefaultScope
 from mmengine.registry import root as _root
 from mmengine.registry.registry import Registry as _Registry
 
-from strop.codebases import check_codebase, current_name, installed, is_codebase, where_else
-from strop.errors import UnknownTypeError, near
+from strop.codebases import (
+    check_codebase,
+    current_name,
+    installed,
+    is_codebase,
+    model_config,
+    of_another_version,
+    version_of,
+    where_else,
+)
+from strop.errors import MissingDependencyError, UnknownTypeError, near
 from strop.unsupported import not_yet
 
 # Lets `_base_ = ['strop::spos/...py']` find the configs that ship with the package.
@@ -35,6 +44,10 @@ LOCATIONS = [
     'strop.algorithms',
     'strop.export',
 ]
+
+
+# What was said already about names that are in two scopes.
+_TOLD: set[tuple[str, str]] = set()
 
 
 def _ours(module: Any) -> bool:
@@ -78,19 +91,63 @@ class Registry(_Registry):
         return found
 
     def build(self, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Build an instance from its config; all inside `type='mmdet.RetinaNet'` is built as mmdet's, too."""
+        """Build an instance from its config.
+
+        All inside `type='mmdet.RetinaNet'` is built as mmdet's, too. `cfg_path='mmdet::...'` instead of a type is the model of
+        that config, with its published weights if `pretrained=True`.
+        """
+        if isinstance(cfg, Mapping) and 'cfg_path' in cfg and 'type' not in cfg:
+            config, pretrained = model_config(cfg)
+            model = self.build(config, *args, **kwargs)
+            if pretrained:
+                model.init_weights()
+            return model
         kind = cfg.get('type') if isinstance(cfg, Mapping) else None
         if isinstance(kind, str) and '_scope_' not in cfg:
             scope = kind.rpartition('.')[0]
             if is_codebase(scope) and installed(current_name(scope)):
                 check_codebase(scope, f'type={kind!r}')
+                self._check_in(current_name(scope), kind.rpartition('.')[2])
                 cfg = {**cfg, '_scope_': current_name(scope), 'type': f'{current_name(scope)}.{kind.rpartition(".")[2]}'}
-        return super().build(cfg, *args, **kwargs)
+        if isinstance(kind, str):
+            self._tell_of_two(kind, cfg.get('_scope_'))
+        try:
+            return super().build(cfg, *args, **kwargs)
+        except TypeError as error:
+            told = of_another_version(error)
+            if told is None:
+                raise
+            raise told from error
+
+    def _check_in(self, codebase: str, name: str) -> None:
+        other = self.parent.children.get(codebase)
+        if other is not None:
+            other.import_from_location()
+            if name not in other.module_dict:
+                raise UnknownTypeError(f'{codebase} {version_of(codebase)} has no {name!r}.{near(name, other.module_dict)}')
+
+    def _tell_of_two(self, name: str, scope: str | None) -> None:
+        """Say it where a name is Strop's and a codebase's, and the scope decides for the codebase's."""
+        current = DefaultScope.get_current_instance()
+        scope = scope or (current.scope_name if current is not None else None)
+        if scope is None or name not in self._module_dict or not is_codebase(scope) or (scope, name) in _TOLD:
+            return
+        other = self.parent.children.get(current_name(scope))
+        if other is None:
+            return
+        other.import_from_location()
+        if name in other.module_dict:
+            _TOLD.add((scope, name))
+            print_log(
+                f'{name!r} is a type of {current_name(scope)} and one of Strop. Under the scope {scope!r} that of '
+                f"{current_name(scope)} is built; type='strop.{name}' is the other.",
+                logger='current',
+            )
 
     def __contains__(self, key: str) -> bool:
         try:
             return self.get(key) is not None
-        except UnknownTypeError:
+        except (UnknownTypeError, MissingDependencyError):
             return False
 
     def _register_module(self, module: Any, module_name: str | list[str] | None = None, force: bool = False) -> None:

@@ -261,14 +261,10 @@ def build_architecture(
     """
     if isinstance(architecture, Mapping):
         config = dict(architecture)
-        if 'type' not in config:
-            instead = (
-                f' The model of {config["cfg_path"]!r} is not looked up: write it out, take it from its file by _base_, or '
-                'build it yourself and give the module.'
-                if 'cfg_path' in config
-                else ''
+        if 'type' not in config and 'cfg_path' not in config:
+            raise ConfigError(
+                f"The config of a model needs the key 'type' or 'cfg_path', but has {listed(config) or 'nothing'}."
             )
-            raise ConfigError(f"The config of a model needs the key 'type', but has {listed(config) or 'nothing'}.{instead}")
         if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
             print_log(f'`architecture` is wrapped in {config["type"]!r}; its `model` is taken.', logger='current')
             config = dict(config['model'])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
-_OLD_PACKAGES = re.compile(r'\b(mmrazor|mmcls|mmcv|nni)\b')
+_OTHER_PACKAGES = re.compile(r'\b(mmrazor|mmcls|mmpretrain|mmdet|mmseg|mmcv|nni)\b')
 # Top-level keys that a config may have without MMEngine's Runner taking them as arguments.
 _KEYS = (
     'algorithm',
@@ -36,8 +36,8 @@ _KEYS = (
 def load_config(name: str, settings: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and import what its `custom_imports` name.
 
-    The folder of the config and the current one can be imported from. Old import lines of MMRazor, NNI and mmcls work
-    where the config names these packages.
+    The folder of the config and the current one can be imported from. Old import lines of MMRazor, NNI and mmcls, and configs
+    and types of mmpretrain, mmdet and mmseg, work where the config names these packages.
 
     Args:
         name: A file, or `package::path` for a config of an installed package.
@@ -107,6 +107,9 @@ def _packaged(name: str) -> Path:
 
     package, _, wanted = name.partition('::')
     importlib.import_module('strop.registry')  # which tells MMEngine of the configs that Strop ships
+    codebases = importlib.import_module('strop.codebases')
+    if codebases.is_codebase(package):
+        return codebases.find_codebase_config(name)
     if not package.isidentifier() or importlib.util.find_spec(package) is None:
         raise ConfigError(f'{name}: the package {package!r} is not installed.{near(package, ["strop", "mmpretrain", "mmdet"])}')
     try:
@@ -119,7 +122,7 @@ def _packaged(name: str) -> Path:
 
 
 def _activate_old_names(text: str) -> None:
-    if _OLD_PACKAGES.search(text):
+    if _OTHER_PACKAGES.search(text):
         importlib.import_module('strop.compat').activate()
 
 

@@ -127,13 +127,16 @@ def build_model(config: Any) -> nn.Module:
     """Build the model of a config, without a runner and without data."""
     from mmengine.registry import init_default_scope
 
+    from strop.codebases import check_scope
+    from strop.engine.launch import without_inherited
     from strop.registry import MODELS
 
     cfg = config.get('model') or config.get('algorithm')
     if not isinstance(cfg, Mapping):
         raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {', '.join(config)}.")
+    check_scope(config.get('default_scope'))
     init_default_scope(config.get('default_scope') or 'strop')
-    cfg = dict(cfg)
+    cfg = dict(without_inherited(cfg))
     if config.get('data_preprocessor') is not None:
         cfg.setdefault('data_preprocessor', config.data_preprocessor)
     model = MODELS.build(cfg)

@@ -8,7 +8,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import Registry as MMEngineRegistry
 
-from strop.codebases import current_name, find_codebase_config, is_codebase
+# As a module: it may be the one that imports MMEngine, and then is not complete when this one is imported.
+from strop import codebases
+from strop.errors import UnknownTypeError, near
+from strop.unsupported import not_yet
 
 # Registered names of mmcls 1.0 that mmpretrain has under another name.
 _RENAMED = {'ClsVisualizer': 'UniversalVisualizer', 'PackClsInputs': 'PackInputs'}
@@ -31,15 +34,15 @@ def extend_mmengine() -> None:
 
 def _config_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     package, found, _ = cfg_path.partition('::')
-    if found and is_codebase(package):
-        return str(find_codebase_config(cfg_path)), current_name(package)
+    if found and codebases.is_codebase(package):
+        return str(codebases.find_codebase_config(cfg_path)), codebases.current_name(package)
     return _mmengines_path(cfg_path, filename)
 
 
 def _get(self: MMEngineRegistry, key: str) -> Any:
     """Return the class registered as `key`: the codebase's own, else Strop's."""
     # By its name: where the registries are what imports MMEngine, their module is not complete when this one is imported.
-    if type(self).__module__ == 'strop.registry' or not is_codebase(self.scope):
+    if type(self).__module__ == 'strop.registry' or not codebases.is_codebase(self.scope):
         return _mmengines_get(self, key)
     try:
         found = _mmengines_get(self, key)
@@ -49,18 +52,27 @@ def _get(self: MMEngineRegistry, key: str) -> Any:
         found = None
     if found is not None:
         return found
-    codebase = current_name(self.scope)
+    codebase = codebases.current_name(self.scope)
     new = _RENAMED.get(key.rpartition('.')[2])
     if new is not None and new in self.module_dict:
         _say(self, key, f'{key!r} is called {new!r} in {codebase}; that is built.')
         return self.module_dict[new]
+    scope, _, name = key.rpartition('.')
+    if codebases.is_codebase(scope) and codebases.current_name(scope) == codebase:
+        raise UnknownTypeError(f'{codebase} {codebases.version_of(codebase)} has no {name!r}.{near(name, self.module_dict)}')
     own = self.parent.children.get('strop') if self.parent is not None else None
     if own is None:
         return _mmengines_get(self, key)
-    found = own.get(key)
-    if '.' not in key:
-        _say(self, key, f'{codebase} has no {key!r}, and Strop has; that is built.')
-    return found
+    if scope:
+        return own.get(key)
+    own.import_from_location()
+    if name not in own.module_dict:
+        if later := not_yet(name):
+            raise UnknownTypeError(later)
+        elsewhere = codebases.where_else(name, self.parent, None) or near(name, [*self.module_dict, *own.module_dict])
+        raise UnknownTypeError(f'{name!r} is neither in {codebase} {codebases.version_of(codebase)} nor in Strop.{elsewhere}')
+    _say(self, key, f'{codebase} has no {key!r}, and Strop has; that is built.')
+    return own.module_dict[name]
 
 
 def _say(registry: MMEngineRegistry, key: str, text: str) -> None:

@@ -17,7 +17,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 
-from strop.errors import StropError, UnsafeFileError
+from strop.errors import ConfigError, StropError, UnsafeFileError
 from strop.files import atomic_path, atomic_write
 
 # Log buffers and the one-cycle schedule keep some of their own methods in their state.
@@ -92,7 +92,14 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
     path = folder / Path(urlparse(url).path).name
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=progress)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=progress)
+        except OSError as error:
+            raise ConfigError(
+                f'The weights at {url} could not be fetched ({error}). Without a network: put the file at {path}; or name a '
+                "file in the config, init_cfg=dict(type='Pretrained', checkpoint='weights.pth'); or start from random weights, "
+                'init_cfg=None (on the command line: --cfg-options model.architecture.backbone.init_cfg=None).'
+            ) from error
     return load_checkpoint_file(path, map_location)
 
 

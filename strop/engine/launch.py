@@ -12,11 +12,14 @@ from pprint import pformat
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from strop.codebases import check_scope
 from strop.engine.checkpoint import find_checkpoint, install
 from strop.engine.distributed import start_process_group
 from strop.errors import ConfigError, listed, near
+from strop.registry import MODELS
 
 _RUNS = itertools.count(1)
 
@@ -34,6 +37,7 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
 
     Raises:
         ConfigError: If there is no model, or the config lacks what the task needs.
+        MissingDependencyError: If the default scope is a codebase that cannot be imported.
     """
     if task not in TASKS:
         raise ConfigError(f'`task` must be one of {listed(TASKS)}, but got {task!r}.{near(task, TASKS)}')
@@ -42,6 +46,8 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
         config.model = config.algorithm
     if 'model' not in config:
         raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {listed(config)}.")
+    check_scope(config.get('default_scope'))
+    config.model = without_inherited(config.model)
     config.setdefault('default_scope', 'strop')
     config.setdefault('randomness', dict(seed=0))
     train_cfg = config.get('train_cfg')
@@ -67,6 +73,32 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
         config.train_cfg = config.train_dataloader = config.optim_wrapper = config.param_scheduler = None
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     return config
+
+
+def without_inherited(model: Any) -> Any:
+    """Return the config of an algorithm without what it got from the `model` of a base that is its architecture.
+
+    `_base_ = ['mmdet::...']` and `model = dict(type='BaseAlgorithm', architecture=_base_.model)` give an algorithm that has the
+    base's `backbone` beside its `architecture`, since MMEngine merges the two models.
+
+    >>> net = dict(type='Net', backbone=dict(type='VGG'))
+    >>> without_inherited(dict(net, type='BaseAlgorithm', architecture=net))
+    {'type': 'BaseAlgorithm', 'architecture': {'type': 'Net', 'backbone': {'type': 'VGG'}}}
+    """
+    architecture = model.get('architecture') if isinstance(model, Mapping) else None
+    own = {name for name in architecture if name != 'type'} if isinstance(architecture, Mapping) else set()
+    if not own or not own <= set(model) or not isinstance(model.get('type'), (str, type)):
+        return model
+    kind = MODELS.get(model['type']) if isinstance(model['type'], str) else model['type']
+    taken = {name for base in getattr(kind, '__mro__', ()) for name in inspect.signature(base.__init__).parameters}
+    inherited = {name for name in own if name not in taken or model[name] == architecture[name]}
+    print_log(
+        f'`model` has {listed(sorted(inherited - {"_scope_"}))} from the base that is its architecture; that is left out '
+        '(`_delete_=True` in `model` says so in MMEngine).',
+        logger='current',
+    )
+    left = {name: value for name, value in model.items() if name not in inherited}
+    return ConfigDict(left) if isinstance(model, ConfigDict) else left
 
 
 class _PrintableConfig(Config):

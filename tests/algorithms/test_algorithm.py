@@ -182,10 +182,18 @@ def test_architecture_is_a_config_a_base_model_or_any_module():
     toy = Toy()
     assert build_architecture(toy) is toy
     assert isinstance(build_architecture(nn.Linear(1, 1)), PlainArchitecture)
-    with pytest.raises(ConfigError, match=r"needs the key 'type', but has 'backbone'\.$"):
+    with pytest.raises(ConfigError, match=r"needs the key 'type' or 'cfg_path', but has 'backbone'\.$"):
         build_architecture(dict(backbone=dict(type='ResNet')))
-    with pytest.raises(ConfigError, match=r"'mmcls::resnet/a\.py' is not looked up: write it out"):
-        build_architecture(dict(cfg_path='mmcls::resnet/a.py', pretrained=True))
+
+
+def test_architecture_of_a_config_file(tmp_path):
+    (tmp_path / 'net.py').write_text("model = dict(type='torch.nn.Linear', in_features=3, out_features=4)\n")
+    built = build_architecture(dict(cfg_path=str(tmp_path / 'net.py'), out_features=2))
+    assert (built.module.in_features, built.module.out_features) == (3, 2)
+    with pytest.raises(ConfigError, match='there is nothing at'):
+        build_architecture(dict(cfg_path=str(tmp_path / 'nut.py')))
+    with pytest.raises(ConfigError, match='No pretrained weights are known for'):
+        build_architecture(dict(cfg_path=str(tmp_path / 'net.py'), pretrained=True))
 
 
 @pytest.mark.parametrize('kind', ['MMClsArchitecture', 'mmrazor.MMDetArchitecture', 'GeneralArchitecture'])
