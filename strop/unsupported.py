@@ -35,7 +35,6 @@ NEAREST: dict[str, str] = {
     'BigNasConv2d': _ELASTIC,
     'CartsHandler': _PREDICTOR,
     'CascadeEncoderDecoderPseudoLoss': _TRACE,
-    'ChannelAnalyzer': _TRACE,
     'ConvBNReLU': "type='ConvModule' is a convolution with its norm and activation",
     'DCFF': _STEPS,
     'DCFFChannelMutator': _STEPS,

@@ -65,7 +65,7 @@ MOVED = {
     'input_shape': '`input_shape` of the ResourceEstimator in `estimator_cfg` of the loop',
 }
 # What is read as data, or unwrapped, rather than built.
-_UNWRAPPED = ('ChannelAnalyzer', 'MMClsArchitecture', 'MMDetArchitecture', 'MMSegArchitecture')
+_UNWRAPPED = ('MMClsArchitecture', 'MMDetArchitecture', 'MMSegArchitecture')
 # Names inside these are layers' short names, which the layers themselves look up.
 _SHORT = re.compile(r'(norm|act|conv|padding|upsample|init|paramwise|mp|dist|env|plugin)_cfg$')
 _SUFFIXES = ('', 'Recorder', 'Delivery')
@@ -342,7 +342,7 @@ def _type(
     if _HANDLED.search(settings.parent) or (scope and '.' in scope):
         return
     if later and kinds is None:
-        if name not in ('ChannelAnalyzer', 'DefaultDemoInput') and settings.parent not in ('parse_cfg', 'demo_input'):
+        if settings.parent not in ('parse_cfg', 'loss_calculator'):  # there, a mutator of channels understands it
             yield Change(node.lineno, 'by hand', later.rstrip('.'))
         return
     if scope not in ('', 'mmrazor', 'strop', 'mmengine', 'mmcls', 'timm') and not hasattr(builtins, scope):

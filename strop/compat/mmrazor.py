@@ -43,8 +43,7 @@ _NAMES = {
         'OneShotMutableChannel=OneShotMutableChannelUnit SquentialMutableChannel=SequentialMutableChannelUnit *',
     },
     'mmrazor.models.architectures': {
-        'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier '
-        'SearchableImageClassifier *',
+        'strop.architectures': 'SearchableShuffleNetV2 SearchableMobileNetV2 ImageClassifier SearchableImageClassifier *',
     },
     'mmrazor.models.losses': {
         'strop.distill': 'ABLoss ATLoss ActivationLoss AngleWiseRKD CRDLoss ChannelWiseDivergence DISTLoss DKDLoss '
@@ -80,6 +79,7 @@ _NAMES = {
         'MethodOutputsRecorder ModuleInputsRecorder ModuleOutputsRecorder ParameterRecorder RecorderManager '
         'DistillDeliveryManager DistillDelivery FunctionOutputsDelivery MethodOutputsDelivery',
         'strop.quantization': 'CustomTracer',
+        'strop.mutators': 'ChannelAnalyzer',
     },
     'mmrazor.models.fake_quants': {
         'strop.quantization': 'LearnableFakeQuantize FakeQuantize',

@@ -33,6 +33,24 @@ _GONE = {
     'device': 'a GPU is used where there is one',
     'use_ddp_wrapper': 'a wrapper is put around every algorithm under `--launcher pytorch`',
 }
+#: Key of a config of MMRazor 0.x -> where it went. `strop migrate` rewrites what is plain.
+REPLACED = {
+    'algorithm': '`model`; understood as it is',
+    'optimizer': '`optim_wrapper.optimizer`',
+    'optimizer_config': '`optim_wrapper` (`clip_grad`, `accumulative_counts`)',
+    'fp16': "`optim_wrapper` of type `'AmpOptimWrapper'`, or `--amp`",
+    'lr_config': '`param_scheduler`',
+    'runner': '`train_cfg`',
+    'total_epochs': '`train_cfg.max_epochs`',
+    'data': '`train_dataloader`, `val_dataloader`, `test_dataloader`',
+    'evaluation': '`val_evaluator`, `test_evaluator`, `train_cfg.val_interval`',
+    'checkpoint_config': '`default_hooks.checkpoint`',
+    'log_config': '`default_hooks.logger`, `visualizer`',
+    'searcher': '`train_cfg` of type `mmrazor.EvolutionSearchLoop`, in a config for `strop search`',
+    'resume_from': '`load_from` and `resume`, or `--resume`',
+    'cudnn_benchmark': '`env_cfg.cudnn_benchmark`',
+    **{name: f'nothing: {why}' for name, why in _GONE.items()},
+}
 _SCORES = {
     'accuracy': "dict(type='Accuracy', topk=(1, 5))",
     'mIoU': "dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])",

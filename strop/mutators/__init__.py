@@ -1,6 +1,6 @@
 """Mutators bind a search space to a model: draw subnets, apply them, export the final one."""
 
-from strop.mutators.channel import ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
+from strop.mutators.channel import ChannelAnalyzer, ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
 from strop.mutators.differentiable import DartsMutator, DifferentiableMutator, GumbelMutator, ProxylessMutator
 from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture, get_and_apply_next_architecture
 from strop.mutators.mutator import BaseMutator, Mutator
@@ -8,6 +8,7 @@ from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutat
 
 __all__ = [
     'BaseMutator',
+    'ChannelAnalyzer',
     'ChannelMutator',
     'DartsMutator',
     'DifferentiableMutator',

@@ -72,6 +72,39 @@ def demo_inputs(model: nn.Module, demo_input: Any) -> Any:
     )
 
 
+@TASK_UTILS.register_module()
+class ChannelAnalyzer:
+    """MMRazor's name for finding the channel units of a model; `strop.channel_units` tells more.
+
+    Args:
+        demo_input: What the model is run on; see `demo_inputs`.
+        tracer_type: Accepted and without effect: models are traced by running them once.
+
+    >>> analyzer = ChannelAnalyzer(demo_input=(2, 4))
+    >>> analyzer.analyze(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    {'0': {'init_args': {'num_channels': 8}, 'channels': [['0.weight', 0], ['0.bias', 0], ['2.weight', 1]]}}
+    """
+
+    def __init__(self, demo_input: Any = _PARSE['demo_input'], tracer_type: str = 'BackwardTracer') -> None:
+        self.demo_input = demo_input
+        self.tracer_type = tracer_type
+
+    def analyze(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        """Return unit -> its number of channels and the axes of tensors in it; a mutator takes it as the `units` of its config.
+
+        Raises:
+            ConfigError: If `demo_input` is none.
+            GraphError: If the model cannot be traced.
+        """
+        return {
+            unit.name: {
+                'init_args': {'num_channels': unit.size},
+                'channels': [[place.tensor, place.axis] for place in unit.placements],
+            }
+            for unit in channel_units(model, demo_inputs(model, self.demo_input))
+        }
+
+
 @MODELS.register_module()
 class ChannelMutator(OneShotMutator):
     """The widths of a model's channel units as decisions.
@@ -146,7 +179,11 @@ class ChannelMutator(OneShotMutator):
     def _parse_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
         config = {**_PARSE, **(given or {})}
         kind = str(config['type']).split('.')[-1]
-        if kind != 'ChannelAnalyzer':
+        if kind == 'BackwardTracer':  # as the first releases of MMRazor 1.x had it
+            loss = config.pop('loss_calculator', None)
+            shape = loss.get('input_shape') if isinstance(loss, Mapping) else None
+            config.update(type=_PARSE['type'], tracer_type=kind, **({'demo_input': shape} if shape else {}))
+        elif kind != 'ChannelAnalyzer':
             raise ConfigError(
                 f"`parse_cfg` must be of type 'ChannelAnalyzer', but got {kind!r}: the model itself is traced, whatever its "
                 'layers are. Widths of a config belong into `channel_unit_cfg`.'

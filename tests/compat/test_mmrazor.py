@@ -44,8 +44,8 @@ def test_a_name_is_not_listed_as_missing_twice(table) -> None:
 
 
 def test_what_is_not_built_yet_says_so() -> None:
-    with pytest.raises(OldImportError, match="'ChannelAnalyzer' of mmrazor is not supported yet"):
-        exec('from mmrazor.models.task_modules import ChannelAnalyzer')
+    with pytest.raises(OldImportError, match="'BackwardTracer' of mmrazor is not supported yet"):
+        exec('from mmrazor.models.task_modules import BackwardTracer')
     with pytest.raises(OldImportError, match=r"has no 'OneShotMutatr'\. Did you mean 'OneShotMutator'"):
         exec('from mmrazor.models.mutators import OneShotMutatr')
 

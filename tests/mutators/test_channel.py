@@ -20,7 +20,7 @@ from strop.mutables import (
     load_subnet,
     space_of,
 )
-from strop.mutators import BaseMutator, ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
+from strop.mutators import BaseMutator, ChannelAnalyzer, ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
 from strop.mutators.channel import demo_inputs
 from strop.randomness import seeded
 from strop.registry import MODELS
@@ -382,6 +382,24 @@ def test_another_mutator_is_refused_and_nothing_is_left():
 
 
 # -- bad input ----------------------------------------------------------------------------------
+
+
+def test_the_tracers_of_the_first_releases_are_the_one_tracer():
+    loss = dict(type='ImageClassifierPseudoLoss', input_shape=(2, 3, 8, 8))
+    old = ChannelMutator(None, dict(type='mmrazor.BackwardTracer', loss_calculator=loss), model=net())
+    assert old.parse_cfg == PARSE
+    assert old.current_choices == ChannelMutator(None, PARSE, model=net()).current_choices
+    bare = ChannelMutator(None, dict(type='BackwardTracer', loss_calculator=dict(type='SumPseudoLoss')))
+    assert bare.parse_cfg['demo_input'] == (1, 3, 224, 224)
+
+
+def test_what_the_analyzer_finds_is_a_config_of_units():
+    model = net()
+    units = ChannelAnalyzer(demo_input=(2, 3, 8, 8), tracer_type='FxTracer').analyze(model)
+    mutator = ChannelMutator(dict(type='SequentialMutableChannelUnit', units=units), PARSE, model=model)
+    assert list(units) == [unit.unit for unit in mutator.units]
+    for unit in mutator.units:
+        assert units[unit.unit]['init_args'] == {'num_channels': unit.num_channels}
 
 
 def test_bad_configs():
