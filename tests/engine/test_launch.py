@@ -1,12 +1,16 @@
+from urllib.error import URLError
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from strop.algorithms import BaseAlgorithm
 from strop.engine import build_runner, prepare_config
+from strop.engine.launch import without_inherited
 from strop.errors import ConfigError
 
 from .tiny import loader, train_config
@@ -120,3 +124,30 @@ def test_testing_leaves_training_out(tmp_path):
     assert tester.optim_wrapper is None
     tester.model.mutator.set_min_subnet()
     assert tester.test() == trainer.test()
+
+
+def test_what_a_base_left_beside_its_architecture_is_left_out(tmp_path):
+    (tmp_path / 'net.py').write_text(
+        "model = dict(type='Net', backbone=dict(type='VGG', depth=11), data_preprocessor=dict(mean=[0]))\n"
+    )
+    (tmp_path / 'algorithm.py').write_text(
+        "_base_ = ['net.py']\nmodel = dict(type='BaseAlgorithm', architecture=_base_.model, init_cfg=dict(type='Own'))\n"
+    )
+    config = Config.fromfile(tmp_path / 'algorithm.py')
+    config.model.architecture.backbone.depth = 16
+    left = without_inherited(config.model)
+    assert sorted(left) == ['architecture', 'init_cfg', 'type']
+    assert left.architecture == dict(type='Net', backbone=dict(type='VGG', depth=16), data_preprocessor=dict(mean=[0]))
+    # A data preprocessor of the algorithm's own is an argument that it takes.
+    config.model.data_preprocessor = dict(mean=[1])
+    assert without_inherited(config.model).data_preprocessor == dict(mean=[1])
+
+
+def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypatch):
+    def offline(url, *args, **kwargs):
+        raise URLError('no network')
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(ConfigError, match=r'https://a\.b/c\.pth could not be fetched .*put the file at .*checkpoints/c\.pth'):
+        load_checkpoint(nn.Linear(1, 1), 'https://a.b/c.pth')
