@@ -170,14 +170,18 @@ def check_artefact(folder: Path, model: nn.Module, example: Any, factory: Callab
     Raises:
         ExportError: If what is loaded gives other outputs.
     """
-    again = load(folder, factory=factory, trust=trust)
-    with torch.no_grad():
-        first, second = (main_output(call(each, example), example) for each in (model, again))
-    if not torch.equal(first, second):
-        gap = float((first - second).abs().max())
-        raise ExportError(
-            f'The model that {folder} loads gives other outputs than the one that was saved: they differ by {gap:.3g}.'
-        )
+    try:
+        again = load(folder, factory=factory, trust=trust)
+        with torch.no_grad():
+            first, second = (main_output(call(each, example), example) for each in (model, again))
+        if not torch.equal(first, second):
+            gap = float((first - second).abs().max())
+            raise ExportError(
+                f'The model that {folder} loads gives other outputs than the one that was saved: they differ by {gap:.3g}.'
+            )
+    except BaseException:
+        (folder / FILE).unlink(missing_ok=True)
+        raise
 
 
 __all__ = ['FILE', 'MODEL', 'Artefact', 'check_artefact', 'copy_file', 'load', 'write_loader']

@@ -2,7 +2,8 @@
 
 1. The time of each layer is measured in the runtime that the budget names, quantized if the recipe quantizes for it.
 2. Each channel unit is cut alone to a few lengths and each residual block is skipped alone; what the model gives then is
-   compared with what the original gives on calibration samples, without labels.
+   compared with what the whole model gives on calibration samples, without labels: the mean squared difference, in units of the
+   variance of the whole model's outputs.
 3. Steps (a unit to its next length, or a block out) are taken one after the other, always the one with the least harm for the
    time that it saves. That orders models from the original to the smallest that can be reached.
 4. Some models of that order are built and measured whole, in the runtime, quantized if the recipe quantizes: the least
@@ -18,7 +19,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 #: Shares of a unit that are cut away to find out what it is worth.
 GRID = (0.25, 0.5, 0.75)
-#: The part of a layer's time that does not fall with its multiply-adds, such as starting its kernel.
+#: The part of a layer's time that does not fall with its multiply-adds, before it is found out.
 _FIXED = 0.15
 _STEPS = 8
 #: Seconds that finding out what units are worth may take, about.
@@ -175,6 +176,11 @@ class _Clock:
         times = measure({'pruned': self.prepared(model), 'whole': self._whole}, runs=25, threads=self.around.budget.threads)
         return times.ratio('pruned', 'whole').value, times['pruned'].median_ms
 
+    def compared(self, smaller: nn.Module, model: nn.Module) -> float:
+        """Return the time of a model relative to another one's."""
+        entries = {'smaller': self.prepared(smaller), 'model': self.prepared(model)}
+        return measure(entries, runs=25, threads=self.around.budget.threads).ratio('smaller', 'model').value
+
     def keeps(self, share: float, milliseconds: float) -> bool:
         """Whether a time keeps the budget."""
         return (self.share is None or share <= self.share) and (self.limit is None or milliseconds <= self.limit)
@@ -247,6 +253,8 @@ def plan(
     worths = _worths(model, around, graph, ranking, by_module, units, blocks, calibration)
     planned.worths = worths
     ladder = _ladder(worths, ranking, by_module, selection, blocks)
+    if around.budget.timed:
+        ladder = _calibrated(ladder, planned, model, around, clock, ranking, by_module, selection, blocks, importance)
     _choose(planned, ladder, model, around, clock, ranking, graph, tries, calibration, importance)
     _explain(planned, clock, by_module, ladder)
     return planned
@@ -281,7 +289,12 @@ def _layer_times(model: nn.Module, clock: _Clock, planned: Planned) -> dict[str,
 
 
 class _Pricing:
-    """Time of the whole model at any lengths, from the times of its layers and their multiply-adds at those lengths."""
+    """Time of the whole model at any lengths, from the times of its layers and their multiply-adds at those lengths.
+
+    The part `fixed` of a layer's time, such as starting its kernel, does not fall with its multiply-adds.
+    """
+
+    fixed = _FIXED
 
     def __init__(self, costs: WidthCosts, times: Mapping[str, float]) -> None:
         self.costs = costs
@@ -295,7 +308,7 @@ class _Pricing:
         """Return the predicted time."""
         macs = self.costs.macs_by_module(lengths)
         return sum(
-            spent * (_FIXED + (1 - _FIXED) * macs.get(name, 0) / max(self.whole[name], 1))
+            spent * (self.fixed + (1 - self.fixed) * macs.get(name, 0) / max(self.whole[name], 1))
             for name, spent in self.times.items()
             if not any(name == block or name.startswith(f'{block}.') for block in removed)
         )
@@ -315,7 +328,7 @@ def _worths(
     blocks: Sequence[str],
     calibration: list[Any],
 ) -> list[Worth]:
-    """Cut each unit alone, take out each block alone, and compare the outputs with the original's."""
+    """Cut each unit alone, take out each block alone, and compare the outputs with the whole model's."""
     begun = time.monotonic()
     batch = calibration[0]
     with torch.no_grad():
@@ -325,24 +338,24 @@ def _worths(
         # Two forwards for each trial: one for the statistics of norms, one to compare.
         many = int(max(1, min(len(calibration) // 2 or 1, _SECONDS / max(2 * once * trials, 1e-9))))
         first, second = calibration[:many], calibration[many : 2 * many] or calibration[:many]
-        wanted = [call(around.original, inputs) for inputs in second]
+    # Its norms are measured on the same batches, or their change would be taken for harm.
+    whole_model = copy.deepcopy(model)
+    recalibrate(whole_model, first)
+    with torch.no_grad():
+        wanted = [main_output(call(whole_model, inputs), inputs) for inputs in second]
     done = 0
 
     def harm(smaller: nn.Module) -> float:
         nonlocal done
         recalibrate(smaller, first)
         with torch.no_grad():
-            gaps = [
-                float(around.judge.divergence(call(smaller, inputs), answer, inputs)) for inputs, answer in zip(second, wanted)
-            ]
+            gaps = [_distance(main_output(call(smaller, inputs), inputs), answer) for inputs, answer in zip(second, wanted)]
         done += 1
         around.tell(done, trials)
         value = sum(gaps) / len(gaps)
         return value if math.isfinite(value) else 1e6
 
     whole = pricing.milliseconds({})
-    base = harm(copy.deepcopy(model))
-    done = 0
     result = []
     for name in units:
         unit = graph.units[name]
@@ -354,14 +367,22 @@ def _worths(
                 continue
             cut = 1 - lengths[name] / unit.size
             smaller = graph.shrink(model, ranking.keep(lengths)).eval()
-            gaps[cut] = max(harm(smaller) - base, 0.0)
+            gaps[cut] = harm(smaller)
             saved = max(saved, (whole - pricing.milliseconds(lengths)) / cut)
         if gaps:
             result.append(Worth(name, unit.size, saved, gaps))
     for block in blocks:
         shorter, _ = remove_blocks(model, around.data.example(2), names=[block])
-        result.append(Worth(block, 0, pricing.inside(block), {1.0: max(harm(shorter.eval()) - base, 0.0)}))
+        result.append(Worth(block, 0, pricing.inside(block), {1.0: harm(shorter.eval())}))
     return result
+
+
+def _distance(output: Tensor, wanted: Tensor) -> float:
+    """Return the mean squared difference of outputs in units of the variance of the wanted ones.
+
+    Unlike the divergence of classes it does not vanish where the model is sure of itself.
+    """
+    return float((output - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12))
 
 
 def _ladder(
@@ -419,6 +440,33 @@ def _ladder(
             return rungs
         _, lengths, removed, spent, change = best
         rungs.append(_Rung(lengths, removed, spent, last.harm + change))
+
+
+def _calibrated(
+    ladder: list[_Rung],
+    planned: Planned,
+    model: nn.Module,
+    around: Surroundings,
+    clock: _Clock,
+    ranking: Ranking,
+    pricing: _Pricing,
+    selection: Selection,
+    blocks: Sequence[str],
+    importance: str,
+) -> list[_Rung]:
+    """Measure the smallest model, find out which part of the time does not fall with multiply-adds, and order anew by that."""
+    last = ladder[-1]
+    smallest, _ = _built(replace(last, removed=()), model, around, ranking, False, importance)
+    measured = clock.compared(smallest, model)
+    pricing.fixed = 0.0
+    scaling = pricing.milliseconds(last.lengths) / pricing.milliseconds({})
+    pricing.fixed = min(max((measured - scaling) / max(1 - scaling, 1e-6), 0.02), 0.9)
+    planned.explanation.append(
+        f'Cut as far as it goes, the model keeps {scaling:.0%} of its multiply-adds weighed by time, and '
+        f'{measured:.0%} of its time: '
+        f'about {pricing.fixed:.0%} of the time of a layer does not shrink with it.'
+    )
+    return _ladder(planned.worths, ranking, pricing, selection, blocks)
 
 
 def _built(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from strop.compression.artefact import MODEL, Artefact, check_artefact, copy_file, write_loader
+from strop.compression.artefact import FILE, MODEL, Artefact, check_artefact, copy_file, write_loader
 from strop.compression.budget import verdicts
 from strop.compression.data_source import DataSource, open_data
 from strop.compression.measuring import measured
@@ -28,7 +28,16 @@ from strop.compression.progress import Progress
 from strop.compression.quantize_stage import planned_backends
 from strop.compression.recipe import NamedStage, Recipe
 from strop.compression.scoring import Judge
-from strop.compression.stage import IntegerFile, Outcome, State, Surroundings, layer_changes, layers_of, resources_of
+from strop.compression.stage import (
+    REFERENCE,
+    IntegerFile,
+    Outcome,
+    State,
+    Surroundings,
+    layer_changes,
+    layers_of,
+    resources_of,
+)
 from strop.compression.training import forget
 from strop.errors import BudgetError, ConfigError, StoreError, StropError
 from strop.estimators.latency import Machine
@@ -433,10 +442,17 @@ class Compression:
         begun = time.monotonic()
         self._artefact(state, finished)
         measured(
-            self.result, self.reference, self.original, state.model, state.integers, self.data, self.judge, self.recipe,
-            self.threads, self.folder / STAGES / 'measurements.json', lambda done, total: self.progress.advance('measure',
-            done, total),
-        )  # fmt: skip
+            self.result,
+            self.reference,
+            self.original,
+            state.model,
+            state.integers,
+            self.data,
+            self.judge,
+            self.recipe,
+            self.folder / STAGES / 'measurements.json',
+            lambda done, total: self.progress.advance('measure', done, total),
+        )
         self._judge_budget()
         self._write()
         atomic_write(self.folder / 'README.md', readme(self.result, self.source))
@@ -444,7 +460,7 @@ class Compression:
         integers = {
             integer.backend: self.folder / 'exports' / integer.path.name
             for integer in state.integers
-            if integer.of != results.SOURCE
+            if integer.of != REFERENCE
         }
         return Compressed(state.model, self.result, self.folder, integers)
 
@@ -452,6 +468,8 @@ class Compression:
         folder, source = self.folder, self.source
         example = self.data.example(2)
         factory, args = source.factory if source is not None else (None, None)
+        # The mark of a whole artefact goes first and comes last.
+        (folder / FILE).unlink(missing_ok=True)
         if (folder / MODEL).exists():
             shutil.rmtree(folder / MODEL)
         _contiguous(state.model)
@@ -461,7 +479,6 @@ class Compression:
             subnet=state.choices, record=state.records or None, example_inputs=example, note={'name': self.recipe.name},
         )  # fmt: skip
         shapes = {name: list(tensor.shape[1:]) for name, tensor in _named(example).items()}
-        Artefact(source, shapes, self.recipe.name).write(folder)
         write_loader(folder, source, example)
         atomic_write(folder / 'recipe.json', json.dumps(self.recipe.to_dict(), indent=2, default=str) + '\n')
         for name in ('exports', 'records'):
@@ -479,6 +496,7 @@ class Compression:
             if done.records:
                 content = [record.to_dict() for record in done.records]
                 atomic_write(folder / 'records' / f'{done.folder.name}.json', json.dumps(content, indent=1) + '\n')
+        Artefact(source, shapes, self.recipe.name).write(folder)
         original = self.supernet
         check_artefact(
             folder, state.model, example, None if source is not None else lambda **_: copy.deepcopy(original), self.trust
@@ -502,13 +520,13 @@ class Compression:
             if entry.runtime == wanted and entry.batch == 1 and entry.threads == budget.threads
         }
         if budget.timed:
-            reference = times.get((results.SOURCE, 'int8' if budget.relative_to == 'quantized' else 'f32'))
+            reference = times.get((self.reference, 'int8' if budget.relative_to == 'quantized' else 'f32'))
             if reference is not None:
                 before['latency_ms'] = reference
             own = {
                 precision: ms
                 for (stage, precision), ms in times.items()
-                if stage != results.SOURCE and precision in ('int8', 'f32')
+                if stage != self.reference and precision in ('int8', 'f32')
             }
             if own:
                 after['latency_ms'] = own.get('int8', own.get('f32', 0.0))

@@ -141,10 +141,16 @@ def _arrays(source: DataSource) -> dict[str, _Pixels]:
     result = {}
     for part, load in parts_of(source.source, source.size).items():
         images, labels, classes = load()
-        if source.limit is not None:
-            images, labels = images[: source.limit], labels[: source.limit]
+        if source.limit is not None and source.limit < len(labels):
+            chosen = _spread(len(labels), source.limit)
+            images, labels = images[chosen], labels[chosen]
         result[part] = _in_memory(images, labels, classes, f'{source.source} ({part})')
     return result
+
+
+def _spread(count: int, limit: int) -> np.ndarray:
+    """Return `limit` places over the whole of a set, which is often sorted by class."""
+    return np.linspace(0, count - 1, limit).round().astype(int)
 
 
 def _folders(source: DataSource, skipped: dict[str, str]) -> dict[str, _Pixels]:
@@ -161,8 +167,7 @@ def _folders(source: DataSource, skipped: dict[str, str]) -> dict[str, _Pixels]:
         if len(classes) < 2:
             raise DataError(f'{folder} has the one class {classes[0]!r}; a classifier needs at least two classes.')
         if source.limit is not None and source.limit < len(files):
-            # Every so many files, since they are sorted by class.
-            chosen = np.linspace(0, len(files) - 1, source.limit).round().astype(int)
+            chosen = _spread(len(files), source.limit)
             files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
         result[part] = _readable(files, labels, classes, source, skipped)
     return result

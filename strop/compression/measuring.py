@@ -1,30 +1,27 @@
-"""The times of what came out beside what went in, on every runtime that is installed."""
+"""The times of what came out beside what went in, on every runtime that is installed; kept, so that they are measured once."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from strop.compression.automatic import positional
+from strop.compression.model_source import state_digest
 from strop.compression.parts import DataParts
 from strop.compression.recipe import Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import REFERENCE, IntegerFile
-from strop.errors import StropError
-from strop.estimators import measure, runtimes
-from strop.files import atomic_write
-from strop.quantization import backend
-from strop.quantization.backends import prepared
-from strop.quantization.flow import tensors_of
+from strop.export.runtime_times import RuntimeFile, measure_runtimes
+from strop.export.weights import digest_of
+from strop.files import atomic_write, read_json
 from strop.report import compression_result as results
 
-_RUNTIMES = {'inductor': 'compile'}
+#: Scores are computed again by every runtime up to so many test samples.
+_SCORED = 2000
 
 
 def measured(
@@ -36,45 +33,66 @@ def measured(
     data: DataParts,
     judge: Judge,
     recipe: Recipe,
-    threads: int,
     cache: Path,
     tell: Callable[[int, int], None],
 ) -> None:
-    """Measure both models on every runtime and put the times into the result."""
-    last = next(stage.name for stage in reversed(result.stages) if stage.kind != 'export')
-    final = next((stage.name for stage in reversed(result.stages) if stage.kind not in ('export', 'quantize')), last)
-    jobs = [
-        (name, batch)
-        for name, entry in runtimes().items()
-        if entry.available and name in (recipe.runtimes or runtimes())
-        for batch in recipe.batches
-    ]
-    limit = recipe.budget.threads
-    for number, (name, batch) in enumerate(jobs):
-        tell(number, len(jobs))
-        sample = data.example(batch)
-        entries: dict[str, Any] = {}
-        try:
-            for stage, net in {reference: original, final: model}.items():
-                entries[f'{stage}|f32'] = (*positional(net, sample), name)
-            for integer in integers:
-                if _RUNTIMES.get(integer.backend, integer.backend) == name and (
-                    backend(integer.backend).open_batch or batch == 1
-                ):
-                    run = prepared(backend(integer.backend), integer.path, limit)
-                    of = reference if integer.of == REFERENCE else integer.of
-                    entries[f'{of}|int8'] = partial(run, tensors_of(sample))
-            times = measure(entries, runs=25, threads=limit)
-        except StropError as error:
-            result.missing.append(results.Missing(name, str(error)[:300]))
-            continue
-        for key, latency in times.items():
-            stage, precision = key.split('|')
-            low, high = latency.quartiles_ms
-            result.measurements.append(
-                results.Measurement(stage, name, precision, batch, limit, latency.median_ms, low, high, len(latency.samples_ms))
-            )
-    atomic_write(cache, json.dumps([asdict(entry) for entry in result.measurements]))
+    """Measure both models, in floats and quantized, on every runtime, and put the times into the result.
+
+    Args:
+        result: Where to.
+        reference: The stage of the model before compression.
+        original: That model.
+        model: The model that came out.
+        integers: Quantized files of both.
+        data: For inputs.
+        judge: Scores what each runtime computes.
+        recipe: Runtimes, batch sizes and threads.
+        cache: A file in which the times are kept.
+        tell: Called with (done, in all).
+    """
+    floats = next((stage.name for stage in reversed(result.stages) if stage.kind not in ('export', 'quantize')), reference)
+    subjects: dict[str, list[Any]] = {reference: [original]}
+    if floats != reference:
+        subjects[floats] = [model]
+    for integer in integers:
+        stage = reference if integer.of == REFERENCE else integer.of
+        subjects.setdefault(stage, []).append(RuntimeFile(integer.path, integer.backend))
+    threads = recipe.budget.threads
+    key = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads]
+    key += [[integer.of, digest_of(integer.path)] for integer in integers]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    content = read_json(cache, 'measurements') if cache.is_file() else {}
+    if content.get('digest') != digest:
+        content = {'digest': digest, **_times(subjects, reference, data, judge, recipe, tell)}
+        atomic_write(cache, json.dumps(content, indent=1) + '\n')
+    result.measurements = [results.Measurement(**entry) for entry in content['measurements']]
+    result.missing = [results.Missing(**entry) for entry in content['missing']]
+    result.ratios = [results.SpeedRatio(**entry) for entry in content['ratios']]
+
+
+def _times(
+    subjects: dict[str, list[Any]],
+    reference: str,
+    data: DataParts,
+    judge: Judge,
+    recipe: Recipe,
+    tell: Callable[[int, int], None],
+) -> dict[str, Any]:
+    def score(run: nn.Module) -> float:
+        return judge.score(run, 'test')
+
+    times = measure_runtimes(
+        subjects,
+        data.example(2),
+        batches=recipe.batches,
+        threads=recipe.budget.threads,
+        only=recipe.runtimes or None,
+        score=score if len(data.test) <= _SCORED else None,
+        tell=tell,
+    )
+    found = times.to_dict()
+    ratios = [entry for stage in subjects if stage != reference for entry in times.speedups(reference, stage)]
+    return {'measurements': found['measurements'], 'missing': found['missing'], 'ratios': ratios}
 
 
 __all__ = ['measured']
