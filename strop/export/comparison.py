@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from strop.errors import ConfigError, ExportError
 from strop.estimators import counting
+from strop.graph.forward import output_tensors
 from strop.randomness import derive_seed
 
 #: Largest difference that counts as equal, relative to the largest magnitude of the output.
@@ -231,15 +232,15 @@ def random_inputs(model: nn.Module, input_shape: Sequence[int], *, seed: int = 0
 
 
 class TensorForward(nn.Module):
-    """The forward of an MMEngine model in its mode 'tensor', as a plain module."""
+    """The forward of an MMEngine model as a plain module, in its mode 'tensor' unless the inputs say otherwise."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Any) -> Any:
-        """Return raw outputs."""
-        return self.model(inputs, mode='tensor')
+    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        """Return raw outputs, or what another mode returns."""
+        return self.model(inputs, mode=mode) if data_samples is None else self.model(inputs, data_samples, mode=mode)
 
 
 def source_of(model: nn.Module) -> nn.Module:
@@ -273,12 +274,17 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def named_outputs(outputs: Any) -> dict[str, Any]:
-    """Return name -> value of everything inside the outputs of a model.
+    """Return name -> value of everything inside the outputs of a model; of result objects, each tensor in them.
 
     >>> list(named_outputs((torch.zeros(1), {'mask': torch.zeros(1)})))
     ['output[0]', "output[1]['mask']"]
     """
-    return {'output' + pytree.keystr(path): value for path, value in pytree.tree_flatten_with_path(outputs)[0]}
+    found: dict[str, Any] = {}
+    for path, value in pytree.tree_flatten_with_path(outputs)[0]:
+        name = 'output' + pytree.keystr(path)
+        tensors = [] if isinstance(value, torch.Tensor) else list(output_tensors(value))
+        found.update({f'{name}<{number}>': tensor for number, tensor in enumerate(tensors)} if tensors else {name: value})
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mmengine.registry.root as roots
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -236,9 +237,9 @@ def _from_config(config: Mapping[str, Any]) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    # Classes may take their arguments apart; the recipe stays as it is.
+    # Classes may take their arguments apart; the recipe stays as it is. Those of mmdet read them as attributes.
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
+        return ConfigDict({key: _copied(item) for key, item in value.items()})
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 

@@ -308,7 +308,7 @@ def compare(
     Both run in eval mode and are left as they were.
 
     Raises:
-        VerificationError: If the cut model raises.
+        VerificationError: If the cut model raises, or neither gives any number that could differ.
     """
     args, kwargs = arguments_of(inputs)
     numbers: dict[Any, Any] = {}
@@ -321,6 +321,11 @@ def compare(
         ) from error
     replay = _Replay(slicing)
     want = _forward(original, args, kwargs, numbers, replay, masked_tensors(original, slicing), widen)
+    if not any(tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()) for tensor in (*got, *want)):
+        raise VerificationError(
+            f'{type(slim).__name__} gives no numbers to compare on inputs {shapes_of(args, kwargs)}: a detector that finds '
+            "nothing, for example. Give inputs on which it does, or a mode with raw outputs: mode='tensor' in OpenMMLab."
+        )
     missed = set(replay.calls) - replay.met
     note = f'{len(missed)} operators were not met again: {sorted({str(key[1]) for key in missed})}' if missed else None
     return _distance(got, want), note
@@ -338,7 +343,7 @@ def verify(original: nn.Module, slim: nn.Module, slicing: Slicing, inputs: Any, 
             A wrong cut gives errors near 1.
 
     Raises:
-        VerificationError: If the error is larger, or the cut model raises.
+        VerificationError: If the error is larger, the cut model raises, or there is nothing to compare.
     """
     dtypes = {parameter.dtype for parameter in original.parameters() if parameter.is_floating_point()}
     if tolerance is None:

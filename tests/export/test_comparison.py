@@ -96,6 +96,18 @@ def test_names_follow_the_forward():
     assert list(named_outputs([x, (x, {'a': x})])) == ['output[0]', 'output[1][0]', "output[1][1]['a']"]
 
 
+def test_tensors_of_result_objects_are_outputs() -> None:
+    class Boxes:
+        def __init__(self, x: torch.Tensor) -> None:
+            self.scores, self.inner, self.label = x, {'boxes': 2 * x}, 'cat'
+
+    x = torch.ones(2)
+    found = named_outputs([Boxes(x), x])
+    assert list(found) == ['output[0]<0>', 'output[0]<1>', 'output[1]']
+    assert found['output[0]<1>'].tolist() == [2, 2]
+    assert compared(found, list(named_outputs([Boxes(3 * x), x]).values())).problem.startswith('output[0]<0> differs by 2')
+
+
 def test_random_inputs():
     model = nn.Linear(3, 1).half()
     first = random_inputs(model, (5, 3))

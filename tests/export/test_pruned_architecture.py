@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModel
+from torch import nn
 
 from strop.algorithms import BaseAlgorithm
 from strop.cli.main import main
-from strop.errors import UnsafeFileError
+from strop.errors import ConfigError, ModeError, UnsafeFileError
 from strop.export import RecipeArchitecture, load_recipe, save_slim
+from strop.pruning import prune
 from strop.registry import MODELS
 
 timm = pytest.importorskip('timm')
@@ -61,3 +66,50 @@ def test_a_folder_that_calls_a_package_needs_consent(folder: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         MODELS.build(dict(type='RecipeArchitecture', folder=str(tmp_path / 'none')))
+
+
+class Pair(BaseModel):
+    """A model with the three modes, whose config is read by attributes."""
+
+    def __init__(self, size, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.first, self.last = nn.Linear(4, size.hidden), nn.Linear(size.hidden, 2)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        features = self.extract_feat(inputs)
+        if mode == 'loss':
+            return {'loss_pair': (self.last(features) - data_samples).square().mean()}
+        return [self.last(features)] if mode == 'predict' else self.last(features)
+
+    def extract_feat(self, inputs):
+        return self.first(inputs).relu()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Path]:
+    MODELS.register_module(module=Pair, name='PrunedPair')
+    config = dict(type='PrunedPair', size=dict(hidden=8))
+    x = torch.linspace(-1, 1, 12).reshape(3, 4)
+    slim, _ = prune(MODELS.build(ConfigDict(config)), {'inputs': x, 'mode': 'predict'}, ratio=0.5)
+    save_slim(slim, tmp_path / 'pair', factory=config, example_inputs={'inputs': x, 'mode': 'predict'})
+    yield tmp_path / 'pair'
+    MODELS._module_dict.pop('PrunedPair')
+
+
+def test_a_model_with_modes_of_its_own_keeps_them(pair: Path) -> None:
+    model = MODELS.build(dict(type='RecipeArchitecture', folder=str(pair)))
+    algorithm = BaseAlgorithm(model)
+    algorithm.init_weights()
+    slim, x = load_recipe(pair), torch.ones(3, 4)
+    assert slim.first.out_features == 4
+    assert algorithm.data_preprocessor is model.module.data_preprocessor
+    assert list(algorithm(x, torch.zeros(3, 2), mode='loss')) == ['loss_pair']
+    assert torch.equal(algorithm(x, mode='predict')[0], slim(x))
+    assert torch.equal(model.extract_feat(x), slim.extract_feat(x))
+    with pytest.raises(ModeError):
+        model(x, mode='eval')
+
+
+def test_a_loss_for_a_model_that_computes_its_own(pair: Path) -> None:
+    with pytest.raises(ConfigError, match='computes its own losses'):
+        RecipeArchitecture(pair, loss=nn.MSELoss())

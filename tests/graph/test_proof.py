@@ -348,8 +348,14 @@ class TestVerify:
         with pytest.raises(VerificationError, match=r'relative error .*, allowed 0'):
             verify(model, slim, chosen, IMAGE, tolerance=0.0)
 
+    # -- random networks ---------------------------------------------------------------------------------
 
-# -- random networks ---------------------------------------------------------------------------------
+    def test_a_model_that_finds_nothing_is_not_verified(self):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        model.append(Net(lambda net, x: x[x > 100]))
+        slicing = channel_units(model, torch.ones(3, 4)).prefix({'0': 4})
+        with pytest.raises(VerificationError, match=r'no numbers to compare on inputs \(\(3, 4\),\)'):
+            verify(model, slicing.apply(model), slicing, torch.ones(3, 4))
 
 
 class Program(nn.Module):
