@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -206,6 +209,29 @@ def test_an_error_in_training_gives_the_module_its_step_back(tmp_path: Path) -> 
     assert not model._forward_pre_hooks
 
 
+def test_under_mixed_precision_the_teacher_runs_in_it_too(tmp_path: Path) -> None:
+    model, step = make()
+    seen = set()
+    step.teacher.head.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    trainer(step, tmp_path, max_epochs=1, precision='bf16-mixed').fit(Classifier(model), loader())
+    assert seen == {torch.bfloat16}
+    assert torch.isfinite(step.distill_loss)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'PYTHONPATH': '.'},
+    )
+    assert ended.returncode == 0, ended.stderr
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_a_step_of_another_network_is_refused(tmp_path: Path) -> None:
     from strop.engine.lightning import CompressionCallback
 
@@ -213,3 +239,11 @@ def test_a_step_of_another_network_is_refused(tmp_path: Path) -> None:
         trainer(make()[1], tmp_path).fit(Classifier(net()), loader())
     with pytest.raises(ComponentTypeError, match='CompressionStep'):
         CompressionCallback(net())
+
+
+if __name__ == '__main__':
+    folder = Path(sys.argv[1])
+    model, step = make()
+    run = trainer(step, folder, strategy='ddp_find_unused_parameters_true', devices=2)
+    run.fit(Classifier(model), loader(), loader('val'))
+    torch.save([*model.parameters(), *step.parameters()], folder / f'{run.global_rank}.pth')

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +181,15 @@ def test_choices_inside_a_transformer_are_trained(tmp_path: Path) -> None:
     assert len(seen) > 1
 
 
+@pytest.mark.slow
+def test_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', __file__, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, 'PYTHONPATH': '.'})
+    assert ended.returncode == 0, ended.stderr
+    first, second = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model, step = make()
     with pytest.raises(ConfigError, match='no part of the WithLoss'):
@@ -188,3 +200,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'checkpoint-4').mkdir()
     with pytest.raises(ConfigError, match=r'no strop_step\.pth'):
         trainer.train(resume_from_checkpoint=str(tmp_path / 'checkpoint-4'))
+
+
+if __name__ == '__main__':
+    folder = Path(sys.argv[1])
+    model, step = make()
+    options = arguments(folder, ddp_find_unused_parameters=True)
+    CompressionTrainer(model, options, train_dataset=samples(), compression=step).train()
+    torch.save([*model.parameters(), *step.parameters()], folder / f'{os.environ["RANK"]}.pth')
