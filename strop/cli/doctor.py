@@ -28,6 +28,7 @@ NEEDED = {
     'safetensors': 'safetensors',
     'pyyaml': 'yaml',
     'jsonschema': 'jsonschema',
+    'jinja2': 'jinja2',
     'rich': 'rich',
     'click': 'click',
 }
