@@ -2,6 +2,7 @@
 
 from strop.quantization.backends import Backend, backend, backend_table, backends
 from strop.quantization.batches import Batches
+from strop.quantization.deploying import deploy
 from strop.quantization.fake_quantize import FakeQuantize, FakeQuantizer
 from strop.quantization.gptq import gptq_round
 from strop.quantization.grouping import Grid, Rounded, round_weight
@@ -86,6 +87,7 @@ __all__ = [
     'calibrate',
     'calibrating',
     'convert',
+    'deploy',
     'fake_quantize',
     'fake_quantizers',
     'float_again',

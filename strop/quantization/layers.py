@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,18 @@ def name_layers(graph: GraphModule) -> None:
         node.meta[_NAME] = name if not count else f'{name}:{count + 1}' if weighty else f'{name}_{count + 1}'
 
 
+def rename_layers(graph: GraphModule, names: Mapping[str, str]) -> None:
+    """Give the layers inside some modules other names.
+
+    Args:
+        graph: A graph whose layers have names.
+        names: Path of the module that computes a layer -> the name of the layer.
+    """
+    for node in heavy_nodes(graph).values():
+        path = layer_name(node).partition(':')[0]
+        node.meta[_NAME] = names.get(path, layer_name(node))
+
+
 def layer_name(node: Node) -> str:
     """Return the name of an op's layer; that of the node itself if it has none."""
     return str(node.meta.get(_NAME, node.name))
@@ -140,16 +152,26 @@ def _opname(node: Node) -> str:
     return str(getattr(node.target, '_opname', ''))
 
 
-def records(graph: GraphModule, reasons: Mapping[str, str], sqnr: Mapping[str, float] | None = None) -> tuple[LayerRecord, ...]:
+def records(
+    graph: GraphModule,
+    reasons: Mapping[str, str],
+    sqnr: Mapping[str, float] | None = None,
+    bits: Mapping[str, tuple[int, int]] | None = None,
+) -> tuple[LayerRecord, ...]:
     """Return a record of every layer that multiplies.
 
     Args:
         graph: A converted graph.
         reasons: Layer -> why it was left in float.
         sqnr: Layer -> signal to noise ratio of its output.
+        bits: Layer -> bits of its weight and of its input, where their codes are fewer than those of the type.
     """
-    sqnr = sqnr or {}
-    return tuple(_record(graph, name, node, reasons, sqnr.get(name)) for name, node in heavy_nodes(graph).items())
+    sqnr, bits = sqnr or {}, bits or {}
+    found = {name: _record(graph, name, node, reasons, sqnr.get(name)) for name, node in heavy_nodes(graph).items()}
+    return tuple(
+        replace(record, weight_bits=bits[name][0], input_bits=bits[name][1]) if name in bits else record
+        for name, record in found.items()
+    )
 
 
 def _record(graph: GraphModule, name: str, node: Node, reasons: Mapping[str, str], sqnr: float | None) -> LayerRecord:

@@ -29,6 +29,7 @@ from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, 
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
 from strop.quantization.missing_ops import missing_op
 from strop.quantization.patterns import patterns_of
+from strop.quantization.qat import fake_quantizers
 from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
 from strop.quantization.scheme import Scheme, schemed
@@ -37,7 +38,7 @@ from strop.quantization.sensitivity import sensitivity as sensitivity_of
 from strop.quantization.smoothing import smooth
 
 # A runtime rounds at other places than the reference; this much is allowed even where quantization itself costs less.
-_LEAST_LIMIT = 0.02
+_LEAST_LIMIT, _LARGEST_LIMIT = 0.02, 0.2
 
 
 def quantize(
@@ -104,6 +105,10 @@ def quantize(
     entry = backend_of(backend)
     if not isinstance(model, nn.Module):
         raise ConfigError(f'`quantize` takes an nn.Module, but got {type(model).__name__}.')
+    if fake_quantizers(model):
+        raise ConfigError(
+            'This model has fake quantizers, whose steps are learned already: strop.quantization.deploy brings it to a runtime.'
+        )
     if metric is not None and not callable(metric):
         raise ConfigError(f'`metric` is a function of a model that gives one number, but got {metric!r}.')
     number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
@@ -136,7 +141,7 @@ def quantize(
     if smooth_alpha is not None:
         passes.append(f'{smooth(graph, used, smooth_alpha)} layer norms smoothed')
     job = _Job(entry, scheme, graph, used, bias_correction)
-    reference = job.reference()
+    reference = float_graph(copy.deepcopy(graph))
     reasons: dict[str, str] = {}
     converted, left = job.converted(patterns)
     reasons |= {name: f'by the pattern {pattern!r}' for name, pattern in left.items()}
@@ -185,7 +190,7 @@ def quantize(
         scheme=asdict(scheme),
         samples=used.samples,
         sqnr_db=output_sqnr(reference, converted, held),
-        other_ops=_other_ops(converted),
+        other_ops=other_ops(converted),
         metric=found,
         passes=tuple(passes),
         notes=tuple(notes),
@@ -323,7 +328,7 @@ class Quantized:
             return Check(self.backend.name, self.backend.version, None, None, (), ran=False)
         run = prepared_file(self.backend, path)
         # One code that tips over tips others behind it; at worst the rounding noise of a whole network is another one.
-        limit = max(_LEAST_LIMIT, 10 ** (-min(self.record.sqnr_db, 300) / 20))
+        limit = max(_LEAST_LIMIT, min(10 ** (-min(self.record.sqnr_db, 300) / 20), _LARGEST_LIMIT))
         return compared(self.model, run, self.backend, self._calls(), limit)
 
     def _calls(self) -> list[Call]:
@@ -372,24 +377,26 @@ def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterabl
     return Check(entry.name, entry.version, worst, limit, tuple(sizes))
 
 
+def float_graph(graph: GraphModule) -> GraphModule:
+    """Return a captured graph with its batch norms folded, in float; the graph is used up."""
+
+    class Nothing(pt2e('quantizer').Quantizer):  # type: ignore[misc]
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return model
+
+        def validate(self, model: GraphModule) -> None:
+            return None
+
+    name_layers(graph)
+    return switchable(prepare(graph, Nothing()))
+
+
 class _Job:
     """The same capture quantized several times, with other layers ignored."""
 
     def __init__(self, entry: Backend, scheme: Scheme, graph: GraphModule, batches: Batches, correct: bool) -> None:
         self.entry, self.scheme, self.graph, self.batches, self.correct = entry, scheme, graph, batches, correct
         self.corrected = 0
-
-    def reference(self) -> GraphModule:
-        """Return the float graph with its batch norms folded."""
-
-        class Nothing(pt2e('quantizer').Quantizer):  # type: ignore[misc]
-            def annotate(self, model: GraphModule) -> GraphModule:
-                return model
-
-            def validate(self, model: GraphModule) -> None:
-                return None
-
-        return switchable(prepare(copy.deepcopy(self.graph), Nothing()))
 
     def converted(self, ignored: Iterable[str] | str, fold: bool = True) -> tuple[GraphModule, dict[str, str]]:
         """Return the quantized graph, and layer -> the pattern that left it in float."""
@@ -424,7 +431,7 @@ _COMPANIONS = frozenset(
 )
 
 
-def _other_ops(graph: GraphModule) -> dict[str, int]:
+def other_ops(graph: GraphModule) -> dict[str, int]:
     """Return op -> count of what computes in float and is not one of the layers."""
     counts: dict[str, int] = {}
     whole: set[Any] = set()
