@@ -153,4 +153,5 @@ def literal_steps(graph: GraphModule) -> None:
 def _widen(node: Node) -> None:
     """Let a dequantize op take every code of its type: those that are there are within the smaller range."""
     *rest, lowest, highest, dtype = node.args
-    node.args = (*rest, *_WHOLE.get(dtype, (lowest, highest)), dtype)  # type: ignore[call-overload]
+    ends: Any = _WHOLE.get(dtype, (lowest, highest))  # type: ignore[call-overload, arg-type]
+    node.args = (*rest, *ends, dtype)
