@@ -48,7 +48,7 @@ class Target:
     def factory(self) -> tuple[Any, dict[str, Any] | None]:
         """What builds the model, as a recipe names it, and its arguments; (None, None) for a finished model of a module."""
         if self.config is not None:
-            return self.config.get('model') or self.config.get('algorithm'), None
+            return _model_of(self.config), None
         if self.recipe is not None:
             supernet = self.recipe.get('supernet', {})
             return supernet.get('config', supernet.get('factory')), supernet.get('args')
@@ -117,7 +117,7 @@ def _of_config(name: str, settings: Mapping[str, Any] | None, input_shape: Seque
         for part in ('train_cfg', 'val_cfg'):
             input_shape = input_shape or ((config.get(part) or {}).get('estimator_cfg') or {}).get('input_shape')
     if input_shape is not None:
-        inputs: Any = torch.zeros(tuple(input_shape), device=_device(algorithm))
+        inputs: Any = _of_shape(algorithm, input_shape)
     else:
         inputs = _sample(config, algorithm)
     return Target(name, getattr(algorithm, 'architecture', algorithm).eval(), inputs, algorithm, config)
@@ -128,23 +128,33 @@ def build_model(config: Any) -> nn.Module:
     from mmengine.registry import init_default_scope
 
     from strop.codebases import check_scope
-    from strop.engine.launch import without_inherited
     from strop.registry import MODELS
 
-    cfg = config.get('model') or config.get('algorithm')
-    if not isinstance(cfg, Mapping):
-        raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {', '.join(config)}.")
     check_scope(config.get('default_scope'))
     init_default_scope(config.get('default_scope') or 'strop')
-    cfg = dict(without_inherited(cfg))
-    if config.get('data_preprocessor') is not None:
-        cfg.setdefault('data_preprocessor', config.data_preprocessor)
+    cfg = _model_of(config)
     model = MODELS.build(cfg)
     if not isinstance(model, nn.Module):
         raise ComponentTypeError(
             f'The model of a config must be an nn.Module, but {cfg.get("type")!r} gives {type(model).__name__}.'
         )
     return model
+
+
+def _model_of(config: Any) -> dict[str, Any]:
+    """Return the model of a config as it is built alone: with the data preprocessor and the scope that the config gives it."""
+    from strop.codebases import is_codebase
+    from strop.engine.launch import without_inherited
+
+    cfg = config.get('model') or config.get('algorithm')
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f"A config needs `model = dict(type='SPOS', ...)`, but has only {', '.join(config)}.")
+    cfg = dict(without_inherited(cfg))
+    if config.get('data_preprocessor') is not None:
+        cfg.setdefault('data_preprocessor', config.data_preprocessor)
+    if is_codebase(config.get('default_scope') or ''):
+        cfg.setdefault('_scope_', config.default_scope)
+    return cfg
 
 
 def _sample(config: Any, algorithm: nn.Module) -> Any:
@@ -159,15 +169,30 @@ def _sample(config: Any, algorithm: nn.Module) -> Any:
             batch = next(iter(loader))
         except (OSError, ValueError, ImportError) as error:
             note(f'the shape of the inputs is not read from the data ({error}); {DEFAULT_SHAPE} is taken. Give --input-shape.')
-            return torch.zeros(DEFAULT_SHAPE, device=_device(algorithm))
+            return _of_shape(algorithm, DEFAULT_SHAPE)
         preprocess = getattr(algorithm, 'data_preprocessor', None)
         batch = preprocess(batch, False) if preprocess is not None else batch
         inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
         if isinstance(inputs, Mapping):
             return {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-        return inputs[:1]
+        return inputs[:1] if _takes_a_tensor(algorithm) else _of_shape(algorithm, (1, *inputs.shape[1:]))
     note(f'the config has no data to read the shape of the inputs from; {DEFAULT_SHAPE} is taken. Give --input-shape.')
-    return torch.zeros(DEFAULT_SHAPE, device=_device(algorithm))
+    return _of_shape(algorithm, DEFAULT_SHAPE)
+
+
+def _takes_a_tensor(algorithm: nn.Module) -> bool:
+    """Tell whether images are all that the model needs; detectors and segmentors also ask their data samples."""
+    from strop.codebases import codebase_of
+
+    return codebase_of(getattr(algorithm, 'architecture', algorithm)) not in ('mmdet', 'mmseg')
+
+
+def _of_shape(algorithm: nn.Module, shape: Sequence[int]) -> Any:
+    from strop.data import DefaultDemoInput
+
+    if _takes_a_tensor(algorithm):
+        return torch.zeros(tuple(shape), device=_device(algorithm))
+    return DefaultDemoInput(tuple(shape))(algorithm)
 
 
 def _of_timm(name: str) -> nn.Module:
