@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,6 @@ from strop.cli.options import ALLOW_OPTION, SETTINGS_OPTION, SHAPE_OPTION, comma
 
 if TYPE_CHECKING:
     from strop.cli.models import Target
-    from strop.estimators import Measurements
-    from strop.quantization import Quantized
 
 
 def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -31,16 +30,17 @@ def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None
     strop quantize mynets:make --input-shape 1 3 64 64 --data calibration.npz --backend inductor --out small.pt2
     strop quantize configs/mine.py --checkpoint best.pth --backend onnxruntime --ignored 'head' --bias-correction
     strop quantize runs/slim --allow timm --data mydata:batches --backend executorch --out slim.pte
+    strop quantize transformers:smollm --weight-only int4 --method gptq --data wiki.txt --out small.safetensors
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|FOLDER')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|transformers:FOLDER|FOLDER')
 @click.option('--list', is_flag=True, callback=_listed, expose_value=False, is_eager=True, help='List the backends and leave.')
 @click.option('--backend', default='inductor', show_default=True, help='The runtime to quantize for; see --list.')
 @click.option(
     '--data',
-    metavar='FOLDER|FILE.npz|MODULE:FUNCTION',
-    help='Calibration data: a folder of images, arrays, or a function that gives batches; the training data of a config by '
-    'default.',
+    metavar='FOLDER|FILE.npz|FILE.txt|MODULE:FUNCTION',
+    help='Calibration data: a folder of images, arrays, a text (for GPTQ), or a function that gives batches; the training data '
+    'of a config by default.',
 )
 @click.option(
     '--checkpoint', type=click.Path(exists=True, dir_okay=False), help="The weights; the config's `load_from` by default."
@@ -66,12 +66,21 @@ def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None
 @click.option('--threads', type=click.IntRange(min=1), default=1, show_default=True, help='Threads to time with.')
 @click.option('--sensitivity', is_flag=True, help='Also quantize each layer alone, and print what it costs.')
 @click.option('--layers', is_flag=True, help='Print every layer.')
+@click.option('--weight-only', metavar='int2..int8', help='Round only weights, to compute with floats: for language models.')
+@click.option('--method', type=click.Choice(['rtn', 'gptq']), default='rtn', show_default=True, help='Of --weight-only.')
+@click.option(
+    '--group-size', type=click.IntRange(min=0), default=64, show_default=True, help='Inputs that share a scale; 0: all.'
+)
+@click.option('--context', type=click.IntRange(min=2), default=512, show_default=True, help='Tokens in a window of text.')
+@click.option('--score', metavar='FILE.txt', help='Text to score before and after --weight-only, by perplexity.')
 @click.option('--out', type=click.Path(dir_okay=False), help='File to write; the record goes beside it as .json.')
 @click.option('--json', 'as_json', is_flag=True, help='Print JSON.')
 @SHAPE_OPTION
 @ALLOW_OPTION
 @SETTINGS_OPTION
+@click.pass_context
 def quantize(
+    ctx: click.Context,
     target: str,
     backend: str,
     data: str | None,
@@ -83,6 +92,11 @@ def quantize(
     measure: bool,
     threads: int,
     layers: bool,
+    weight_only: str | None,
+    method: str,
+    group_size: int,
+    context: int,
+    score: str | None,
     out: str | None,
     as_json: bool,
     input_shape: tuple[int, ...] | None,
@@ -105,6 +119,19 @@ def quantize(
     from strop.quantization import backend as backend_of
     from strop.quantization import quantize as quantize_model
 
+    _check_options(ctx, weight_only)
+    if weight_only is not None:
+        from strop.cli import weight_only as weights
+
+        weights.bits_of(weight_only)
+        quiet_logs()
+        found = open_target(target, settings, input_shape, allow)
+        load_checkpoint(found, checkpoint)
+        found = dataclasses.replace(found, model=plain_model(found, subnet))
+        chosen = dict(method=method, group_size=group_size, data=data, score=score, batches=batches, batch_size=batch_size)
+        chosen |= {'context': context, 'ignored': options['ignored']}
+        weights.run(target, found, weight_only, out, as_json, layers, chosen)
+        return
     entry = backend_of(backend)
     if out is not None and Path(out).suffix != entry.suffix:
         raise ConfigError(f'A file for {entry.name} ends in {entry.suffix!r}, but --out is {out!r}.')
@@ -142,7 +169,7 @@ def quantize(
         show(result.sensitivity.table())
     show(f'{target}, quantized for {entry.name}:', *result.record.remarks(), str(result.check))
     if times is not None:
-        show(*_speed(result, times))
+        show(*result.speed_remarks())
     show(*files.values())
     if found.config is None and found.recipe is None and checkpoint is None:
         note(f'the weights are those that {target} gives; --checkpoint FILE gives others.')
@@ -150,17 +177,18 @@ def quantize(
         note(f'nothing is saved; --out FILE{entry.suffix} writes the quantized model.')
 
 
-def _speed(result: Quantized, times: Measurements) -> list[str]:
-    ratio = times.ratio('f32', 'int8')
-    lines = [
-        f'{times["int8"].median_ms:.3f} ms a sample, {times["f32"].median_ms:.3f} ms in float in the same runtime: '
-        f'{ratio} times as fast.'
-    ]
-    if ratio.high < 1:
-        lines.append(f'It is SLOWER than float here in {result.backend.name}: keep the float model, or try another backend.')
-    elif ratio.low < 1:
-        lines.append('No gain that can be told from noise was measured.')
-    return lines
+def _check_options(ctx: click.Context, weight_only: str | None) -> None:
+    """Refuse options that the other kind of quantization has."""
+    from click.core import ParameterSource
+
+    from strop.cli.weight_only import FOR_WEIGHTS, NOT_FOR_WEIGHTS
+    from strop.errors import ConfigError
+
+    for parameter in ctx.command.params:
+        given = ctx.get_parameter_source(str(parameter.name)) == ParameterSource.COMMANDLINE
+        if given and parameter.name in (FOR_WEIGHTS if weight_only is None else NOT_FOR_WEIGHTS):
+            without = 'is for --weight-only' if weight_only is None else 'is not for --weight-only, which computes with floats'
+            raise ConfigError(f'{parameter.opts[0]} {without}.')
 
 
 def calibration_data(found: Target, data: str | None, count: int, batch_size: int) -> list[Any]:

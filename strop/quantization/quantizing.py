@@ -217,6 +217,7 @@ class Quantized:
         held: Batches to compare on.
         sensitivity: Which layer costs how much, if it was measured.
         check: How close the file, run in its runtime, is to `model`.
+        times: What `latency` measured last.
     """
 
     model: GraphModule
@@ -227,12 +228,29 @@ class Quantized:
     held: Batches = field(repr=False)
     sensitivity: Sensitivity | None = field(default=None, repr=False)
     check: Check | None = None
+    times: Measurements | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.record))
 
     def __str__(self) -> str:
-        return str(self.record) + (f'\n{self.check}' if self.check else '')
+        return '\n'.join([str(self.record), *([str(self.check)] if self.check else []), *self.speed_remarks()])
+
+    def speed_remarks(self) -> list[str]:
+        """Return how fast `latency` found the integers beside the floats of the runtime, and a warning where nothing is gained."""
+        times = self.times
+        if times is None or 'f32' not in times:
+            return []
+        ratio = times.ratio('f32', 'int8')
+        lines = [
+            f'{times["int8"].median_ms:.3f} ms a call, {times["f32"].median_ms:.3f} ms in float in the same runtime: '
+            f'{ratio} times as fast.'
+        ]
+        if ratio.high < 1:
+            lines.append(f'It is SLOWER than float here in {self.backend.name}: keep the float model, or try another backend.')
+        elif ratio.low < 1:
+            lines.append('No gain that can be told from noise was measured.')
+        return lines
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the reference in floats."""
@@ -271,7 +289,7 @@ class Quantized:
     def latency(
         self, inputs: Any = None, *, threads: int = 1, runs: int = 30, precisions: Iterable[str] = ('f32',)
     ) -> Measurements:
-        """Measure the quantized model beside the float model in the same runtime.
+        """Measure the quantized model beside the float model in the same runtime; `print(result)` tells where it is slower.
 
         Args:
             inputs: Example inputs; the first sample of the calibration data by default.
@@ -291,7 +309,8 @@ class Quantized:
         entries = {'int8': partial(self._runnable(self.model, threads, None, call), *args, **kwargs)}
         for precision in precisions:
             entries[precision] = partial(self._runnable(self.reference, threads, precision, call), *args, **kwargs)
-        return measure(entries, threads=threads, runs=runs)
+        self.times = measure(entries, threads=threads, runs=runs)
+        return self.times
 
     # -- internals -------------------------------------------------------------------------
 

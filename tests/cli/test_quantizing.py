@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from strop.quantization import QuantizationRecord
 
@@ -83,3 +87,97 @@ def test_bad_input_is_said_in_one_line(here: Path, arrays: Path, tmp_path: Path)
     np.savez(tmp_path / 'nan.npz', inputs=np.full((4, 3, 8, 8), np.nan, np.float32))
     assert 'NaN' in one_error(run(*PLAIN, '--data', tmp_path / 'nan.npz'))
     assert list(tmp_path.glob('model.*')) == []
+
+
+TEXT = 'the strop keeps a razor sharp and the razor keeps a face smooth '
+
+
+@pytest.fixture(scope='module')
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small language model of transformers, random weights, and a tokenizer of words."""
+    transformers = pytest.importorskip('transformers')
+    tokenizers = pytest.importorskip('tokenizers')
+    folder = tmp_path_factory.mktemp('model')
+    torch.manual_seed(0)
+    words = {word: index for index, word in enumerate(['[UNK]', *dict.fromkeys(TEXT.split())])}
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(words),
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='[UNK]'))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='[UNK]').save_pretrained(folder)
+    (folder / 'text.txt').write_text(TEXT * 60)
+    return folder
+
+
+def test_weights_of_a_language_model_are_rounded_by_gptq_on_text(language_model: Path, tmp_path: Path) -> None:
+    from strop.compression.model_source import ModelSource
+    from strop.quantization import WeightRecord, load_packed, packed_layers
+
+    text, out = language_model / 'text.txt', tmp_path / 'small.safetensors'
+    window = ('--context', 16, '--batches', 4, '--group-size', 16)
+    common = ('quantize', f'transformers:{language_model}', '--weight-only', 'int3', *window)
+    done = run(*common, '--method', 'gptq', '--data', text, '--score', text, '--out', out)
+    assert done.exit_code == 0, done.stderr
+    assert '14 layers in int3, groups of 16, asymmetric, by gptq' in done.stdout
+    assert 'lm_head stays as it is' in done.stdout
+    before, after = re.search(r'Perplexity ([\d.]+) before, ([\d.]+) after', done.stdout).groups()  # type: ignore[union-attr]
+    assert float(after) == pytest.approx(float(before), rel=0.3)
+    record = WeightRecord.load(tmp_path / 'small.json')
+    assert {layer.bits for layer in record.layers} == {3}
+    assert all(layer.error is not None for layer in record.layers)
+    again = load_packed(ModelSource.of(f'transformers:{language_model}').build(), out)
+    assert len(packed_layers(again)) == 14
+
+
+def test_weights_of_any_model_are_rounded_to_nearest(here: Path, tmp_path: Path) -> None:
+    done = run(
+        'quantize', 'patches_parts:make_plain', '--input-shape', '2x3x8x8', '--weight-only', 'int8', '--group-size', 0, '--json'
+    )
+    assert done.exit_code == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content['record']['method'] == 'rtn'
+    assert [layer['name'] for layer in content['record']['layers']] == ['4']
+    assert content['perplexity'] is None
+
+
+def test_bad_input_of_weight_only_is_said_in_one_line(here: Path, language_model: Path, tmp_path: Path) -> None:
+    model = ('quantize', f'transformers:{language_model}')
+    assert 'int2 to int8' in one_error(run(*model, '--weight-only', 'int1'))
+    assert 'give --data' in one_error(run(*model, '--weight-only', 'int4', '--method', 'gptq'))
+    assert '--backend is not for --weight-only' in one_error(run(*model, '--weight-only', 'int4', '--backend', 'openvino'))
+    assert '--method is for --weight-only' in one_error(run(*PLAIN, '--method', 'gptq'))
+    assert '.safetensors' in one_error(run(*model, '--weight-only', 'int4', '--out', tmp_path / 'model.onnx'))
+    assert 'no file' in one_error(run(*model, '--weight-only', 'int4', '--method', 'gptq', '--data', 'none.txt'))
+    (tmp_path / 'short.txt').write_text('razor sharp')
+    given = ('--weight-only', 'int4', '--method', 'gptq', '--data', tmp_path / 'short.txt')
+    assert 'need' in one_error(run(*model, *given))
+    assert 'transformers:FOLDER' in one_error(run(*PLAIN[:4], *given))
+    assert list(tmp_path.glob('model.*')) == []
+
+
+def test_a_slower_model_is_told_with_what_to_do(here: Path, arrays: Path) -> None:
+    pytest.importorskip('onnxruntime')
+    from strop.quantization import backends
+
+    load = backends()['onnxruntime'].load
+    assert load is not None
+
+    def slow(path: Path, threads: int, precision: str) -> Any:
+        program = load(path, threads, precision)
+        integers = b'QuantizeLinear' in path.read_bytes()
+        return lambda tensors: (time.sleep(0.02 if integers else 0), program(tensors))[1]
+
+    object.__setattr__(backends()['onnxruntime'], 'load', slow)
+    try:
+        done = run(*PLAIN[:-1], 'onnxruntime', '--data', arrays)
+    finally:
+        object.__setattr__(backends()['onnxruntime'], 'load', load)
+    assert done.exit_code == 0, done.stderr
+    assert 'SLOWER than float here in onnxruntime' in done.stdout
