@@ -237,7 +237,7 @@ class Quantized:
         return '\n'.join([str(self.record), *([str(self.check)] if self.check else []), *self.speed_remarks()])
 
     def speed_remarks(self) -> list[str]:
-        """Return how fast `latency` found the integers beside the floats of the runtime, and a warning where nothing is gained."""
+        """Return how `latency` found the integers beside the floats of the runtime, with a warning where nothing is gained."""
         times = self.times
         if times is None or 'f32' not in times:
             return []
