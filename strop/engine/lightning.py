@@ -38,7 +38,8 @@ class CompressionCallback(Callback):
 
     Raises:
         ComponentTypeError: If `step` is no `CompressionStep`.
-        ConfigError: When training starts, if the student is no part of the module or the module optimizes by hand.
+        ConfigError: When training starts, if the student is no part of the module, the module optimizes by hand, or the
+            strategy spreads parameters over processes.
 
     >>> import torch
     >>> from torch import nn
@@ -70,6 +71,12 @@ class CompressionCallback(Callback):
             )
         if stage != 'fit':
             return
+        strategy = type(trainer.strategy).__name__
+        if any(kind in strategy for kind in ('FSDP', 'DeepSpeed', 'ModelParallel')):
+            raise ConfigError(
+                f'{strategy} spreads parameters over processes, which can neither be recorded nor narrowed. Take '
+                "strategy='ddp', or 'ddp_find_unused_parameters_true' for a supernet."
+            )
         if self.step.distiller is not None and not pl_module.automatic_optimization:
             raise ConfigError(
                 f'{type(pl_module).__name__} optimizes by hand, so the callback cannot add the distiller to its loss. Call '

@@ -134,8 +134,14 @@ class CompressionTrainerMixin:
         """Train, or go on from a checkpoint: a folder, or True for the latest of `output_dir`.
 
         Raises:
-            ConfigError: If the checkpoint has no state of a `CompressionStep`, or that of another.
+            ConfigError: If the checkpoint has no state of a `CompressionStep`, or that of another; or if parameters are
+                spread over processes.
         """
+        if getattr(self, 'is_fsdp_enabled', False) or getattr(self, 'is_deepspeed_enabled', False):
+            raise ConfigError(
+                'FSDP and DeepSpeed spread parameters over processes, which can neither be recorded nor narrowed. Train '
+                'without them: `torchrun` alone gives each process the whole model.'
+            )
         folder = resume_from_checkpoint
         if folder is True:
             from transformers.trainer_utils import get_last_checkpoint

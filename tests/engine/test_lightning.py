@@ -232,6 +232,15 @@ def test_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+def test_strategies_that_spread_parameters_are_refused(tmp_path: Path) -> None:
+    class FSDPStrategy(lightning.strategies.SingleDeviceStrategy):
+        pass
+
+    model, step = make()
+    with pytest.raises(ConfigError, match="strategy='ddp'"):
+        trainer(step, tmp_path, strategy=FSDPStrategy('cpu')).fit(Classifier(model), loader())
+
+
 def test_a_step_of_another_network_is_refused(tmp_path: Path) -> None:
     from strop.engine.lightning import CompressionCallback
 

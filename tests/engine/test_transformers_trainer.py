@@ -200,6 +200,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / 'checkpoint-4').mkdir()
     with pytest.raises(ConfigError, match=r'no strop_step\.pth'):
         trainer.train(resume_from_checkpoint=str(tmp_path / 'checkpoint-4'))
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ConfigError, match='FSDP'):
+        trainer.train()
 
 
 if __name__ == '__main__':
