@@ -6,6 +6,7 @@ that register classes, so nothing has to be imported for its side effects.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ from strop.unsupported import not_yet
 
 # Lets `_base_ = ['strop::spos/...py']` find the configs that ship with the package.
 MODULE2PACKAGE.setdefault('strop', 'strop')
+
+#: Whether MMRazor itself is installed: it then has its scope and its configs for itself.
+MMRAZOR_INSTALLED = any(True for _ in importlib.metadata.distributions(name='mmrazor'))
+if not MMRAZOR_INSTALLED:
+    MODULE2PACKAGE['mmrazor'] = 'strop'  # `_base_ = ['mmrazor::_base_/...']` finds the ones of that name here
 
 LOCATIONS = [
     'strop.mutables',
@@ -165,7 +171,7 @@ class Registry(_Registry):
 
 def _registry(parent: _Registry, build_func: Callable[..., Any] | None = None) -> Registry:
     registry = Registry(parent.name, build_func=build_func, parent=parent, scope='strop', locations=LOCATIONS)
-    if 'mmrazor' not in parent.children:
+    if 'mmrazor' not in parent.children and not MMRAZOR_INSTALLED:
         alias = Registry(parent.name, build_func=build_func, parent=parent, scope='mmrazor', locations=LOCATIONS)
         alias._module_dict = registry._module_dict
     return registry

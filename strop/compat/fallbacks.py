@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.logging import print_log
 from mmengine.registry import Registry as MMEngineRegistry
 
 # As a module: it may be the one that imports MMEngine, and then is not complete when this one is imported.
 from strop import codebases
-from strop.errors import UnknownTypeError, near
+from strop.compat.shipped import near_shipped, shipped
+from strop.errors import ConfigError, UnknownTypeError, near
 from strop.unsupported import not_yet
 
 # Registered names of mmcls 1.0 that mmpretrain has under another name.
@@ -36,7 +38,22 @@ def _config_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     package, found, _ = cfg_path.partition('::')
     if found and codebases.is_codebase(package):
         return str(codebases.find_codebase_config(cfg_path)), codebases.current_name(package)
+    if found and package == 'mmrazor':
+        cfg_path = _of_mmrazor(cfg_path)
     return _mmengines_path(cfg_path, filename)
+
+
+def _of_mmrazor(name: str) -> str:
+    """Return where Strop has a config of MMRazor, under its path or alone under its name, unless MMRazor is installed."""
+    if MODULE2PACKAGE.get('mmrazor') != 'strop':
+        return name
+    ours = shipped(name.partition('::')[2])
+    if ours is None:
+        raise ConfigError(
+            f'Strop ships no config {name!r}: copy the file beside the one that inherits from it.{near_shipped(name)} '
+            '`strop migrate` says what else a config needs.'
+        )
+    return ours
 
 
 def _get(self: MMEngineRegistry, key: str) -> Any:

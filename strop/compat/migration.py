@@ -22,6 +22,7 @@ from strop.compat.mmrazor import MMRAZOR
 from strop.compat.nni import NNI
 from strop.compat.openmmlab import MMCLS, MMCV
 from strop.compat.runtime_keys import MMCV_ONLY, Change, RuntimeKeys
+from strop.compat.shipped import near_shipped, shipped
 from strop.errors import ConfigError, near
 from strop.files import read_text
 from strop.search.experiment_file import read_experiment
@@ -202,19 +203,6 @@ def _answer(table: Table, module: str) -> str:
 # -- bases ------------------------------------------------------------------------------------
 
 
-def shipped(name: str) -> str | None:
-    """Return the config of Strop that is called as a config of MMRazor is, as `strop::path`, if there is one alone.
-
-    >>> shipped('nas/mmcls/spos/spos_shufflenet_search_8xb128_in1k.py')
-    'strop::spos/spos_shufflenet_search_8xb128_in1k.py'
-    """
-    root = Path(inspect.getfile(registry)).parent / '.mim' / 'configs'
-    if (root / name).is_file():
-        return f'strop::{name}'
-    found = [file.relative_to(root).as_posix() for file in root.rglob('*.py') if file.name == Path(name).name]
-    return f'strop::{found[0]}' if len(found) == 1 else None
-
-
 def _bases(source: Source, path: Path) -> Iterator[Change]:
     statement = source.assigned.get('_base_')
     if statement is None:
@@ -231,7 +219,7 @@ def _bases(source: Source, path: Path) -> Iterator[Change]:
                 yield Change(
                     item.lineno,
                     'by hand',
-                    f'Strop ships no config {name!r}: copy the file beside this one{_near_shipped(name)}',
+                    f'Strop ships no config {name!r}: copy the file beside this one{near_shipped(name)}',
                 )
             elif ours != f'{package}::{name}' and ours != f'strop::{name}':
                 edit = source.replaced(item, repr(ours))
@@ -240,18 +228,9 @@ def _bases(source: Source, path: Path) -> Iterator[Change]:
             yield from _foreign_base(item, package, name)
         elif not (path.parent / item.value).is_file():
             files = [file.name for file in (path.parent / item.value).parent.glob('*.py')]
-            hint = near(Path(item.value).name, files) or _near_shipped(item.value)
+            ours = shipped(item.value)
+            hint = f'; Strop ships {ours!r}' if ours else near(Path(item.value).name, files) or near_shipped(item.value)
             yield Change(item.lineno, 'by hand', f'the base {item.value!r} does not exist{hint}')
-
-
-def _near_shipped(name: str) -> str:
-    ours = shipped(name)
-    if ours is not None:
-        return f'; Strop ships {ours!r}'
-    root = Path(inspect.getfile(registry)).parent / '.mim' / 'configs'
-    files = {file.name: file.relative_to(root).as_posix() for file in root.rglob('*.py')}
-    hint = near(Path(name).name, files)
-    return f'.{hint}'.rstrip('.') if hint else ''
 
 
 def _foreign_base(item: ast.Constant, package: str, name: str) -> Iterator[Change]:
@@ -299,7 +278,7 @@ def parameters_of(kind: Any) -> set[str] | None:
         if parent in (object, nn.Module):
             return names
         try:
-            parameters = inspect.signature(parent.__init__ if isinstance(parent, type) else parent).parameters.values()
+            parameters = inspect.signature(vars(parent)['__init__'] if isinstance(parent, type) else parent).parameters.values()
         except (TypeError, ValueError):
             return None
         names |= {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)} - {'self'}

@@ -137,10 +137,9 @@ class RuntimeKeys:
 
     def _length(self) -> str | None:
         runner = self._named('runner')
-        for settings, names in ((runner, ('max_epochs', 'max_iters')),):
-            for name in names if settings is not None else ():
-                if name in settings.values:
-                    return self.source.of(settings.values[name])
+        for name in ('max_epochs', 'max_iters') if runner is not None else ():
+            if runner is not None and name in runner.values:
+                return self.source.of(runner.values[name])
         total = self.assigned.get('total_epochs')
         return self.source.of(total.value) if total is not None else None
 

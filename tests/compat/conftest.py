@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 
 class Workspace:
@@ -34,6 +36,15 @@ class Workspace:
         )
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout
+
+
+@pytest.fixture(autouse=True)
+def scope_of_its_own() -> Iterator[None]:
+    """Leave the default scope as it was: a runner of a config sets it for the process."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture

@@ -485,3 +485,39 @@ def test_a_common_backbone_of_the_users(workspace: Workspace) -> None:
         print(type(algorithm.architecture.backbone).__module__, losses[1] < losses[0])
     """)
     assert out.splitlines()[-1] == 'mmrazor.models.architectures.backbones.xxxnet True'
+
+
+# -- MMRazor itself ------------------------------------------------------------------------------
+
+
+def test_an_installed_mmrazor_keeps_its_scope_and_its_modules(workspace: Workspace) -> None:
+    workspace.put('mmrazor-1.0.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: mmrazor\nVersion: 1.0.0\n')
+    workspace.put('mmrazor/__init__.py', "__version__ = '1.0.0'\n")
+    workspace.put(
+        'mmrazor/registry.py',
+        """
+        from mmengine.registry import MODELS as ROOT
+        from mmengine.registry import Registry
+
+        MODELS = Registry('model', parent=ROOT, scope='mmrazor', locations=['mmrazor.models'])
+        """,
+    )
+    workspace.put(
+        'mmrazor/models.py',
+        """
+        from mmrazor.registry import MODELS
+
+        @MODELS.register_module()
+        class SPOS:
+            pass
+        """,
+    )
+    out = workspace.run("""
+        import strop.compat
+        from strop.registry import MODELS
+        import strop.algorithms
+        import mmrazor.registry
+        print(MODELS.get('mmrazor.SPOS').__module__, MODELS.get('SPOS') is strop.algorithms.SPOS)
+        print(mmrazor.registry.MODELS is MODELS, mmrazor.__version__)
+    """)
+    assert out.splitlines() == ['mmrazor.models True', 'False 1.0.0']
