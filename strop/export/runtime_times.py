@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -233,6 +234,7 @@ def measure_runtimes(
     subjects = {stage: _subjects(stage, found) for stage, found in models.items()}
     if not subjects:
         raise ConfigError('There is no model to measure: `models` is a mapping of names to models.')
+    _check_files(subjects)
     given = Inputs.of(inputs).to('cpu')
     missing = _not_installed(wanted)
     gone = {entry['runtime'] for entry in missing}
@@ -389,7 +391,7 @@ class _Bench:
         if runtime == 'eager':
             return [_Ready(stage, runtime, precision, _eager(Positional(model, self._inputs), precision))]
         if runtime == 'compile':
-            run = compiled(Positional(model, self._inputs), self._threads, precision)
+            run = compiled(_apart(Positional(model, self._inputs)), self._threads, precision)
             return [_Ready(stage, runtime, precision, run)]
         load = backends()[runtime].load
         assert load is not None
@@ -434,6 +436,19 @@ class _Bench:
         return [_Ready(stage, runtime, file.precision, run, file.path, batch)]
 
 
+def _apart(module: Positional) -> Positional:
+    """Give a module a forward of its own code.
+
+    `torch.compile` keeps what it made by code: models of one class would share its limit of programs, beyond which it runs
+    them in eager without an error, and each call would look through the programs of all of them.
+    """
+    forward = Positional.forward
+    code = forward.__code__.replace(co_name=f'forward_{id(module)}')
+    own = FunctionType(code, forward.__globals__, 'forward', forward.__defaults__, forward.__closure__)
+    module.__class__ = type('Positional', (Positional,), {'forward': own})
+    return module
+
+
 def _eager(model: nn.Module, precision: str) -> Run:
     def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16) if precision == 'bf16' else nullcontext():
@@ -457,6 +472,19 @@ def _subjects(stage: str, found: Any) -> list[Subject]:
                 f'{type(subject).__name__}.'
             )
     return subjects
+
+
+def _check_files(subjects: Mapping[str, Sequence[Subject]]) -> None:
+    """Refuse one file as two models: it holds one of them, and its times would be called those of the other."""
+    owners: dict[Path, str] = {}
+    for stage, found in subjects.items():
+        for subject in found:
+            if isinstance(subject, RuntimeFile):
+                owner = owners.setdefault(Path(subject.path).resolve(), stage)
+                if owner != stage:
+                    raise ConfigError(
+                        f'{subject.path} is given as {owner!r} and as {stage!r}, but a file holds one model: give each its own.'
+                    )
 
 
 def _measurable(name: str, entry: Backend) -> bool:

@@ -232,7 +232,7 @@ class CompressionReport:
         scores = [float(entry.score or 0.0) for entry in entries]
         share = all(0 <= score <= 1 for score in scores) and wording.is_share(metric, scores[0])
         label = {'latency_ms': 'latency (ms)', 'macs': 'MACs', 'params': 'parameters'}[cost]
-        write = (lambda value: f'{value:g}') if cost == 'latency_ms' else wording.counted
+        write = (lambda value: f'{value:g}') if cost == 'latency_ms' else wording.round_count
         x = axis_of(values, label, text=write, log=min(values) > 0 and max(values) > 20 * min(values))
         y = axis_of([100 * score if share else score for score in scores], f'{metric} (%)' if share else metric)
         stages = list(dict.fromkeys(entry.stage for entry in entries))
@@ -248,8 +248,8 @@ class CompressionReport:
             for index, entry in enumerate(entries)
         )
         words = (
-            f'{metric} against {label} of {len(entries)} models that were tried, from {wording.digits(min(values))} to '
-            f'{wording.digits(max(values))}; {len(best)} of them are on the front.'
+            f'{metric[:1].upper()}{metric[1:]} against {label} of {len(entries)} models that were tried; {len(best)} of them '
+            'are not beaten on both axes.'
         )
         rows = [
             {

@@ -46,6 +46,16 @@ def counted(value: float | None) -> str:
     return f'{value:g}'
 
 
+def round_count(value: float) -> str:
+    """Return a round number of things, as axes have them.
+
+    >>> round_count(40_000), round_count(2_500_000), round_count(0)
+    ('40 k', '2.5 M', '0')
+    """
+    number, _, prefix = counted(value).partition(' ')
+    return (number.rstrip('0').rstrip('.') if '.' in number else number) + (f' {prefix}' if prefix else '')
+
+
 def milliseconds(value: float | None) -> str:
     """Return a time that is given in milliseconds.
 
@@ -170,6 +180,6 @@ def runtime(name: str) -> str:
 
 
 __all__ = [
-    'NOTHING', 'change', 'counted', 'digits', 'duration', 'megabytes', 'milliseconds', 'runtime', 'score', 'score_change',
-    'shape', 'signed', 'spread', 'times',
+    'NOTHING', 'change', 'counted', 'digits', 'duration', 'is_share', 'megabytes', 'milliseconds', 'round_count', 'runtime',
+    'score', 'score_change', 'shape', 'signed', 'spread', 'times',
 ]  # fmt: skip

@@ -77,6 +77,16 @@ def test_eager_and_compiled_models_are_measured_beside_each_other() -> None:
     assert {row.bytes for row in times.rows} == {None}
 
 
+def test_every_compiled_model_is_compiled() -> None:
+    # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        times = measure_runtimes(
+            {'a': _net(4), 'b': _net(5)}, ROWS, batches=(4,), only=('compile',), precisions=('f32',), rounds=2, seconds=1
+        )
+    assert times.missing == ()
+    assert [row.stage for row in times.rows] == ['a', 'b']
+
+
 def test_a_file_is_measured_as_it_is(tmp_path: Path) -> None:
     pytest.importorskip('onnxruntime')
     from strop.export import export_onnx
@@ -163,6 +173,13 @@ def test_speedups_pair_the_same_runtime_and_the_fastest_with_the_fastest_float()
 def test_arguments_are_looked_over_first(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         measure_runtimes(**{'models': {'net': _net()}, 'inputs': ROWS, **options})
+
+
+def test_one_file_is_not_two_models(tmp_path: Path) -> None:
+    file = RuntimeFile(tmp_path / 'net.onnx', 'onnxruntime')
+    again = RuntimeFile(tmp_path / 'sub' / '..' / 'net.onnx', 'onnxruntime')
+    with pytest.raises(ConfigError, match="as 'source' and as 'quantize', but a file holds one model"):
+        measure_runtimes({'source': file, 'quantize': again}, ROWS)
 
 
 def test_a_score_that_fails_says_where() -> None:
