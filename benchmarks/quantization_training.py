@@ -39,7 +39,7 @@ from pruning_accuracy import Images, ResNet20, accuracy, fine_tune, load_data, l
 from record import write_result
 
 from strop.files import atomic_write
-from strop.quantization import QConfig, calibrate, convert, fake_quantizers, prepare_qat
+from strop.quantization import QConfig, calibrate, convert, parameter_groups, prepare_qat
 
 
 def paper(bits: int) -> QConfig:
@@ -73,14 +73,6 @@ DEFAULT = ('fp32', 'ptq8', 'qat8', 'plain4', 'lsq4', 'lsq2', 'plain2')
 
 def first_last(row: str) -> Any:
     return 'lsq8' if row == 'lsq4-tensor' else 'auto'
-
-
-def trained(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The parameters in groups: weight decay would pull steps to zero, which is no simpler model."""
-    steps = {id(value) for quantizer in fake_quantizers(model).values() for value in quantizer.parameters()}
-    groups: list[dict[str, Any]] = [{'params': [value for value in model.parameters() if id(value) not in steps]}]
-    learned = [value for value in model.parameters() if id(value) in steps]
-    return [*groups, {'params': learned, 'weight_decay': 0.0}] if learned else groups
 
 
 class Study:
@@ -138,7 +130,7 @@ class Study:
         if begin_ptq:
             model = prepare_qat(model, qconfig, first_last='lsq8')
         if row != 'ptq8':
-            fine_tune(model, self.data['train'], seed + 1000, self.options, trained(model))
+            fine_tune(model, self.data['train'], seed + 1000, self.options, parameter_groups(model, 5e-4))
         figures: dict[str, Any] = {**self.scores(model), 'seconds': time.perf_counter() - begin}
         if qconfig is not None:
             integers = convert(copy.deepcopy(model).cpu(), normalised(pixels[:16].cpu()))

@@ -26,6 +26,7 @@ from strop.quantization.qat import (
     fake_quantizers,
     float_again,
     freeze_batch_norms,
+    parameter_groups,
     prepare_qat,
     quantizable,
 )
@@ -98,6 +99,7 @@ __all__ = [
     'learned_step',
     'load_packed',
     'packed_layers',
+    'parameter_groups',
     'perplexity',
     'prepare_qat',
     'quantizable',

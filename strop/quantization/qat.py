@@ -22,6 +22,7 @@ from strop.errors import ConfigError, DataError, listed, near
 from strop.graph.forward import training_mode_kept
 from strop.quantization.batches import Batches, taken_by
 from strop.quantization.fake_quantize import FakeQuantizer
+from strop.quantization.learned_step import LearnableFakeQuantize
 from strop.quantization.patterns import matched, patterns_of
 from strop.quantization.qconfig import QConfig
 
@@ -304,6 +305,32 @@ def freeze_batch_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in groups for an optimizer, learned steps and offsets without weight decay.
+
+    Decay would pull a step to zero, and with it the range that its codes cover: no simpler model, but a clipped one.
+
+    Args:
+        model: What `prepare_qat` returned, or a module that has it inside.
+        weight_decay: For all other parameters, the levels of PACT among them, whose paper regularizes them so.
+
+    >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
+    >>> optimizer = torch.optim.SGD(parameter_groups(model, 1e-4), lr=0.1)
+    >>> [(len(group['params']), group['weight_decay']) for group in optimizer.param_groups]
+    [(2, 0.0001), (2, 0.0)]
+    """
+    learned = [quantizer for quantizer in fake_quantizers(model).values() if isinstance(quantizer, LearnableFakeQuantize)]
+    own = {id(parameter) for quantizer in learned for parameter in quantizer.parameters()}
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for parameter in model.parameters():
+        groups[id(parameter) in own].append(parameter)
+    return [
+        {'params': parameters, 'weight_decay': 0.0 if free else weight_decay}
+        for free, parameters in groups.items()
+        if parameters
+    ]
 
 
 def apply_schedule(

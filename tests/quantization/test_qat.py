@@ -15,6 +15,7 @@ from strop.quantization import (
     convert,
     fake_quantizers,
     float_again,
+    parameter_groups,
     prepare_qat,
     quantizable,
 )
@@ -316,3 +317,24 @@ def test_models_of_timm_train_and_convert(name):
     folded = convert(prepared, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert (folded(images) - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+@pytest.mark.parametrize(('name', 'number'), [('lsq4', 4), ('lsq+4', 6), ('pact4', 0), ('int4', 0)])
+def test_learned_steps_are_not_decayed(name, number):
+    model = prepare_qat(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), name, first_last=None)
+    groups = parameter_groups(model, 0.5)
+    assert [group['weight_decay'] for group in groups] == ([0.5, 0.0] if number else [0.5])
+    found = [id(parameter) for group in groups for parameter in group['params']]
+    assert sorted(found) == sorted(map(id, model.parameters()))
+    assert len(groups[-1]['params']) == (number or len(found))
+
+
+def test_a_config_leaves_learned_steps_undecayed_by_their_names():
+    from mmengine.optim import build_optim_wrapper
+
+    model = prepare_qat(nn.Sequential(nn.Linear(4, 4)), 'lsq+8')
+    keys = {'_fake_quant.scale': dict(decay_mult=0), '_fake_quant.offset': dict(decay_mult=0)}
+    optimizer = dict(type='SGD', lr=0.1, weight_decay=0.5)
+    wrapper = build_optim_wrapper(model, dict(optimizer=optimizer, paramwise_cfg=dict(custom_keys=keys)))
+    free = {id(parameter) for group in wrapper.param_groups if not group['weight_decay'] for parameter in group['params']}
+    assert free == {id(parameter) for name, parameter in model.named_parameters() if 'fake_quant' in name}
