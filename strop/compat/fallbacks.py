@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from mmengine.config import Config
@@ -38,8 +39,9 @@ def _config_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
     package, found, _ = cfg_path.partition('::')
     if found and codebases.is_codebase(package):
         return str(codebases.find_codebase_config(cfg_path)), codebases.current_name(package)
-    if found and package == 'mmrazor':
-        cfg_path = _of_mmrazor(cfg_path)
+    if found and package in ('mmrazor', 'strop'):
+        importlib.import_module('strop.registry')  # which tells MMEngine whose configs these are
+        cfg_path = _of_mmrazor(cfg_path) if package == 'mmrazor' else cfg_path
     return _mmengines_path(cfg_path, filename)
 
 

@@ -13,6 +13,8 @@ from strop.errors import ConfigError
 from strop.mutables import space_of
 from strop.registry import MODELS
 
+from .conftest import Workspace
+
 HEAD = """
 supernet = dict(
     type='mmrazor.ImageClassifier',
@@ -56,6 +58,15 @@ def test_settings_have_the_names_that_configs_read(tmp_path: Path, name: str, ba
     assert config.val == config.test_dataloader
     assert config.train_dataloader.dataset.split == 'train'
     assert config.val_dataloader.dataset.split == 'val'
+
+
+def test_a_base_is_found_in_a_process_that_has_imported_nothing_yet(workspace: Workspace) -> None:
+    workspace.put('config.py', "_base_ = ['mmrazor::_base_/nas_backbones/spos_shufflenet_supernet.py']\n")
+    out = workspace.run("""
+        from strop.cli.configs import load_config
+        print(load_config('config.py').nas_backbone.type)
+    """)
+    assert out.split() == ['mmrazor.SearchableShuffleNetV2']
 
 
 def test_a_config_is_found_by_its_name_alone(tmp_path: Path) -> None:
