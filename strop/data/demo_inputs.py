@@ -10,7 +10,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from strop.codebases import codebase_of, current_name
+from strop.codebases import check_codebase, codebase_of, current_name
 from strop.errors import ConfigError, listed, near
 from strop.registry import TASK_UTILS
 
@@ -93,6 +93,7 @@ def _like_parameters(tensor: torch.Tensor, model: nn.Module) -> torch.Tensor:
 def _batch(scope: str, model: nn.Module, shape: tuple[int, ...], training: bool) -> dict[str, Any]:
     count, _, height, width = shape
     module, name, annotate = _SAMPLES[scope]
+    check_codebase(scope, f'A batch of {scope}')
     kind = getattr(importlib.import_module(module), name)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     samples = []
