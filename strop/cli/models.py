@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 
 from strop.cli.configs import SUFFIXES, load_config
 from strop.cli.console import note
-from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, near
+from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -55,6 +54,8 @@ class Target:
         kind, _, rest = self.name.partition(':')
         if kind == 'timm':
             return 'timm:create_model', {'model_name': rest}
+        from strop.compression.model_source import located
+
         return (None, None) if isinstance(located(kind, rest), nn.Module) else (self.name, None)
 
 
@@ -85,8 +86,9 @@ def open_target(
         return _of_config(name, settings, input_shape)
     if settings:
         raise ConfigError(f'--cfg-options change a config, but {name!r} is none.')
-    kind, _, rest = name.partition(':')
-    model = _of_timm(rest) if kind == 'timm' else _made(kind, rest)
+    from strop.compression.model_source import ModelSource
+
+    model = ModelSource.of(name).build(trust=True)
     shape = input_shape or _own_shape(model)
     return Target(name, model.eval(), torch.zeros(tuple(shape), device=_device(model)))
 
@@ -193,44 +195,6 @@ def _of_shape(algorithm: nn.Module, shape: Sequence[int]) -> Any:
     if _takes_a_tensor(algorithm):
         return torch.zeros(tuple(shape), device=_device(algorithm))
     return DefaultDemoInput(tuple(shape))(algorithm)
-
-
-def _of_timm(name: str) -> nn.Module:
-    from strop.architectures import create_timm
-
-    return create_timm(name)
-
-
-def located(module: str, name: str) -> Any:
-    """Return what a module of the current folder, or an installed one, calls `name`.
-
-    Raises:
-        ConfigError: If there is no such module or name.
-    """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        hint = near(module, [path.stem for path in Path.cwd().glob('*.py')])
-        raise ConfigError(
-            f'{module}:{name} needs the module {module!r}, which is neither in the current folder nor installed.{hint}'
-        ) from None
-    for part in name.split('.'):
-        if not hasattr(found, part):
-            raise ConfigError(f'{module} has no {name!r}.{near(part, dir(found))}')
-        found = getattr(found, part)
-    return found
-
-
-def _made(module: str, factory: str) -> nn.Module:
-    made = located(module, factory)
-    model = made if isinstance(made, nn.Module) else made() if callable(made) else made
-    if not isinstance(model, nn.Module):
-        raise ComponentTypeError(f'{module}:{factory} must give an nn.Module, but gives {type(model).__name__}.')
-    return model
 
 
 def _own_shape(model: nn.Module) -> Sequence[int]:

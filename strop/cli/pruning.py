@@ -201,7 +201,7 @@ def _batches(found: Target, data: str | None, count: int) -> list[Any]:
     from collections.abc import Iterable
     from itertools import islice
 
-    from strop.cli.models import located
+    from strop.compression.model_source import located
     from strop.errors import ConfigError
 
     if data is not None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from strop.errors import ConfigError, ExportError, UnsafeFileError
 from strop.export import load_recipe
 from strop.export.factory import Trust
 from strop.files import atomic_path, atomic_write, read_json
+from strop.mutables import extract
 
 #: Version of `artefact.json`.
 VERSION = 1
@@ -48,11 +49,13 @@ class Artefact:
         model: What builds the original model; None where it was given in memory.
         example: Shapes and dtypes of the inputs.
         name: What reports call it.
+        choices: The subnet, where the original is a supernet.
     """
 
     model: ModelSource | None
     example: Mapping[str, Any]
     name: str
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `artefact.json`."""
@@ -61,6 +64,7 @@ class Artefact:
             'version': VERSION,
             'name': self.name,
             'model': None if self.model is None else self.model.to_dict(),
+            'choices': dict(self.choices),
             'inputs': dict(self.example),
         }
         atomic_write(folder / FILE, json.dumps(content, indent=2, default=str) + '\n')
@@ -87,7 +91,7 @@ class Artefact:
             source = None if model is None else ModelSource.from_dict(model)
         except (KeyError, TypeError) as error:
             raise ConfigError(f'{path} does not say what builds the model: {type(error).__name__}: {error}') from error
-        return cls(source, content.get('inputs') or {}, str(content.get('name', '')))
+        return cls(source, content.get('inputs') or {}, str(content.get('name', '')), content.get('choices') or {})
 
 
 def load(
@@ -140,7 +144,11 @@ def load(
             return source.rebuild(permitted)
 
     made = factory
-    return load_recipe(path / MODEL, factory=lambda **_: made(), device=device)
+
+    def whole(**_: Any) -> nn.Module:
+        return extract(made(), found.choices) if found.choices else made()
+
+    return load_recipe(path / MODEL, factory=whole, device=device)
 
 
 def write_loader(folder: Path, source: ModelSource | None, example: Any) -> None:

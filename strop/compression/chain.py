@@ -49,6 +49,7 @@ from strop.mutables import extract, space_of
 from strop.pruning import PruneRecord
 from strop.randomness import derive_seed, seeded
 from strop.report import compression_result as results
+from strop.report.compression import CompressionReport
 
 #: The folder of checkpoints inside an output folder; it may be deleted once a compression is done.
 STAGES = 'stages'
@@ -412,11 +413,14 @@ class Compression:
         save_slim(
             model,
             folder,
-            original=self.supernet,
-            subnet=done.choices or state.choices,
+            original=self._whole_model(done.choices or state.choices),
             record=records or None,
             example_inputs=self.data.example(2),
         )
+
+    def _whole_model(self, choices: Mapping[str, Any] | None) -> nn.Module:
+        """Return a copy of the model before pruning: of a supernet, the subnet that the search took out."""
+        return extract(self.supernet, choices) if choices else copy.deepcopy(self.supernet)
 
     def _take(self, done: _Finished, state: State) -> None:
         """Put what a stage gave into the state, from its checkpoint alone, so that a resumed run is the same run."""
@@ -425,7 +429,7 @@ class Compression:
         if done.choices is not None:
             state.choices = done.choices
         if (done.folder / MODEL).is_dir():
-            state.model = load_recipe(done.folder / MODEL, factory=lambda **_: copy.deepcopy(self.supernet))
+            state.model = load_recipe(done.folder / MODEL, factory=lambda **_: self._whole_model(state.choices))
         if done.entry.kind == 'search' or (done.entry.kind == 'finetune' and self._whole):
             # What was trained before anything was taken away is the model to compare with and to learn from.
             self.original = copy.deepcopy(state.model)
@@ -456,6 +460,7 @@ class Compression:
         self._judge_budget()
         self._write()
         atomic_write(self.folder / 'README.md', readme(self.result, self.source))
+        CompressionReport(self.result).write(self.folder)
         self.progress.end('measure', time.monotonic() - begun, {})
         integers = {
             integer.backend: self.folder / 'exports' / integer.path.name
@@ -474,10 +479,15 @@ class Compression:
             shutil.rmtree(folder / MODEL)
         _contiguous(state.model)
         save_slim(
-            state.model, folder / MODEL, original=self.supernet, factory=factory, factory_args=args if factory is not None
-            else None,
-            subnet=state.choices, record=state.records or None, example_inputs=example, note={'name': self.recipe.name},
-        )  # fmt: skip
+            state.model,
+            folder / MODEL,
+            original=self._whole_model(state.choices),
+            factory=None if state.choices else factory,
+            factory_args=None if state.choices or factory is None else args,
+            record=state.records or None,
+            example_inputs=example,
+            note={'name': self.recipe.name},
+        )
         shapes = {name: list(tensor.shape[1:]) for name, tensor in _named(example).items()}
         write_loader(folder, source, example)
         atomic_write(folder / 'recipe.json', json.dumps(self.recipe.to_dict(), indent=2, default=str) + '\n')
@@ -496,7 +506,7 @@ class Compression:
             if done.records:
                 content = [record.to_dict() for record in done.records]
                 atomic_write(folder / 'records' / f'{done.folder.name}.json', json.dumps(content, indent=1) + '\n')
-        Artefact(source, shapes, self.recipe.name).write(folder)
+        Artefact(source, shapes, self.recipe.name, state.choices or {}).write(folder)
         original = self.supernet
         check_artefact(
             folder, state.model, example, None if source is not None else lambda **_: copy.deepcopy(original), self.trust

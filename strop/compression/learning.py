@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from strop.compression.budget import Budget
 from strop.compression.scoring import call
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
-from strop.compression.training import Schedule, forget, train
+from strop.compression.training import Schedule, train
 from strop.distill import distiller_for
 from strop.errors import ConfigError
 from strop.randomness import derive_seed, seeded
@@ -44,7 +44,7 @@ class _Learning(StageSettings):
         return self.epochs * max(1, samples // batch)
 
     def _trained(self, student: nn.Module, objective: Any, around: Surroundings, along: nn.Module | None = None) -> Outcome:
-        before = around.judge.score(student, 'validation')
+        before, whole = around.judge.score(student, 'validation'), copy.deepcopy(student)
         found = train(
             student,
             around.data.loader(derive_seed(around.seed, 'order')),
@@ -58,12 +58,15 @@ class _Learning(StageSettings):
         after = around.judge.score(found.model, 'validation')
         around.progress.done(around.name)
         said = f'{around.judge.choice} on the validation samples went from {before:.4f} to {after:.4f} in {self.epochs} epochs.'
-        warnings = [] if after >= before else [f'The training made it worse: {said} Try a smaller `lr`, or more epochs.']
-        return Outcome(model=found.model, curve=found.curve, explanation=[said[0].upper() + said[1:]], warnings=warnings)
-
-    def finished(self, around: Surroundings) -> None:
-        """Delete the checkpoints inside the stage, which is saved as a whole now."""
-        forget(around.work)
+        said = said[0].upper() + said[1:]
+        if after >= before:
+            return Outcome(model=found.model, curve=found.curve, explanation=[said])
+        return Outcome(
+            model=whole,
+            curve=found.curve,
+            explanation=[said, 'So the model of before the stage was kept.'],
+            warnings=['The training made the model worse, so it was not taken. Try a smaller `lr`, or more epochs.'],
+        )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def measured(
         stage = reference if integer.of == REFERENCE else integer.of
         subjects.setdefault(stage, []).append(RuntimeFile(integer.path, integer.backend))
     threads = recipe.budget.threads
-    key = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads]
+    key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     content = read_json(cache, 'measurements') if cache.is_file() else {}

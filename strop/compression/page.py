@@ -70,7 +70,8 @@ def readme(result: CompressionResult, source: ModelSource | None) -> str:
         '- `model/`: `recipe.json` says how the original class is cut, `model.safetensors` holds the weights; '
         'nothing is pickled.',
         '- `exports/`: files for runtimes, each run and compared with the model.',
-        '- `records/`: what each stage recorded. `recipe.json`: what was asked for. `result.json`: every figure.',
+        '- `report.html`: everything on one page. `result.json`: every figure.',
+        '- `records/`: what each stage recorded. `recipe.json`: what was asked for.',
         '- `stages/`: checkpoints, from which the run goes on or is repeated from a stage; they may be deleted.',
     ]  # fmt: skip
     return '\n'.join(lines) + '\n'

@@ -103,7 +103,7 @@ class QuantizeStage(StageSettings):
             jobs.append((REFERENCE, around.original))
         for number, (of, model) in enumerate(jobs):
             around.tell(number, len(jobs))
-            path = around.folder / f'{"original-" if of == "source" else ""}{entry.name}-int8{entry.suffix}'
+            path = around.folder / f'{"original-" if of == REFERENCE else ""}{entry.name}-int8{entry.suffix}'
             result = self._quantized(model, entry, around, found if of != REFERENCE else None)
             check = result.export(path)
             scores: dict[str, float] = {}
