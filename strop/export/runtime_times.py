@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +12,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from rich.table import Table
 from torch import nn
@@ -25,6 +22,7 @@ from strop.estimators.latency import Machine
 from strop.estimators.runtimes import check_positive, onnx_bytes
 from strop.export.comparison import Inputs
 from strop.export.layer_times import Positional
+from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
 from strop.quantization import Quantized, backends
 from strop.quantization.backends import Run, compiled, prepared
@@ -363,7 +361,7 @@ class _Bench:
         """Return key -> memory for one sample."""
         found = {}
         for each in ready:
-            if each.path is not None and each.runtime in _CHILDREN and each.batch in (None, 1):
+            if each.path is not None and each.batch in (None, 1):
                 peak = process_memory_mb(each.path, each.runtime, self.tensors(1), self._threads, each.precision)
                 if peak is not None:
                     found[each.key] = peak
@@ -505,77 +503,4 @@ def _speedup(what: str, before: RuntimeTime, after: RuntimeTime, confidence: flo
     return {'what': what, 'value': found.value, 'low': found.low, 'high': found.high, 'confidence': confidence}
 
 
-# -- memory -------------------------------------------------------------------------------------------------
-
-# The high-water mark in /proc is that of this program; `ru_maxrss` would hold that of the process it was started from.
-_CHILD = """
-import sys
-import numpy as np
-path, folder, threads, precision = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-arrays = [array for array in np.load(folder).values()]
-{start}
-def status(word):
-    with open('/proc/self/status') as stream:
-        return next(int(line.split()[1]) for line in stream if line.startswith(word + ':'))
-before = status('VmRSS')
-{run}
-print(1024 * max(0, status('VmHWM') - before))
-"""
-_CHILDREN = {
-    'onnxruntime': _CHILD.format(
-        start='import onnxruntime as ort',
-        run="""
-options = ort.SessionOptions()
-options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-session = ort.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-feed = {node.name: array for node, array in zip(session.get_inputs(), arrays)}
-for _ in range(2):
-    session.run(None, feed)
-""",
-    ),
-    'openvino': _CHILD.format(
-        start='import openvino as ov\ncore = ov.Core()',
-        run="""
-model = core.read_model(path)
-model.reshape({port.any_name: list(array.shape) for port, array in zip(model.inputs, arrays)})
-settings = {'INFERENCE_PRECISION_HINT': precision, 'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1}
-request = core.compile_model(model, 'CPU', settings).create_infer_request()
-for _ in range(2):
-    request.infer(arrays)
-""",
-    ),
-}
-
-
-def process_memory_mb(
-    path: Path, runtime: str, tensors: Sequence[torch.Tensor], threads: int = 1, precision: str = 'f32'
-) -> float | None:
-    """Return what loading and running a file adds to a fresh process at most, in units of 10^6 bytes.
-
-    The process has only the runtime in it; what that takes itself, before a file is loaded, does not count.
-
-    Args:
-        path: An ONNX file.
-        runtime: `'onnxruntime'` or `'openvino'`.
-        tensors: Inputs.
-        threads: Threads to compute with.
-        precision: What is not an integer is computed in this.
-
-    Returns:
-        None where it cannot be measured: not on Linux, or if the process fails.
-    """
-    if not sys.platform.startswith('linux') or runtime not in _CHILDREN:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / 'inputs.npz'
-        np.savez(file, *(tensor.numpy() for tensor in tensors))
-        hint = precision if precision in FLOATS else 'f32'
-        done = subprocess.run(
-            [sys.executable, '-c', _CHILDREN[runtime], str(path), str(file), str(threads), hint],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-    words = done.stdout.split()
-    return int(words[-1]) / 1e6 if done.returncode == 0 and words else None
-
-
-__all__ = ['FLOATS', 'RuntimeFile', 'RuntimeModel', 'RuntimeTime', 'RuntimeTimes', 'measure_runtimes', 'process_memory_mb']
+__all__ = ['FLOATS', 'RuntimeFile', 'RuntimeModel', 'RuntimeTime', 'RuntimeTimes', 'measure_runtimes']

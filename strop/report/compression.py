@@ -296,14 +296,16 @@ class CompressionReport:
 
     def _curves(self, stage: Stage) -> dict[str, Any]:
         names = list(dict.fromkeys(name for point in stage.curve for name in point if name not in ('step', 'epoch', 'lr')))
-        plots = []
+        plots: list[Plot] = []
+        drawn: list[list[tuple[float, float]]] = []
         for name in names[:4]:
             points = [
                 (float(point['step'] or 0), float(value))
                 for point in stage.curve
                 if (value := point.get(name)) is not None and point.get('step') is not None
             ]
-            if len(points) > 1:
+            if len(points) > 1 and points not in drawn:  # a loss that is the only part of the whole is shown once
+                drawn.append(points)
                 first, last = points[0][1], points[-1][1]
                 words = (
                     f'{name} of {stage.name}: from {wording.digits(first)} to {wording.digits(last)} in {len(points)} points.'

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from strop.errors import ConfigError, EstimateError
 from strop.estimators import Latency
 from strop.estimators.latency import Machine
-from strop.export.runtime_times import RuntimeFile, RuntimeTime, RuntimeTimes, measure_runtimes, process_memory_mb
+from strop.export.runtime_times import RuntimeFile, RuntimeTime, RuntimeTimes, measure_runtimes
 from strop.quantization import quantize
 from strop.report import CompressionResult
 
@@ -185,22 +184,3 @@ def test_one_file_is_not_two_models(tmp_path: Path) -> None:
 def test_a_score_that_fails_says_where() -> None:
     with pytest.raises(EstimateError, match='net as eager computes it in f32: ZeroDivisionError'):
         measure_runtimes({'net': _net()}, ROWS, batches=(1,), only=('eager',), rounds=1, score=lambda model: 1 / 0)
-
-
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
-def test_memory_holds_the_weights_and_little_else(tmp_path: Path, runtime: str) -> None:
-    pytest.importorskip(runtime)
-    from strop.export import export_onnx
-
-    net = nn.Linear(2048, 4096, bias=False)  # 33.6 MB
-    path = export_onnx(net, torch.rand(1, 2048), tmp_path / 'net.onnx', check=False).path
-    peak = process_memory_mb(path, runtime, [torch.rand(1, 2048)])
-    assert peak is not None
-    assert 33 < peak < 330
-
-
-def test_memory_of_a_file_that_does_not_run_is_unknown(tmp_path: Path) -> None:
-    (tmp_path / 'net.onnx').write_bytes(b'no model')
-    assert process_memory_mb(tmp_path / 'net.onnx', 'onnxruntime', [ROWS]) is None
-    assert process_memory_mb(tmp_path / 'net.onnx', 'compile', [ROWS]) is None
