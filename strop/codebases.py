@@ -190,7 +190,7 @@ def of_another_version(error: TypeError) -> ConfigError | None:
         dict.fromkeys(
             parameter
             for base in kind.__mro__[:-1]
-            for parameter in inspect.signature(base.__init__).parameters
+            for parameter in inspect.signature(base.__init__).parameters  # type: ignore[misc]
             if parameter not in ('self', 'args', 'kwargs')
         )
     )

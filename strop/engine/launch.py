@@ -86,7 +86,9 @@ def without_inherited(model: Any) -> Any:
     True
     """
     architecture = model.get('architecture') if isinstance(model, Mapping) else None
-    own = {name for name in architecture if name != 'type'} if isinstance(architecture, Mapping) else set()
+    if not isinstance(architecture, Mapping):
+        return model
+    own = {name for name in architecture if name != 'type'}
     if not own or not own <= set(model) or not isinstance(model.get('type'), (str, type)):
         return model
     kind = MODELS.get(model['type']) if isinstance(model['type'], str) else model['type']
