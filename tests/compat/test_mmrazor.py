@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 
 import pytest
@@ -521,3 +522,33 @@ def test_an_installed_mmrazor_keeps_its_scope_and_its_modules(workspace: Workspa
         print(mmrazor.registry.MODELS is MODELS, mmrazor.__version__)
     """)
     assert out.splitlines() == ['mmrazor.models True', 'False 1.0.0']
+
+
+# -- what names old modules without an import line -----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'target'),
+    [
+        ('mmrazor.models.algorithms.nas.spos', 'SPOS', 'strop.algorithms'),
+        ('mmrazor.models.losses.kl_divergence', 'KLDivergence', 'strop.distill'),
+        ('mmrazor.engine.hooks.dump_subnet_hook', 'DumpSubnetHook', 'strop.engine'),
+        ('nni.nas.pytorch.mutables', 'LayerChoice', 'strop.mutables'),
+    ],
+)
+def test_a_pickle_that_names_an_old_class_gets_strops(module: str, name: str, target: str) -> None:
+    found = pickle.loads(f'c{module}\n{name}\n.'.encode())
+    assert found is getattr(importlib.import_module(target), name)
+    # What is pickled from now on names Strop's own module, and needs no old names.
+    assert pickle.dumps(found).find(module.encode()) == -1
+
+
+def test_old_modules_are_attributes_of_their_packages() -> None:
+    import mmrazor
+    import nni.nas.pytorch
+
+    assert mmrazor.models.algorithms.nas.spos.SPOS is mmrazor.models.SPOS
+    assert mmrazor.utils.setup_env.register_all_modules is mmrazor.utils.register_all_modules
+    assert nni.nas.pytorch.fixed.apply_fixed_architecture.__name__ == 'apply_fixed_architecture'
+    assert (mmrazor.__version__, mmrazor.version.version_info) == ('1.0.0', (1, 0, 0))
+    assert not hasattr(nni, '__version__')
