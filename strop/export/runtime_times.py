@@ -167,12 +167,14 @@ class RuntimeTimes:
 class RuntimeModel(nn.Module):
     """A model as a runtime computes it, for scoring: takes the arguments of the model, gives its tensor, or a list of them."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, names: Sequence[str] = ()) -> None:
         super().__init__()
         self._run = run
+        self._names = tuple(names)  # of keyword arguments, in the order in which `run` takes their tensors
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute it."""
+        kwargs = {name: kwargs[name] for name in dict.fromkeys((*self._names, *kwargs)) if name in kwargs}
         found = self._run(tensors_of((args, kwargs)))
         return found[0] if len(found) == 1 else found
 
@@ -347,7 +349,7 @@ class _Bench:
         for each in ready if score is not None else ():
             if each.batch is None:
                 try:
-                    found[each.key] = float(score(RuntimeModel(each.run).eval()))  # type: ignore[misc]
+                    found[each.key] = float(score(RuntimeModel(each.run, list(self._inputs.kwargs)).eval()))  # type: ignore[misc]
                 except StropError:
                     raise
                 except Exception as error:
@@ -393,10 +395,11 @@ class _Bench:
             return [_Ready(stage, runtime, precision, run)]
         load = backends()[runtime].load
         assert load is not None
-        return [
-            _Ready(stage, runtime, precision, load(path, self._threads, precision), path, batch)
-            for path, batch in self._onnx(model)
-        ]
+        found = []
+        for path, batch in self._onnx(model):
+            run = load(path, self._threads, precision)
+            found.append(_Ready(stage, runtime, precision, run if batch else _ordered(run, self._inputs, model), path, batch))
+        return found
 
     def _onnx(self, model: nn.Module) -> list[tuple[Path, int | None]]:
         """Return the ONNX files of a model: one for every batch size, or one for each where it cannot be left open."""
@@ -432,6 +435,15 @@ class _Bench:
         run = prepared(entry, file.path, self._threads, floats)
         batch = None if entry.open_batch else 1
         return [_Ready(stage, runtime, file.precision, run, file.path, batch)]
+
+
+def _ordered(run: Run, inputs: Inputs, model: nn.Module) -> Run:
+    """Give a file of `export_onnx` its tensors in the order of the forward, which that of keyword arguments may not be."""
+    tensors = list(inputs.tensors().values())
+    order = [
+        next(i for i, tensor in enumerate(tensors) if tensor is each) for each in inputs.bound(model)[0].tensors().values()
+    ]
+    return run if order == sorted(order) else lambda given: run([given[index] for index in order])
 
 
 def _apart(module: Positional) -> Positional:

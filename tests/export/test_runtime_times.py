@@ -76,6 +76,21 @@ def test_eager_and_compiled_models_are_measured_beside_each_other() -> None:
     assert {row.bytes for row in times.rows} == {None}
 
 
+def test_keyword_arguments_reach_every_runtime_under_their_names() -> None:
+    pytest.importorskip('onnxruntime')
+
+    class Difference(nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return first - 2 * second
+
+    times = measure_runtimes(
+        {'net': Difference()}, {'second': ROWS, 'first': 3 * ROWS}, batches=(4,), only=('eager', 'onnxruntime'),
+        precisions=('f32',), rounds=2, memory=False,
+        score=lambda model: float(model(first=5 * ROWS, second=ROWS).double().sum()),
+    )  # fmt: skip
+    assert [row.score for row in times.rows] == [pytest.approx(3 * float(ROWS.double().sum()))] * 2
+
+
 def test_every_compiled_model_is_compiled() -> None:
     # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
     with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
