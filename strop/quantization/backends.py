@@ -198,6 +198,7 @@ def _write_program(graph: GraphModule, example: Call, path: Path) -> None:
 
 def _run_inductor(path: Path, threads: int, precision: str) -> Run:
     pt2e('quantize_pt2e')  # registers the ops of the program
+    pt2e('quantizer.x86_inductor_quantizer')  # and this what makes integer kernels of them, not only in its own graphs
     program = torch.export.load(path)
     return compiled(program.module(), threads, precision)
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -34,15 +37,13 @@ def trained(name, make=small_net):
     ('name', 'backend', 'package'),
     [
         ('lsq8', 'onnxruntime', 'onnxruntime'),
-        ('lsq8', 'inductor', 'torch'),
         ('lsq4', 'openvino', 'openvino'),
         ('lsq+4', 'onnxruntime', 'onnxruntime'),
     ],
 )
 def test_a_trained_model_computes_the_same_in_its_runtime(name, backend, package):
     pytest.importorskip(package)
-    if package != 'torch':
-        pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxscript')
     net = trained(name, smaller_net)
     result = deploy(net, DATA, backend=backend)
     assert result.check.ran
@@ -51,6 +52,21 @@ def test_a_trained_model_computes_the_same_in_its_runtime(name, backend, package
     for images in DATA:
         with torch.no_grad():
             torch.testing.assert_close(result(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_inductor_makes_integer_kernels_of_it_in_a_fresh_process(tmp_path):
+    deploy(trained('lsq8', smaller_net), DATA, check=False).export(tmp_path / 'model.pt2')
+    code = (
+        'import sys, torch\n'
+        'from pathlib import Path\n'
+        'from strop.quantization.backends import backend, prepared\n'
+        "prepared(backend('inductor'), Path(sys.argv[1]))([torch.randn(2, 3, 16, 16)])\n"
+        'from torch._dynamo.utils import counters\n'
+        "print(counters['inductor']['qconv_weight_prepack_matcher_count'])\n"
+    )
+    arguments = [sys.executable, '-c', code, str(tmp_path / 'model.pt2')]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) == 2
 
 
 @pytest.fixture(scope='module')
