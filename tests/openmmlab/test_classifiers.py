@@ -148,6 +148,16 @@ def test_autoslim_finds_the_channels_of_a_classifier_and_trains(
     torch.testing.assert_close(plain(**inputs), small, rtol=1e-4, atol=1e-5)
 
 
+def test_spos_draws_widths_of_a_resnet(tmp_path: Path, image_loaders: dict) -> None:
+    mutator = dict(type='OneShotChannelMutator', parse_cfg=dict(demo_input=SHAPE))
+    model = dict(type='SPOS', architecture=resnet(18), mutator=mutator, input_shape=SHAPE)
+    algorithm = run(dict(image_loaders, model=model, **training(3)), tmp_path).model
+    smallest, largest = (algorithm.mutator.sample_choices(kind) for kind in ('min', 'max'))
+    whole = ResourceEstimator(input_shape=SHAPE, units=dict(flops='', params='')).estimate(MODELS.build(resnet(18)))['flops']
+    assert algorithm.get_subnet_flops(largest) == whole
+    assert algorithm.get_subnet_flops(smallest) < 0.15 * whole
+
+
 @pytest.fixture(scope='module')
 def resnet50() -> torch.nn.Module:
     torch.manual_seed(0)

@@ -11,10 +11,13 @@ pytest.importorskip('mmpretrain', reason='the codebases of OpenMMLab have an env
 pytest.importorskip('mmdet', reason='needs mmdet: make test-openmmlab')
 
 from mmengine.config import Config
+from mmengine.registry import TRANSFORMS, VISUALIZERS, DefaultScope
 
 from strop.cli.configs import load_config
 from strop.cli.models import build_model
+from strop.data import DefaultDemoInput
 from strop.engine import build_runner
+from strop.registry import MODELS
 
 from .coco import coco_folder, detection_data, need_file
 from .conftest import losses_of, training
@@ -127,3 +130,24 @@ def test_one_config_inherits_from_three_codebases(tmp_path: Path) -> None:
     assert config.default_scope == 'mmpretrain'
     assert (config.model.type, config.model._scope_) == ('RetinaNet', 'mmdet')
     assert config.train_dataloader.dataset._scope_ == 'mmseg'
+
+
+def test_types_that_mmpretrain_renamed_are_built_with_a_note() -> None:
+    import strop.compat  # noqa: F401, as the command line does
+
+    with DefaultScope.overwrite_default_scope('mmcls'):
+        assert type(TRANSFORMS.build(dict(type='PackClsInputs'))).__name__ == 'PackInputs'
+        assert type(TRANSFORMS.build(dict(type='mmcls.PackClsInputs'))).__name__ == 'PackInputs'
+        assert TRANSFORMS.get('mmcls.Resize').__module__.startswith('mmcv.')
+        assert VISUALIZERS.get('mmcls.ClsVisualizer').__name__ == 'UniversalVisualizer'
+
+
+def test_a_decoder_of_mmseg_takes_a_backbone_of_mmpretrain() -> None:
+    head = dict(type='FCNHead', in_channels=1280, in_index=0, channels=16, num_convs=1, num_classes=3)
+    backbone = dict(type='mmpretrain.MobileNetV2', out_indices=(7,))
+    model = MODELS.build(dict(type='mmseg.EncoderDecoder', backbone=backbone, decode_head=head))
+    kinds = [type(part).__module__.partition('.')[0] for part in (model, model.backbone, model.decode_head)]
+    assert kinds == ['mmseg', 'mmpretrain', 'mmseg']
+    inputs = DefaultDemoInput((2, 3, 64, 64))(model)
+    assert inputs['data_samples'][0].gt_sem_seg.data.unique().tolist() == [0, 1, 2]
+    assert float(model(**inputs, mode='loss')['decode.loss_ce'].detach()) > 0
