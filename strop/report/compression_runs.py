@@ -12,7 +12,7 @@ from rich.table import Table
 from strop.errors import ConfigError
 from strop.files import atomic_write
 from strop.report import wording
-from strop.report.charts import Mark, Plot, axis_of
+from strop.report.charts import Line, Mark, Plot, axis_of
 from strop.report.compression import CompressionReport
 from strop.report.compression_findings import Findings, budget_lines
 from strop.report.compression_result import CompressionResult
@@ -79,7 +79,7 @@ class RunComparison:
         results = [report.result for report in self.reports.values()]
         for what, values in (
             ('CPUs', [str(result.environment.get('cpu', 'unknown')) for result in results]),
-            ('data', [f'{result.data.name} {result.data.parts}' for result in results]),
+            ('data', [_data(result) for result in results]),
             ('given models', [f'{result.model.name} ({result.model.source})' for result in results]),
             ('numbers of threads', [str(threads) for result in results if (threads := _threads(result))]),
         ):
@@ -130,8 +130,10 @@ class RunComparison:
             Mark(x.place(ms), round(100 - y.place(scale * score), 3), str(index + 1) if after else '', title, index, after)
             for ms, score, title, index, after in marks
         )
-        words = f'{metric} against latency of {len(self.reports)} runs, before and after.'
-        return Plot(x, y, drawn, (), tuple(self.reports), words)
+        ends = [[(mark.x, mark.y) for mark in drawn if mark.series == index] for index in range(len(self.reports))]
+        lines = tuple(Line(tuple(pair), index) for index, pair in enumerate(ends) if len(pair) == 2)
+        words = f'{metric[:1].upper()}{metric[1:]} against latency of {len(self.reports)} runs, before and after.'
+        return Plot(x, y, drawn, lines, tuple(self.reports), words)
 
     def html(self) -> str:
         """Return the page: styles and pictures inside, no script, nothing fetched."""
@@ -146,6 +148,11 @@ class RunComparison:
         target = Path(path).expanduser()
         atomic_write(target, self.html())
         return target
+
+
+def _data(result: CompressionResult) -> str:
+    parts = ', '.join(f'{count:,} {name}' for name, count in result.data.parts.items())
+    return f'{result.data.name} ({parts})' if parts else result.data.name
 
 
 def _threads(result: CompressionResult) -> list[int]:
