@@ -1,0 +1,108 @@
+"""Models by name: what builds them, what rebuilds them, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from strop.compression.model_source import ModelSource, read_state, state_digest
+from strop.errors import ComponentTypeError, ConfigError, ExportError, UnknownTypeError, UnsafeFileError
+
+timm = pytest.importorskip('timm')
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    (tmp_path / 'my_nets.py').write_text(
+        'from torch import nn\ndef make(width=3):\n    return nn.Linear(width, 2)\nready = nn.Linear(5, 2)\nwrong = lambda: 3\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_a_function_of_a_module_is_called_with_its_arguments_where_it_is_trusted(package):
+    assert ModelSource.of('my_nets:make', {'width': 7}).build(trust=True).in_features == 7
+    assert ModelSource.of('my_nets:ready').build(trust=True).in_features == 5
+    with pytest.raises(UnsafeFileError, match='--trust'):
+        ModelSource.of('my_nets:make').build()
+    with pytest.raises(ConfigError, match="Did you mean 'make'"):
+        ModelSource.of('my_nets:mak').build(trust=True)
+    with pytest.raises(ComponentTypeError, match='gives int'):
+        ModelSource.of('my_nets:wrong').build(trust=True)
+
+
+def test_registered_types_are_built_and_unknown_ones_have_near_matches():
+    config = {'type': 'ConvModule', 'in_channels': 3, 'out_channels': 4, 'kernel_size': 1}
+    assert ModelSource.of(config).build().conv.out_channels == 4
+    with pytest.raises(UnknownTypeError, match='ConvModule'):
+        ModelSource.of('ConvModul').check()
+
+
+@pytest.mark.parametrize('ending', ['safetensors', 'npz', 'pth'])
+def test_weights_are_read_without_unpickling(package, ending):
+    net = nn.Linear(3, 2)
+    path = package / f'weights.{ending}'
+    if ending == 'safetensors':
+        save_file(net.state_dict(), path)
+    elif ending == 'npz':
+        np.savez(path, **{name: value.numpy() for name, value in net.state_dict().items()})
+    else:
+        torch.save({'state_dict': {f'module.{name}': value for name, value in net.state_dict().items()}}, path)
+    built = ModelSource.of('my_nets:make', weights=str(path)).build(trust=True)
+    assert torch.equal(built.weight, net.weight)
+    assert state_digest(built) == state_digest(net) != state_digest(nn.Linear(3, 2))
+
+
+def test_weights_of_another_model_and_pickles_are_refused(package):
+    save_file(nn.Linear(4, 2).state_dict(), package / 'other.safetensors')
+    with pytest.raises(ExportError, match='weight'):
+        ModelSource.of('my_nets:make', weights=str(package / 'other.safetensors')).build(trust=True)
+    np.savez(package / 'bad.npz', weight=np.array([{}], dtype=object))
+    with pytest.raises(UnsafeFileError, match='plain arrays'):
+        read_state(str(package / 'bad.npz'))
+    torch.save([1, 2], package / 'list.pth')
+    with pytest.raises(ConfigError, match='no tensors by name'):
+        read_state(str(package / 'list.pth'))
+
+
+def test_what_is_written_builds_the_same_again():
+    source = ModelSource.of({'source': 'timm:resnet10t', 'args': {'num_classes': 4}})
+    again = ModelSource.from_dict(source.to_dict())
+    assert again == source
+    assert again.digest() == source.digest()
+    first, second = source.rebuild(), again.rebuild()
+    assert state_digest(first) == state_digest(second)
+
+
+@pytest.mark.parametrize('given', [3, '', ':', {'sourc': 'timm:x'}, {'source': 'timm:x', 'args': 3}, {'source': None}])
+def test_what_names_no_model_is_refused(given):
+    with pytest.raises(ConfigError):
+        ModelSource.of(given)
+
+
+def test_a_model_of_transformers_is_rebuilt_from_its_config_alone(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / 'bert')
+    source = ModelSource.of(f'transformers:{tmp_path / "bert"}')
+    model = source.build()
+    known = ModelSource.from_dict(source.known(model).to_dict())
+    for file in (tmp_path / 'bert').iterdir():
+        file.unlink()
+    again = known.rebuild()
+    assert type(again) is transformers.BertModel
+    again.load_state_dict(model.state_dict())
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids).last_hidden_state, model(ids).last_hidden_state)
+
+
+def test_no_file_of_weights_is_read_for_timm_unless_it_is_trusted():
+    with pytest.raises(UnsafeFileError, match='checkpoint_path'):
+        ModelSource.of('timm:resnet10t', {'checkpoint_path': '/x.pth'}).check()
