@@ -1,0 +1,54 @@
+"""The call in Python: what replaces what in a recipe, and plans that write nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strop.compression.compressing import dry_run, planned
+from strop.errors import ConfigError, DataError
+from tests.compression.conftest import small_net
+
+RECIPE = {'model': 'timm:resnet10t', 'data': 'digits', 'stages': [{'prune': {'ratio': 0.5}}], 'seed': 3}
+
+
+def test_arguments_replace_what_the_recipe_says():
+    job = planned(
+        recipe=RECIPE, data={'source': 'mnist', 'limit': 50}, budget={'macs': 0.5}, seed=4, threads=1, runtimes=['eager']
+    )
+    recipe = job.recipe
+    assert (recipe.data.source, recipe.seed, recipe.threads, recipe.runtimes) == ('mnist', 4, 1, ('eager',))
+    assert recipe.budget.macs == 0.5
+    assert [stage.name for stage in recipe.stages] == ['prune']
+    assert planned(recipe=RECIPE).recipe.seed == 3
+
+
+def test_automatic_stages_follow_a_new_budget():
+    job = planned('timm:resnet10t', 'digits', budget={'latency': 0.5, 'runtime': 'eager'})
+    assert [stage.kind for stage in job.recipe.stages] == ['prune', 'distill', 'export']
+
+
+def test_a_dry_run_counts_the_model_and_the_steps_and_writes_nothing(tmp_path, pictures):
+    job = planned(
+        small_net(),
+        pictures,
+        stages=[{'prune': {'ratio': 0.5}}, {'distill': {'epochs': 3}}],
+        output=tmp_path / 'out',
+        threads=1,
+    )
+    plan = dry_run(job)
+    conv = 9 * (64 * 16 + 64 * 16 * 16 + 9 * 16 * 32)
+    assert plan.macs == conv + 32 * 4
+    assert [stage.steps for stage in plan.stages] == [0, 9]
+    assert plan.stages[1].seconds > 0
+    assert plan.peak_memory_mb > 4 * plan.size_mb
+    assert not (tmp_path / 'out').exists()
+
+
+def test_neither_model_nor_data_can_be_left_out(pictures):
+    with pytest.raises(ConfigError, match='no model'):
+        planned(recipe={'stages': ['export']}, data=pictures)
+    with pytest.raises(ConfigError, match='no data'):
+        planned(small_net(), stages=['export'])
+    with pytest.raises(DataError, match="'train' and 'test'"):
+        planned(small_net(), [torch.zeros(1)], stages=['export']).open()

@@ -1,0 +1,68 @@
+"""Files for runtimes count only if they compute what the model does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import strop
+import strop.compression.export_stage as module
+from strop.errors import ExportError
+from tests.compression.conftest import drawn, small_net
+
+
+def compress(folder, formats):
+    data = {'train': drawn(64, 'train'), 'test': drawn(16, 'test')}
+    return strop.compress(
+        small_net(4),
+        data,
+        stages=[{'export': {'formats': formats}}],
+        output=folder,
+        threads=1,
+        runtimes=['eager'],
+        progress='quiet',
+    )
+
+
+def test_openvino_files_are_run_compared_and_both_parts_are_kept(tmp_path):
+    ov = pytest.importorskip('openvino')
+    found = compress(tmp_path / 'out', ['openvino'])
+    export = found.result.exports[1]
+    folder = tmp_path / 'out' / 'exports'
+    assert (export.path, export.runtime) == ('exports/openvino.xml', 'openvino')
+    assert export.bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert {path.name for path in folder.iterdir()} == {'openvino.xml', 'openvino.bin'}
+    x = drawn(3, 'x')[0]
+    result = ov.Core().compile_model(str(folder / 'openvino.xml'), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(x.numpy())
+    assert torch.allclose(torch.from_numpy(next(iter(result.values()))), found.model(x), atol=1e-4)
+
+
+def test_executorch_files_are_run_and_compared(tmp_path):
+    pytest.importorskip('executorch.runtime')
+    found = compress(tmp_path / 'out', ['executorch'])
+    assert found.result.exports[1].difference < 1e-4
+    assert (tmp_path / 'out' / 'exports' / 'model.pte').stat().st_size == found.result.exports[1].bytes
+
+
+def test_a_file_that_differs_fails_the_stage_and_says_where(tmp_path, monkeypatch):
+    pytest.importorskip('openvino')
+    right = module.Source.distance
+
+    def wrong(self, run, *args):
+        return right(self, lambda given: [value + 1 for value in run(given)], *args)
+
+    monkeypatch.setattr(module.Source, 'distance', wrong)
+    with pytest.raises(
+        ExportError, match=r'The model gives|gives different|openvino does not do what the model does: at batch'
+    ):
+        compress(tmp_path / 'out', ['openvino'])
+    assert not (tmp_path / 'out' / 'exports').exists()
+
+
+def test_formats_that_are_not_installed_are_told_where_none_are_named(tmp_path, monkeypatch):
+    absent = module.Format('model.pte', 'executorch', ('no_such_module',), 'executorch')
+    only = {'pt2': module.FORMATS['pt2'], 'executorch': absent}
+    monkeypatch.setattr(module, 'FORMATS', only)
+    found = compress(tmp_path / 'out', [])
+    assert [export.format for export in found.result.exports] == ['recipe', 'pt2']
+    assert "no_such_module is not installed (pip install 'strop[executorch]')" in found.result.stage('export').warnings[0]
