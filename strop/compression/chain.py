@@ -7,8 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from strop.compression.stage import (
     resources_of,
 )
 from strop.compression.training import forget
-from strop.errors import BudgetError, ConfigError, StoreError, StropError
+from strop.errors import ConfigError, StoreError, StropError
 from strop.estimators.latency import Machine
 from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
@@ -50,6 +49,11 @@ from strop.pruning import PruneRecord
 from strop.randomness import derive_seed, seeded
 from strop.report import compression_result as results
 from strop.report.compression import CompressionReport
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: The folder of checkpoints inside an output folder; it may be deleted once a compression is done.
 STAGES = 'stages'
@@ -106,6 +110,7 @@ class Compression:
         data: The data, where they are given in memory.
         factory: What builds a model that is given in memory, so that the artefact can be loaded without it: 'module:function'.
         trust: Whether the recipe may name functions of Python modules.
+        own: Which of `model` and `data` the caller named by itself, and not the recipe: those may.
         progress: Tells how far it is.
 
     Raises:
@@ -121,11 +126,13 @@ class Compression:
         data: Any = None,
         factory: str | None = None,
         trust: bool = False,
+        own: Sequence[str] = (),
         progress: str | Progress = 'bars',
     ) -> None:
         self.recipe = recipe
         self.folder = Path(output).expanduser().resolve()
         self.trust = trust
+        self.own = (*own, *(['model'] if factory else []))
         self.progress = Progress.of(progress)
         self.given_model, self.given_data = model, data
         self.source = recipe.model if model is None else (ModelSource.of(factory) if factory else None)
@@ -135,7 +142,7 @@ class Compression:
             raise ConfigError('There are no data: the recipe names none, and none were given.')
         if self.folder.is_file():
             raise ConfigError(f'The output is a folder, but {self.folder} is a file.')
-        recipe.check(trust)
+        recipe.check(trust, own)
         usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         self.threads = recipe.threads or usable
 
@@ -153,7 +160,7 @@ class Compression:
         else:
             assert self.recipe.model is not None, 'checked when it was made'
             with seeded(self.recipe.seed, 'model'):
-                self.supernet = plain_of(self.recipe.model.build(self.trust)).cpu().eval()
+                self.supernet = plain_of(self.recipe.model.build(self._trusts('model'))).cpu().eval()
             self.source = self.recipe.model.known(self.supernet)
         _contiguous(self.supernet)
         searches = any(stage.kind == 'search' for stage in self.recipe.stages)
@@ -175,6 +182,9 @@ class Compression:
                 raise type(error)(f'stage {stage.name!r}: {error}') from error
         self.backends = planned_backends([stage.settings for stage in self.recipe.stages], self.recipe.budget)
 
+    def _trusts(self, part: str) -> bool:
+        return self.trust or part in self.own
+
     def _data(self) -> DataParts:
         if self.given_data is not None and not isinstance(self.given_data, (str, Path, DataSource)):
             return (self.recipe.data or DataSource('data in memory')).given(self.given_data, self.recipe.seed)
@@ -191,7 +201,7 @@ class Compression:
             tokenizer = self.recipe.model.rest
             windows = type(self.original).__name__.endswith(('ForCausalLM', 'LMHeadModel'))
         return open_data(
-            source, seed=self.recipe.seed, trust=self.trust, normalise=wanted, tokenizer=tokenizer, windows=windows
+            source, seed=self.recipe.seed, trust=self._trusts('data'), normalise=wanted, tokenizer=tokenizer, windows=windows
         )
 
     # -- the run ---------------------------------------------------------------------------
@@ -210,12 +220,17 @@ class Compression:
         if from_stage is not None:
             self.recipe.stage(from_stage)
         self._claim(resume)
+        lock = _locked(self.folder / STAGES)
         try:
+            for left in (self.folder / STAGES).glob('.[0-9]*'):
+                shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
             self.progress.plan(['source', *(stage.name for stage in self.recipe.stages), 'measure'])
             self.open()
             return self._run(from_stage)
         finally:
             self.progress.close()
+            if lock is not None:
+                os.close(lock)
 
     def _run(self, from_stage: str | None) -> Compressed:
         model_digest = state_digest(self.supernet)
@@ -264,10 +279,7 @@ class Compression:
             raise StoreError(f'{self.folder} is not empty and holds no compression. Give another output.')
         else:
             atomic_write(mark, json.dumps(identity, indent=1) + '\n')
-        stages = self.folder / STAGES
-        stages.mkdir(exist_ok=True)
-        for left in stages.glob('.[0-9]*'):
-            shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
+        (self.folder / STAGES).mkdir(exist_ok=True)
 
     def _begun(self) -> results.CompressionResult:
         example = self.data.example(1)
@@ -509,7 +521,11 @@ class Compression:
         Artefact(source, shapes, self.recipe.name, state.choices or {}).write(folder)
         original = self.supernet
         check_artefact(
-            folder, state.model, example, None if source is not None else lambda **_: copy.deepcopy(original), self.trust
+            folder,
+            state.model,
+            example,
+            None if source is not None else lambda **_: copy.deepcopy(original),
+            self._trusts('model'),
         )
 
     def _judge_budget(self) -> None:
@@ -556,6 +572,23 @@ class Compression:
 
 
 # -- internals --------------------------------------------------------------------------------------------
+
+
+def _locked(folder: Path) -> int | None:
+    """Take the lock of a folder, which the kernel gives up when the process ends; None where there is no such lock.
+
+    Raises:
+        StoreError: If another process works there.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise StoreError(f'Another process is compressing into {folder.parent}. Wait for it, or give another output.') from None
+    return handle
 
 
 def _contiguous(model: nn.Module) -> nn.Module:
@@ -615,16 +648,4 @@ def _read(folder: Path, digest: str) -> _Finished | None:
     )
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-Tell = Callable[[int, int], None]
-
-__all__ = ['STAGES', 'BudgetError', 'Compressed', 'Compression']
+__all__ = ['STAGES', 'Compressed', 'Compression']

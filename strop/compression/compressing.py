@@ -36,7 +36,7 @@ def compress(
     factory: str | None = None,
     resume: bool = True,
     from_stage: str | None = None,
-    trust: bool = True,
+    trust: bool = False,
     progress: str | Progress = 'bars',
 ) -> Compressed:
     """Make a model smaller and faster: search, prune, distil, fine-tune, quantize and export, in one chain with its evidence.
@@ -61,7 +61,8 @@ def compress(
         factory: `'module:function'` that builds a model which is given in memory, so that `strop.load` needs no more.
         resume: Go on with what the folder holds.
         from_stage: Run this stage and those after it again.
-        trust: Whether functions of Python modules may be called; recipes of strangers should be given False.
+        trust: Whether a recipe may name functions of Python modules, and be Python itself; a `model` and `data` that are named
+            here may in any case.
         progress: `'bars'`, `'json-lines'` or `'quiet'`.
 
     Returns:
@@ -103,7 +104,7 @@ def planned(
     threads: int | None = None,
     runtimes: Sequence[str] | None = None,
     factory: str | None = None,
-    trust: bool = True,
+    trust: bool = False,
     progress: str | Progress = 'bars',
 ) -> Compression:
     """Return the compression that `compress` would run, its recipe checked; nothing is built or written.
@@ -150,6 +151,7 @@ def planned(
         data=None if named else data,
         factory=factory,
         trust=trust,
+        own=tuple(given),
         progress=progress,
     )
 

@@ -159,15 +159,19 @@ class Recipe:
         except StropError as error:
             raise type(error)(f'{path}: {error}') from None
 
-    def check(self, trust: bool = False) -> None:
+    def check(self, trust: bool = False, own: Sequence[str] = ()) -> None:
         """Raise what would stop the recipe later: missing files and packages, code that nobody trusts.
 
         Nothing is built, and no code of others is imported.
+
+        Args:
+            trust: Whether the recipe may name functions of Python modules.
+            own: Which of `model` and `data` the caller named by itself, and not the recipe: those may.
         """
         if self.model is not None:
-            _at('model', self.model.check, trust)
+            _at('model', self.model.check, trust or 'model' in own)
         if self.data is not None:
-            _at('data', self.data.check, trust)
+            _at('data', self.data.check, trust or 'data' in own)
         learns = False if self.data is not None and not self.data.labels else None
         for stage in self.stages:
             _at(f'stage {stage.name!r}', stage.settings.check, self.budget, learns)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import strop
-from strop.compression import Progress
+from strop.compression import DataSource, Progress
 from strop.errors import ConfigError, DataError, ExportError, StoreError, StropError
 from strop.report.compression_result import CompressionResult
 from tests.compression.conftest import drawn, small_net
@@ -125,6 +125,16 @@ def test_another_seed_gives_another_model(whole, pictures, tmp_path):
     assert not same(compress(tmp_path / 'out', pictures, seed=1).model, whole.model)
 
 
+def test_two_processes_do_not_work_in_one_folder(tmp_path, pictures):
+    class Again(Progress):
+        def begin(self, stage: str, note: str = '') -> None:
+            if stage == 'prune':
+                with pytest.raises(StoreError, match='Another process is compressing'):
+                    compress(tmp_path / 'out', pictures)
+
+    compress(tmp_path / 'out', pictures, stages=STAGES[:2], progress=Again())
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path, pictures):
     (tmp_path / 'mine.txt').write_text('mine')
     with pytest.raises(StoreError, match='is not empty'):
@@ -201,10 +211,6 @@ def test_a_budget_of_macs_is_met_by_the_prune_stage(tmp_path, pictures):
 
 
 def test_without_leave_to_learn_from_labels_the_chain_distils_and_chooses_without_them(tmp_path, pictures):
-    data = {'source': 'unused'}
-    assert data
-    from strop.compression import DataSource
-
     parts = DataSource('memory', labels=False).given(pictures)
     found = compress(
         tmp_path / 'out', parts, stages=[{'prune': {'ratio': 0.5, 'importance': 'taylor'}}, {'distill': {'epochs': 1}}]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strop.compression.compressing import dry_run, planned
-from strop.errors import ConfigError, DataError
+from strop.errors import ConfigError, DataError, UnsafeFileError
 from tests.compression.conftest import small_net
 
 RECIPE = {'model': 'timm:resnet10t', 'data': 'digits', 'stages': [{'prune': {'ratio': 0.5}}], 'seed': 3}
@@ -52,3 +52,17 @@ def test_neither_model_nor_data_can_be_left_out(pictures):
         planned(small_net(), stages=['export'])
     with pytest.raises(DataError, match="'train' and 'test'"):
         planned(small_net(), [torch.zeros(1)], stages=['export']).open()
+
+
+def test_what_a_recipe_names_needs_leave_and_what_is_named_here_has_it(tmp_path, monkeypatch):
+    (tmp_path / 'own_parts.py').write_text('import torch\nx = torch.zeros(32, 3)\nparts = {"train": x, "test": x}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = {'model': 'torch.nn:Identity', 'data': 'own_parts:parts', 'stages': ['export']}
+    with pytest.raises(UnsafeFileError, match=r"model: .*'torch.nn:Identity'"):
+        planned(recipe=recipe)
+    with pytest.raises(UnsafeFileError, match=r"data: .*'own_parts:parts'"):
+        planned('torch.nn:Identity', recipe=recipe)
+    job = planned('torch.nn:Identity', 'own_parts:parts', stages=['export'], output=tmp_path / 'out')
+    job.open()
+    assert job.data.counts()['test'] == 32
