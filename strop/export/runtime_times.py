@@ -37,7 +37,7 @@ FLOATS = ('f32', 'bf16')
 # What quantization calls its back ends -> the runtimes that compute them.
 _RUNTIME_OF = {'inductor': 'compile'}
 _FEWEST_ROUNDS = 5
-_SHORT_MS = 200.0
+_MOST_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ def measure_runtimes(
 
     Plain models run in eager, in `torch.compile` (Inductor with frozen weights, its fastest form), in ONNX Runtime and in
     OpenVINO, in each of the precisions that those have; a quantized model, or a file, in its own runtime beside them.
-    Everything of one batch size is measured in the same rounds, one after the other, so that a slow moment falls on all alike.
+    Everything of one batch size is measured in the same rounds, one after the other, so that a slow moment falls on all alike;
+    a sample is the mean of up to 20 calls in a row, as many as the time allows.
     What cannot be measured is listed with the reason, and stops nothing.
 
     Args:
@@ -380,7 +381,8 @@ class _Bench:
         calls = {name: partial(each.run, tensors) for name, each in entries.items()}
         trial = measure(calls, runs=2, warmup=1, threads=self._threads)
         lap = sum(min(latency.samples_ms) for latency in trial.values())
-        repeats = 3 if lap < _SHORT_MS else 1  # the first of several calls finds the caches full of other models
+        # The first call of a sample finds the caches full of other models: short ones would be timed by that alone.
+        repeats = max(1, min(_MOST_CALLS, int(1e3 * seconds / (rounds * lap))))
         rounds = max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(1e3 * seconds / (repeats * lap))))
         times = measure(calls, runs=rounds, warmup=1, calls=repeats, threads=self._threads)
         return [(each, times[name]) for name, each in entries.items()]
