@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope, init_default_scope
+from torch import nn
 
 from strop.codebases import codebase_of
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
@@ -210,19 +211,28 @@ class ResourceMeter:
     Args:
         algorithm: The algorithm whose subnets are measured. A `get_subnet_flops` that a user overrode is used.
         inputs: Inputs of one sample; a tuple are several arguments.
-        estimator_cfg: MMRazor's estimator config; of it, `input_shape` replaces `inputs`.
+        estimator_cfg: MMRazor's estimator config; of it, `input_shape` replaces `inputs`. `part='backbone'` measures that
+            module alone, as the search of a detector's backbone does, on inputs of `input_shape`.
+
+    Raises:
+        ConfigError: If there is no such part, or its inputs are unknown.
     """
 
     def __init__(self, algorithm: Any, inputs: Any, estimator_cfg: Mapping[str, Any] | None = None) -> None:
         self.algorithm = algorithm
         config = dict(estimator_cfg or {})
-        shape = config.get('input_shape')
+        shape, part = config.get('input_shape'), config.get('part')
+        self.model, binding = algorithm.architecture, mutator_of(algorithm).binding
+        if part is not None:
+            if shape is None:
+                raise ConfigError(
+                    f'What {part!r} is measured on is unknown: estimator_cfg=dict(part={part!r}, input_shape=...).'
+                )
+            self.model, binding = _Part(algorithm.architecture, part), None
         if shape is not None:
-            inputs = example_arguments(algorithm, shape)
+            inputs = example_arguments(self.model if part is not None else algorithm, shape)
         self.inputs = inputs
-        self.estimator = SpaceEstimator(
-            algorithm.architecture, inputs if isinstance(inputs, tuple) else (inputs,), binding=mutator_of(algorithm).binding
-        )
+        self.estimator = SpaceEstimator(self.model, inputs if isinstance(inputs, tuple) else (inputs,), binding=binding)
 
     def measure(self, subnet: Subnet, names: Sequence[str] = ('flops', 'params')) -> dict[str, float]:
         """Return the named resources of a subnet."""
@@ -275,8 +285,32 @@ class ResourceMeter:
     def _latency(self, subnet: Subnet) -> float:
         from strop.estimators import measure
 
-        model = extract(self.algorithm.architecture, subnet).eval()
+        model = extract(self.model, subnet).eval()
         return float(measure({'subnet': (model, self.inputs)}, runs=20, warmup=3)['subnet'].median_ms)
+
+
+class _Part(nn.Module):
+    """A copy of one module of a model, at the same path, run alone."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        super().__init__()
+        known = [name for name, _ in model.named_children()]
+        try:
+            found = copy.deepcopy(model.get_submodule(path))
+        except AttributeError:
+            raise ConfigError(
+                f'`part` of estimator_cfg must be the path of a module of the {type(model).__name__}, but got {path!r}.'
+                f'{near(path, known)} Its parts are {listed(known)}.'
+            ) from None
+        *parents, name = path.split('.')
+        self._path, holder = path, self
+        for parent in parents:
+            holder.add_module(parent, nn.Module())
+            holder = holder.get_submodule(parent)  # type: ignore[assignment]
+        holder.add_module(name, found)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_submodule(self._path)(*args, **kwargs)
 
 
 def _is_bound(bound: Any) -> bool:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from strop.algorithms import SPOS
 from strop.engine import Scorer, build_runner
-from strop.engine.scoring import SubnetScores
+from strop.engine.scoring import ResourceMeter, SubnetScores
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
 from strop.mutators import RandomMutator
@@ -167,3 +168,35 @@ def test_killed_workers_and_killed_searches_lose_nothing(tmp_path):
     build_runner(config, task='search', work_dir=tmp_path / 'unbroken').train()
     assert trials_of(tmp_path / 'killed') == trials_of(tmp_path / 'unbroken')
     assert len(trials_of(tmp_path / 'killed')) == 8
+
+
+class Detector(nn.Module):
+    """A backbone to be searched and a head that costs more."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Module()
+        self.body.stem = nn.Sequential(LayerChoice([nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(3, 8, 3, bias=False)]))
+        self.head = nn.Linear(8, 1000)
+
+    def forward(self, images):
+        return self.head(self.body.stem(images).mean((2, 3)))
+
+
+def test_resources_of_a_part_alone():
+    algorithm = SPOS(Detector())
+    whole = ResourceMeter(algorithm, torch.zeros(1, 3, 4, 4))
+    part = ResourceMeter(algorithm, None, dict(part='module.body.stem', input_shape=(1, 3, 4, 4)))
+    for choice, macs, params in ((0, 16 * 3 * 8, 3 * 8), (1, 4 * 27 * 8, 27 * 8)):
+        subnet = algorithm.mutator.space.subnet({'module.body.stem.0': choice})
+        assert part.measure(subnet) == {'flops': macs / 1e6, 'params': params / 1e6}
+        assert whole.measure(subnet) == {'flops': (macs + 8000) / 1e6, 'params': (params + 9000) / 1e6}
+    assert part.measure(subnet, ['latency'])['latency'] > 0
+
+
+def test_a_part_that_is_not_there_or_without_inputs():
+    algorithm = SPOS(Detector())
+    with pytest.raises(ConfigError, match=r"path of a module .* but got 'backbone'"):
+        ResourceMeter(algorithm, None, dict(part='backbone', input_shape=(1, 3, 4, 4)))
+    with pytest.raises(ConfigError, match='input_shape'):
+        ResourceMeter(algorithm, torch.zeros(1, 3, 4, 4), dict(part='module.body.stem'))

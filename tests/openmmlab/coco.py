@@ -5,11 +5,14 @@ The file has boxes and no outlines. Regions are painted boxes, which is enough t
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 FILE = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data' / 'coco128_320.npz'
@@ -165,8 +168,10 @@ def shortened(config: Config, data: dict, iterations: int, work_dir: Path, lr: f
     """
     for name, value in data.items():
         config[name] = value
-    config.train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=iterations + 1)
-    config.val_cfg, config.test_cfg = dict(), dict()
+    config.train_cfg = dict(by_epoch=False, max_iters=iterations)
+    # What is scored is scored by runner.test(), once.
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    config.test_cfg = dict()
     config.optim_wrapper = dict(
         type='OptimWrapper', optimizer=dict(type='SGD', lr=lr, momentum=0.9), clip_grad=dict(max_norm=10)
     )
@@ -180,3 +185,19 @@ def shortened(config: Config, data: dict, iterations: int, work_dir: Path, lr: f
     config.work_dir, config.log_level, config.randomness = str(work_dir), 'INFO', dict(seed=0)
     config.merge_from_dict({name.replace('__', '.'): value for name, value in options.items()})
     return config
+
+
+def taught(runner: Any) -> tuple[float, float]:
+    """Train a distillation, and return the sum of its distillation losses on one batch before and after."""
+    model = runner.model
+    model.init_weights()
+    batch = model.data_preprocessor(next(iter(runner.build_dataloader(runner._train_dataloader, seed=0))), True)
+
+    def measured() -> float:
+        with torch.no_grad():
+            losses = model.train()(**copy.deepcopy(batch), mode='loss')
+        return sum(float(value) for name, value in losses.items() if name.startswith('distill.'))
+
+    before = measured()
+    runner.train()
+    return before, measured()
