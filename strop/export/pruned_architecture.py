@@ -80,7 +80,8 @@ class RecipeArchitecture(PlainArchitecture):
         """
         if not hasattr(self.module, 'extract_feat'):
             raise ConfigError(f'The {type(self.module).__name__} of the recipe has no extract_feat(inputs).')
-        return self.module.extract_feat(inputs)
+        model: Any = self.module
+        return model.extract_feat(inputs)
 
 
 __all__ = ['RecipeArchitecture']
