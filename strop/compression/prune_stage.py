@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from strop.compression.automatic import Planned, plan
 from strop.compression.budget import Budget
 from strop.compression.scoring import call, main_output
-from strop.compression.stage import Outcome, StageSettings, State, Surroundings
+from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.pruning import IMPORTANCES, build_importance, prune, recalibrate, remove_blocks
 from strop.pruning import Budget as PruningBudget
@@ -147,11 +147,20 @@ class PruneStage(StageSettings):
         if judged.needs_data:
             options['data'], options['loss'] = importance_data(around, model)
         example = around.data.example(2)
+        whole = model
         try:
-            model, record = prune(model, example, **asked, **options)
+            model, record = prune(whole, example, **asked, **options)
+            for _ in range(4):
+                # Buffers, scales and names come on top of the parameters, the more of them the smaller the model is.
+                stored = float(resources_of(model, around.data.example(1)).size_mb or 0)
+                allowed = around.budget.size_mb
+                if self.ratio is not None or self.budget is not None or around.backends or not allowed or stored <= allowed:
+                    break
+                asked['budget']['params'] = record.params[1] * (allowed / stored) ** 1.2
+                model, record = prune(whole, example, **asked, **options)
         except BudgetError as error:
             # What can be reached at the least is what the largest ratio leaves.
-            model, record = prune(model, example, ratio=self.max_ratio, **options)
+            model, record = prune(whole, example, ratio=self.max_ratio, **options)
             found.warnings.append(
                 f'{error} The smallest model that can be reached was taken: {record.macs[1] / record.macs[0]:.1%} of the MACs, '
                 f'{record.params[1] / record.params[0]:.1%} of the parameters.'
@@ -170,8 +179,6 @@ class PruneStage(StageSettings):
         """Return the counted limits that the model does not keep yet, as numbers for the traced batch."""
         if self.budget is not None:
             return dict(self.budget)
-        from strop.compression.stage import resources_of
-
         whole = resources_of(around.original, around.data.example(1))
         now = resources_of(model, around.data.example(1))
         limits: dict[str, float] = {}

@@ -1,0 +1,62 @@
+"""What a source is taken for, and what is refused before anything is read."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from strop.compression import DataSource, open_data
+from strop.errors import ConfigError, DataError
+
+
+def test_the_kind_follows_from_the_source(tmp_path, image_folder):
+    (tmp_path / 'a.txt').write_text('text')
+    (tmp_path / 'coco' / 'annotations').mkdir(parents=True)
+    (tmp_path / 'coco' / 'annotations' / 'instances_val.json').write_text(json.dumps({'images': []}))
+    np.savez(tmp_path / 'a.npz', x=np.zeros((4, 2, 2), np.uint8), y=np.arange(4))
+    sources = {
+        'digits': 'images', str(tmp_path / 'a.npz'): 'images', str(image_folder): 'folder', str(tmp_path / 'coco'): 'coco',
+        str(tmp_path / 'a.txt'): 'text', 'mine:parts': 'factory',
+    }  # fmt: skip
+    assert {source: DataSource(source).found_kind for source in sources} == sources
+    assert DataSource(str(tmp_path / 'coco'), kind='folder').found_kind == 'folder'
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'split': 'even'}, {'kind': 'video'}, {'size': 0}, {'batch_size': True}, {'test': 0.0}, {'labels': 1},
+        {'mean': [1.0]}, {'mean': ['a'], 'std': [1]}, {'max_unreadable': -1}, {'chunk': 'words'},
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused(options):
+    with pytest.raises(ConfigError):
+        DataSource('digits', **options)
+
+
+def test_parts_that_a_folder_publishes_are_kept_apart(image_folder, tmp_path):
+    whole = tmp_path / 'published'
+    for part in ('train', 'test'):
+        for label in ('cat', 'dog'):
+            (whole / part / label).mkdir(parents=True)
+            for file in sorted((image_folder / label).iterdir())[:: 1 if part == 'train' else 4]:
+                (whole / part / label / file.name).write_bytes(file.read_bytes())
+    parts = open_data(DataSource(str(whole)))
+    assert parts.counts()['test'] == 10
+    assert parts.counts()['train'] + parts.counts()['validation'] == 40
+
+
+def test_an_empty_class_and_a_missing_folder_are_told(tmp_path):
+    (tmp_path / 'set' / 'cat').mkdir(parents=True)
+    with pytest.raises(DataError, match='has no image'):
+        DataSource(str(tmp_path / 'set')).check()
+    with pytest.raises(DataError, match='There is no data'):
+        DataSource(str(tmp_path / 'none')).check()
+
+
+def test_a_limit_takes_samples_from_all_over_the_set():
+    parts = open_data(DataSource('mnist', limit=100))
+    labels = [parts.test[index][1] for index in range(len(parts.test))]
+    assert len(set(labels)) == 10

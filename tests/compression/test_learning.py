@@ -1,0 +1,53 @@
+"""The stages that train."""
+
+from __future__ import annotations
+
+import pytest
+
+import strop
+from strop.compression.learning import DistillStage, FinetuneStage
+from strop.errors import ConfigError
+from tests.compression.conftest import small_net
+
+
+def test_a_training_that_makes_it_worse_is_not_taken(tmp_path, pictures):
+    stages = [{'finetune': {'epochs': 4, 'lr': 0.1}}, {'finetune': {'epochs': 1, 'lr': 50.0, 'warmup': 0.0, 'clip': None}}]
+    found = strop.compress(
+        small_net(), pictures, stages=stages, output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet'
+    )
+    first, second = found.result.stage('finetune'), found.result.stage('finetune-2')
+    assert first.scores['accuracy'] == second.scores['accuracy'] > 0.3
+    assert 'it was not taken' in second.warnings[0]
+    assert second.curve
+
+
+def test_a_distilled_model_comes_closer_to_its_teacher_without_a_label(tmp_path, pictures):
+    stages = [
+        {'finetune': {'epochs': 6, 'lr': 0.1}},
+        {'prune': {'ratio': 0.25, 'round_to': 1}},
+        {'distill': {'epochs': 6, 'lr': 0.02}},
+    ]
+    images = {part: x for part, (x, _) in pictures.items()}
+    found = strop.compress(
+        small_net(), images, stages=stages[1:], output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet'
+    )
+    scores = [found.result.stage(name).scores for name in ('prune', 'distill')]
+    assert set(scores[0]) == {'agreement'}
+    assert scores[1]['agreement'] >= scores[0]['agreement']
+    assert found.result.stage('distill').curve[-1]['loss'] < found.result.stage('distill').curve[0]['loss']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'options'),
+    [
+        (DistillStage, {'temperature': 0}), (DistillStage, {'features': 'layer1'}), (DistillStage, {'hard': -1}),
+        (DistillStage, {'soft': 0}), (FinetuneStage, {'smoothing': 1.0}), (FinetuneStage, {'epochs': 0}),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(kind, options):
+    with pytest.raises(ConfigError):
+        kind.of(options)
+
+
+def test_the_number_of_steps_is_known_before():
+    assert DistillStage(epochs=3).steps(100, 32) == 9
