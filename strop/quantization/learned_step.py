@@ -209,8 +209,7 @@ class LearnableFakeQuantize(FakeQuantizer):
 
     The first tensor that it sees begins (see the observer); from then on `scale` gets the gradients of `learned_step`. They
     are multiplied by `1 / sqrt(N p)`, where `p` is the highest code above zero and `N` the number of values that share a step:
-    all of a weight, those of one sample of an input. A step that a gradient makes negative or zero becomes the smallest
-    positive number.
+    all of a weight, those of one sample of an input. Of a `scale` that a gradient makes negative the size counts.
 
     Args:
         observer: Class, name or config of what begins: `LSQObserver`, `LSQPlusObserver`, or any other observer.
@@ -278,18 +277,23 @@ class LearnableFakeQuantize(FakeQuantizer):
             self.offset.data = -self.zero_point * self.scale.data
         self.observed.fill_(1)
 
+    @property
+    def step(self) -> Tensor:
+        """The step that is rounded with: the size of `scale`, whatever its sign, and never zero."""
+        size = self.scale.abs()
+        return size + (size.clamp_min(torch.finfo(torch.float32).eps) - size).detach()
+
     def _settle(self) -> None:
-        """Make steps positive, and the code of zero that of the offset."""
-        with torch.no_grad():
-            self.scale.data.clamp_(min=torch.finfo(torch.float32).eps)
-            if self.offset is not None:
-                zero = -torch.round(self.offset / self.scale)
+        """Make the code of zero that of the offset."""
+        if self.offset is not None:
+            with torch.no_grad():
+                zero = -torch.round(self.offset / self.step)
                 self.zero_point.copy_(zero.clamp(self.quant_min, self.quant_max))
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return the steps (float) and the codes of zero (whole numbers), one each or one for each channel."""
         self._settle()
-        return super().calculate_qparams()
+        return self.step.detach(), super().calculate_qparams()[1]
 
     def gradient_scale(self, x: Tensor) -> float:
         """Return what the gradients of a step are multiplied by."""
@@ -307,7 +311,7 @@ class LearnableFakeQuantize(FakeQuantizer):
         scaled = self.gradient_scale(x)
         # Saved for the backward pass; training changes the buffer in place before it where a module runs twice.
         zero_point = self.zero_point.clone() if self.offset is not None else self.zero_point
-        return learned_step(x, self.scale, zero_point, self.quant_min, self.quant_max, self.axis, scaled, self.offset)
+        return learned_step(x, self.step, zero_point, self.quant_min, self.quant_max, self.axis, scaled, self.offset)
 
 
 def learned_spec(spec: Any, *, is_weight: bool = False, observer: Any = LSQObserver, **options: Any) -> Any:

@@ -126,13 +126,28 @@ def test_the_offset_learns_and_rounds_to_a_whole_code():
     assert set(quantizer.codes(X).unique().tolist()) <= set(range(16))
 
 
-def test_a_step_that_becomes_negative_is_made_positive():
+@pytest.mark.parametrize('scale', [-1.0, 0.0])
+def test_of_a_step_that_becomes_negative_the_size_counts(scale):
     quantizer = LearnableFakeQuantize(LSQObserver, -8, 7, **SIGNED)
     quantizer(X)
     with torch.no_grad():
-        quantizer.scale.fill_(-1)
-    assert torch.isfinite(quantizer(X)).all()
-    assert quantizer.scale > 0
+        quantizer.scale.fill_(scale)
+    step = max(abs(scale), torch.finfo(torch.float32).eps)
+    assert torch.equal(quantizer(X), fake_quantize(X, torch.tensor([step]), torch.tensor([0]), -8, 7))
+    assert quantizer.scale.item() == scale  # a forward changes no parameter
+    assert quantizer.calculate_qparams()[0].item() == pytest.approx(step)
+
+
+def test_gradients_of_a_negative_step_are_those_of_its_size():
+    grads = []
+    for sign in (1, -1):
+        quantizer = LearnableFakeQuantize(LSQObserver, -8, 7, **SIGNED)
+        quantizer(X)
+        with torch.no_grad():
+            quantizer.scale.mul_(sign)
+        quantizer(X).pow(2).sum().backward()
+        grads.append(quantizer.scale.grad)
+    assert torch.equal(grads[0], -grads[1])
 
 
 @pytest.mark.parametrize('bits', [8, 4, 3, 2])
