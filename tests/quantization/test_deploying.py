@@ -79,8 +79,8 @@ def test_steps_and_bits_are_those_that_were_learned(deployed):
     layers = {layer.name: layer for layer in result.record.layers}
     assert list(layers) == ['stem', 'block1.conv1', 'block1.conv2', 'block2.conv1', 'block2.conv2', 'head']
     assert [(layer.weight_bits, layer.input_bits) for layer in layers.values()] == [(8, 8), *[(4, 4)] * 4, (8, 8)]
-    assert layers['head'].input_scale == pytest.approx(net.head.input_fake_quant.scale.item(), rel=1e-6)
-    assert layers['stem'].weight_scale[1] == pytest.approx(net.stem.weight_fake_quant.scale.max().item(), rel=1e-6)
+    assert layers['head'].input_scale == pytest.approx(net.head.input_fake_quant.step.item(), rel=1e-6)
+    assert layers['stem'].weight_scale[1] == pytest.approx(net.stem.weight_fake_quant.step.max().item(), rel=1e-6)
     assert layers['block1.conv1'].input_zero_point == 0
 
 
