@@ -118,7 +118,8 @@ class Study:
             given = dict(more)
             if given.get('method') == 'gptq':
                 given['data'] = self.windows
-                given['folder'] = self.folder / f'gptq-{bits}-{group}-{given.get("act_order", True)}'
+                searched = '-search' if given.get('search') else ''
+                given['folder'] = self.folder / f'gptq{searched}-{bits}-{group}-blocks'
             packed, record = quantize_weights(self.model, bits, group, **given)
             weights = sum(layer.numel() for name, layer in self.model.named_parameters() if is_rounded(name, record))
             figures = {
