@@ -3,7 +3,9 @@
 A cell is a model, a batch size and a number of threads; in it everything is measured together, in turns, by
 `strop.estimators.measure`: int8, fp32 and (where the runtime has it) bf16 of every backend that runs here. The float model goes
 through the same export and the same runtime as the quantized one. Ratios are medians of paired rounds with bootstrap intervals;
-above 1 means that int8 is faster. Weights are random with batch norms calibrated on noise: latency doesn't depend on them.
+above 1 means that int8 is faster. Beside them stands what the processor does in products of large matrices: VNNI alone does four
+times the multiply-adds of fp32 vectors in the same time, AMX several times more, and no network can gain more than that.
+Weights are random with batch norms calibrated on noise: latency doesn't depend on them.
 
 Each cell is written when it is done; a second call goes on. Run it on a machine that does nothing else.
 
@@ -51,6 +53,20 @@ def calls(result: Any, inputs: torch.Tensor, threads: int) -> dict[str, Any]:
     return found
 
 
+def peaks(threads: int, size: int = 2048) -> dict[str, float]:
+    """Return billions of multiply-adds a second in products of square matrices: what the processor gives at best."""
+    torch.set_num_threads(threads)
+    floats = torch.randn(size, size)
+    halves, integers = floats.bfloat16(), torch.randint(-127, 128, (size, size), dtype=torch.int8)
+    entries = {
+        'f32': partial(torch.mm, floats, floats),
+        'bf16': partial(torch.mm, halves, halves),
+        'int8': partial(torch._int_mm, integers, integers),
+    }
+    times = measure(entries, runs=15, threads=threads, warmup=2)
+    return {name: size**3 / times[name].median_ms / 1e6 for name in entries}
+
+
 def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int) -> dict[str, Any]:
     """Measure everything in one setting."""
     torch.manual_seed(1)
@@ -96,6 +112,8 @@ def main() -> None:
     if options.quick:
         options.models, options.batches, options.threads, options.runs = ['resnet18'], [1], [1], 10
     names = [name for name in options.backends if backends()[name].available]
+    best = {str(threads): peaks(threads) for threads in options.threads}
+    print(f'Billions of multiply-adds a second, by threads: {best}', flush=True)
     cells: dict[str, Any] = {}
     if options.out.is_file() and not options.quick:
         cells = json.loads(options.out.read_text())['cells']
@@ -111,7 +129,8 @@ def main() -> None:
                 cells[key] = cell(model, batch, threads, names, options.runs if batch == 1 else max(8, options.runs // 4))
                 if not options.quick:
                     packages = ('torchao', 'onnxruntime', 'openvino', 'executorch', 'timm')
-                    write_result(options.out, 'quantization_latency', {'runs': options.runs, 'cells': cells}, packages=packages)
+                    content = {'runs': options.runs, 'peak_gmacs_by_threads': best, 'cells': cells}
+                    write_result(options.out, 'quantization_latency', content, packages=packages)
 
 
 if __name__ == '__main__':
