@@ -3,8 +3,8 @@
 A cell is a model, a batch size and a number of threads; in it everything is measured together, in turns, by
 `strop.estimators.measure`: int8, fp32 and (where the runtime has it) bf16 of every backend that runs here. The float model goes
 through the same export and the same runtime as the quantized one. Ratios are medians of paired rounds with bootstrap intervals;
-above 1 means that int8 is faster. Beside them stands what the processor does in products of large matrices: VNNI alone does four
-times the multiply-adds of fp32 vectors in the same time, AMX several times more, and no network can gain more than that.
+above 1 means that int8 is faster. Beside them stands what the processor does in products of large matrices: VNNI alone does
+four times the multiply-adds of fp32 vectors in the same time, AMX several times more, and no network can gain more than that.
 Weights are random with batch norms calibrated on noise: latency doesn't depend on them.
 
 Each cell is written when it is done; a second call goes on. Run it on a machine that does nothing else.
