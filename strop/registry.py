@@ -85,7 +85,9 @@ class Registry(_Registry):
             if later:
                 raise UnknownTypeError(later)
             scope = DefaultScope.get_current_instance()
-            elsewhere = where_else(key, self.parent, scope.scope_name if scope is not None else None)
+            # A registry of a codebase, such as one that `import mmcls` made, is asked for the bare name.
+            whole = f'{self.scope}.{key}' if is_codebase(self.scope) and '.' not in key else key
+            elsewhere = where_else(whole, self.parent, scope.scope_name if scope is not None else None)
             if elsewhere:
                 raise UnknownTypeError(f'{key!r} is not in the {self.name} registry of {self.scope}.{elsewhere}')
             names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}

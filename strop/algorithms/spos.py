@@ -40,6 +40,7 @@ class SPOS(BaseAlgorithm):
 
     With `retraining=True` nothing is sampled: the architecture is one subnet and is trained as it is.
 
+    >>> import torch
     >>> from strop.mutables import LayerChoice
     >>> supernet = nn.Sequential(LayerChoice([nn.Linear(4, 2), nn.Linear(4, 2, bias=False)]))
     >>> spos = SPOS(supernet)

@@ -248,7 +248,7 @@ def plan(
     planned = Planned(model)
     times = _layer_times(model, clock, planned)
     by_module = _Pricing(costs, times)
-    units = [name for name in ranking.prunable if graph.units[name].role != 'heads' or True]
+    units = list(ranking.prunable)
     blocks = list(residual_blocks(model, around.data.example(2))) if depth else []
     worths = _worths(model, around, graph, ranking, by_module, units, blocks, calibration)
     planned.worths = worths

@@ -134,9 +134,9 @@ class LeastErrorObserver(LSQObserver):
             error = (fake_quantize(seen, scale, zero, self.quant_min, self.quant_max, 0) - seen).square().mean(1)
             candidates.append((error, scale, zero.float()))
         errors, scales, zeros = (torch.stack(each) for each in zip(*candidates, strict=True))
+        (errors,) = agreed_mean(errors)  # every process takes the same candidate: the best one for all of them together
         best = errors.argmin(0, keepdim=True)
-        scale, zero = agreed_mean(scales.gather(0, best)[0], zeros.gather(0, best)[0])
-        return scale, zero.round().to(torch.int32)
+        return scales.gather(0, best)[0], zeros.gather(0, best)[0].to(torch.int32)
 
 
 @MODELS.register_module()

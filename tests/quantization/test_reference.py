@@ -9,7 +9,7 @@ from strop.quantization.backends import backend
 from strop.quantization.batches import Batches
 from strop.quantization.flow import capture
 from strop.quantization.layers import name_layers
-from strop.quantization.quantizing import _Job
+from strop.quantization.quantizing import _Job, float_graph
 from strop.quantization.reference import Partly, layer_sqnr, output_sqnr, sqnr_db
 from strop.quantization.scheme import Scheme
 from strop.quantization.sensitivity import fewest_in_float, measured, sensitivity
@@ -30,7 +30,7 @@ def job():
 
 @pytest.fixture(scope='module')
 def graphs(job):
-    return job.reference(), job.converted((), fold=False)[0], job.batches
+    return float_graph(copy.deepcopy(job.graph)), job.converted((), fold=False)[0], job.batches
 
 
 def test_equal_outputs_have_an_infinite_ratio():
