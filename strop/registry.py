@@ -84,10 +84,11 @@ class Registry(_Registry):
             later = not_yet(key)
             if later:
                 raise UnknownTypeError(later)
-            scope = DefaultScope.get_current_instance()
-            # A registry of a codebase, such as one that `import mmcls` made, is asked for the bare name.
-            whole = f'{self.scope}.{key}' if is_codebase(self.scope) and '.' not in key else key
-            elsewhere = where_else(whole, self.parent, scope.scope_name if scope is not None else None)
+            current = DefaultScope.get_current_instance()
+            scope = current.scope_name if current is not None else None
+            # A registry of a codebase, such as one that `import mmcls` made, is asked for the bare name of `mmcls.VGG`.
+            scoped = is_codebase(self.scope) and '.' not in key and self.scope != scope
+            elsewhere = where_else(f'{self.scope}.{key}' if scoped else key, self.parent, scope)
             if elsewhere:
                 raise UnknownTypeError(f'{key!r} is not in the {self.name} registry of {self.scope}.{elsewhere}')
             names = {name for known in (self, self.parent) if known is not None for name in known.module_dict}

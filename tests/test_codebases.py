@@ -44,17 +44,24 @@ def test_a_type_of_an_absent_codebase_says_what_to_install(name: str) -> None:
         MODELS.build(dict(type=name))
 
 
-@absent
-def test_a_registry_that_old_imports_made_for_a_codebase_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=['without mmcls', 'after import mmcls'])
+def mmcls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Registries without and with the one that an old `import mmcls` makes."""
     monkeypatch.delitem(MODELS.parent.children, 'mmcls', raising=False)
-    monkeypatch.setitem(MODELS.parent.children, 'mmcls', type(MODELS)('model', scope='mmcls'))
-    MODELS.parent.children['mmcls'].parent = MODELS.parent
+    if request.param:
+        monkeypatch.setitem(MODELS.parent.children, 'mmcls', type(MODELS)('model', scope='mmcls'))
+        MODELS.parent.children['mmcls'].parent = MODELS.parent
+    return request.param
+
+
+@absent
+def test_a_registry_that_old_imports_made_for_a_codebase_says_the_same(mmcls: bool) -> None:
     with pytest.raises(MissingDependencyError, match='mmcls is called mmpretrain today'):
         MODELS.build(dict(type='mmcls.VGG'))
 
 
 @absent
-def test_an_absent_codebase_of_the_default_scope_is_told_of() -> None:
+def test_an_absent_codebase_of_the_default_scope_is_told_of(mmcls: bool) -> None:
     told = r"default scope is 'mmcls', which, today mmpretrain, is not installed"
     with DefaultScope.overwrite_default_scope('mmcls'), pytest.raises(UnknownTypeError, match=told):
         MODELS.build(dict(type='VGG', depth=11))
