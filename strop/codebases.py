@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import Registry
 
 from strop.errors import ConfigError, MissingDependencyError, listed, near
+from strop.unsupported import RENAMED_ARGUMENTS
 
 #: Import name of a codebase -> its name on the package index.
 DISTRIBUTIONS = {
@@ -171,7 +172,10 @@ def where_else(name: str, root: Registry, scope: str | None) -> str:
 
 
 def of_another_version(error: TypeError) -> ConfigError | None:
-    """Return an error that says which class of which codebase does not take an argument, if that is what `error` is about.
+    """Return an error that says which class does not take an argument, if that is what `error` is about.
+
+    It is one for the classes of codebases, whose arguments change with their versions, and for those of Strop, where a
+    config of MMRazor may have an older name. Those of others keep their `TypeError`.
 
     Args:
         error: What building from a config raised.
@@ -180,12 +184,17 @@ def of_another_version(error: TypeError) -> ConfigError | None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    # MMEngine's function that calls the class; with a wrong argument the call ends before the class's own code begins.
-    kind = trace.tb_frame.f_locals.get('obj_cls') if trace is not None else None
-    package = kind.__module__.partition('.')[0] if isinstance(kind, type) else ''
-    if found is None or not isinstance(kind, type) or package not in DISTRIBUTIONS:
+    if found is None or trace is None:
         return None
-    name = found.group(1)
+    name, known = found.group(1), trace.tb_frame.f_locals
+    # MMEngine's function that calls the class; with a wrong argument the call ends before the class's own code begins, but
+    # where the class hands what it doesn't know on to its parent.
+    kind = known.get('obj_cls')
+    if kind is None and trace.tb_frame.f_code.co_name == '__init__' and name in (known.get('kwargs') or {}):
+        kind = type(known.get('self'))
+    package = kind.__module__.partition('.')[0] if isinstance(kind, type) else ''
+    if not isinstance(kind, type) or package not in (*DISTRIBUTIONS, 'strop'):
+        return None
     taken = list(
         dict.fromkeys(
             parameter
@@ -194,10 +203,14 @@ def of_another_version(error: TypeError) -> ConfigError | None:
             if parameter not in ('self', 'args', 'kwargs')
         )
     )
+    takes = f'It takes {listed(taken, 20)}.'
+    if package == 'strop':
+        instead = f' Today it is {RENAMED_ARGUMENTS[name]}.' if name in RENAMED_ARGUMENTS else near(name, taken)
+        return ConfigError(f'{kind.__name__} takes no {name!r}.{instead} {takes}')
     instead = " Today it is init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone." if name == 'pretrained' else ''
     return ConfigError(
         f'{kind.__name__} of {package} {version_of(package)} takes no {name!r}: the config is of an older or newer {package}, '
-        f'or misspelled.{instead or near(name, taken)} It takes {listed(taken, 20)}.'
+        f'or misspelled.{instead or near(name, taken)} {takes}'
     )
 
 

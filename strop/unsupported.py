@@ -1,4 +1,4 @@
-"""Registered names of MMRazor that Strop does not have yet, each with what comes nearest to it.
+"""Registered names of MMRazor that Strop does not have yet, each with what comes nearest to it; old names of arguments.
 
 It is one table for every door: registries, old import lines, `strop migrate` and UPGRADING.md read it. A name leaves it
 when a class is registered under it.
@@ -80,6 +80,17 @@ NEAREST: dict[str, str] = {
     'SumPseudoLoss': _TRACE,
     'TopdownPoseEstimatorPseudoLoss': _TRACE,
     'TwoStageDetectorPseudoLoss': _TRACE,
+}
+
+#: Arguments of MMRazor's early releases -> what says the same today.
+RENAMED_ARGUMENTS: dict[str, str] = {
+    'bn_training_mode': '`norm_training=True` of the algorithm',
+    'channel_cfg': '`channel_cfg_paths` of a SlimmableNetwork',
+    'components': 'a ConfigurableDistiller with recorders, `distill_losses` and `loss_forward_mappings`',
+    'flops_range': 'constraints_range=dict(flops=(low, high))',
+    'global_mutable_cfgs': '`channel_unit_cfg`, one config for all units',
+    'placeholder_mapping': '`arch_setting` and `mutable_cfg` of a searchable backbone; there are no placeholders',
+    'resource_estimator_cfg': '`estimator_cfg`',
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope, Registry
+from torch import nn
 
 from strop import codebases
 from strop.codebases import check_codebase, check_scope, find_codebase_config, model_config, of_another_version
@@ -204,6 +205,28 @@ def test_an_argument_of_another_version_is_named(mmdet: Registry) -> None:
     with pytest.raises(ConfigError, match=r"Detector of mmdet .* takes no 'pretrained'.*init_cfg=dict\(type='Pretrained'"):
         MODELS.build(dict(type='mmdet.Detector', backbone=dict(type='TinyNet'), pretrained='a.pth'))
     assert of_another_version(TypeError('something else')) is None
+
+
+def test_an_unknown_argument_of_a_class_of_strop_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^SPOS takes no 'norm_trainig'\. Did you mean 'norm_training'.*It takes 'architecture'"
+    ):
+        MODELS.build(dict(type='SPOS', architecture=nn.Linear(1, 1), norm_trainig=True))
+    # Of an older name the one of today; of a parent's argument, too.
+    with pytest.raises(ConfigError, match=r'Today it is `norm_training=True` of the algorithm'):
+        MODELS.build(dict(type='SlimmableNetwork', architecture=nn.Linear(1, 1), mutator={}, bn_training_mode=True))
+
+
+def test_an_unknown_argument_of_a_users_class_stays_a_type_error() -> None:
+    @MODELS.register_module(name='OfTheUser', force=True)
+    class OfTheUser(nn.Module):
+        pass
+
+    try:
+        with pytest.raises(TypeError, match="'depth'"):
+            MODELS.build(dict(type='OfTheUser', depth=3))
+    finally:
+        MODELS.module_dict.pop('OfTheUser')
 
 
 @absent

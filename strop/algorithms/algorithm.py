@@ -84,7 +84,10 @@ class BaseAlgorithm(BaseModel):
         metric: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         if channel_cfg is not None:
-            raise ConfigError('`channel_cfg` is not supported: this version searches layers and values, not channels.')
+            raise ConfigError(
+                '`channel_cfg` of MMRazor 0.x is not read. Files of widths as its 1.x wrote them are `channel_cfg_paths` of a '
+                'SlimmableNetwork; one subnet of a supernet is retrained by giving its subnet file as `mutable_cfg`.'
+            )
         built = build_architecture(architecture, loss or loss_function, metric)
         if data_preprocessor is None:
             data_preprocessor = getattr(built, 'data_preprocessor', None)

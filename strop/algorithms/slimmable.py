@@ -9,6 +9,7 @@ from the paper: coupled layers are found by tracing, so one width belongs to a c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from strop.algorithms.algorithm import BaseAlgorithm
 from strop.algorithms.several_subnets import SeveralSubnets
 from strop.errors import ComponentTypeError, ConfigError
 from strop.mutators import BaseMutator, SlimmableChannelMutator
+from strop.mutators.channel_configs import read_channel_configs
 from strop.registry import MODELS
 
 
@@ -37,10 +39,12 @@ class SlimmableNetwork(SeveralSubnets):
             trains all. Weights of a trained slimmable network are loaded first: then `deploy(index)`.
         data_preprocessor: MMEngine's data preprocessor.
         init_cfg: MMEngine's initialization config.
+        channel_cfg_paths: As in MMRazor's first 1.x release: files with the widths of layers, one for each network. The
+            mutator is a config without widths then; with one file alone the architecture becomes that static network.
         kwargs: `loss`, `metric`: see `BaseAlgorithm`.
 
     Raises:
-        ConfigError: If there is no mutator, or `deploy_index` is out of range.
+        ConfigError: If there is no mutator, `deploy_index` is out of range, or the widths are said twice or cannot be read.
         ComponentTypeError: If the mutator is none of slimmable channels.
 
     >>> from strop.mutators import SlimmableChannelMutator
@@ -60,8 +64,16 @@ class SlimmableNetwork(SeveralSubnets):
         deploy_index: int = -1,
         data_preprocessor: dict[str, Any] | nn.Module | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+        channel_cfg_paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if channel_cfg_paths is not None:
+            widths = read_channel_configs(channel_cfg_paths)
+            if not isinstance(mutator, Mapping) or 'channel_cfgs' in mutator:
+                raise ConfigError('With `channel_cfg_paths` the mutator is a config, without `channel_cfgs` in it.')
+            mutator = {**mutator, 'channel_cfgs': widths}
+            if len(widths) == 1:
+                deploy_index = 0
         if mutator is None:
             raise ConfigError(
                 "SlimmableNetwork needs a mutator, for example dict(type='SlimmableChannelMutator', channel_unit_cfg="

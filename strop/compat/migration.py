@@ -26,18 +26,19 @@ from strop.compat.shipped import near_shipped, shipped
 from strop.errors import ConfigError, near
 from strop.files import read_text
 from strop.search.experiment_file import read_experiment
-from strop.unsupported import not_yet
+from strop.unsupported import RENAMED_ARGUMENTS, not_yet
 
 TABLES = {table.root: table for table in (MMRAZOR, NNI, MMCLS, MMCV)}
 KINDS = ('change', 'by hand', 'note')
 ACTIVATE = 'import strop.compat  # lets the old import lines below reach Strop'
 
-#: Types of MMRazor 0.x -> the type that does their work. What they were configured with differs, but for the first kind.
+#: Types of MMRazor's early releases -> the type that does their work. What they were configured with differs.
 RENAMED = {
     'DetNAS': 'SPOS',
     'OneShotOP': 'OneShotMutableOP',
     'DifferentiableOP': 'DiffMutableOP',
     'GumbelOP': 'OneHotMutableOP',
+    'AutoSlimValLoop': 'SubnetValLoop',
 }
 REWRITTEN = {
     'GeneralDistill': "type='SingleTeacherDistill' with `teacher` beside the distiller",
@@ -58,13 +59,12 @@ NO_EFFECT = {
     ('SearchableImageClassifier', 'connect_head'): 'a head follows the widths of its backbone by itself',
     ('MMArchitectureQuant', 'deploy_cfg'): '`strop quantize` and `strop export` write what is deployed',
 }
-#: Arguments of MMRazor 0.x -> where what they said goes.
-MOVED = {
-    'placeholder_mapping': 'there are no placeholders; a searchable backbone takes choices by `arch_setting` and `mutable_cfg`',
-    'components': 'a ConfigurableDistiller takes recorders, `distill_losses` and `loss_forward_mappings`',
-    'bn_training_mode': '`norm_training=True` of the algorithm',
-    'input_shape': '`input_shape` of the ResourceEstimator in `estimator_cfg` of the loop',
-}
+#: Arguments of MMRazor's early releases -> where what they said goes.
+MOVED = {**RENAMED_ARGUMENTS, 'input_shape': '`input_shape` of the ResourceEstimator in `estimator_cfg` of the loop'}
+# Arguments that are taken where they say nothing, and refused otherwise.
+_UNREAD = ('channel_cfg',)
+#: Arguments of a channel mutator in MMRazor's first 1.x release, which are understood -> their names today.
+FIRST_RELEASE = {'mutable_cfg': 'channel_unit_cfg', 'tracer_cfg': 'parse_cfg', 'skip_prefixes': 'ignored'}
 # What is read as data, or unwrapped, rather than built.
 _UNWRAPPED = ('MMClsArchitecture', 'MMDetArchitecture', 'MMSegArchitecture')
 # Names inside these are layers' short names, which the layers themselves look up.
@@ -317,11 +317,13 @@ def _type(
     scope, _, name = kind.rpartition('.')
     node = settings.values['type']
     later = not_yet(kind)
+    if settings.parent == 'mutable_cfg' and name in ('OneShotMutableChannel', 'SlimmableMutableChannel'):
+        return  # a channel mutator understands it
     kinds = next((known[name + suffix] for suffix in _SUFFIXES if name + suffix in known), None)
     if _HANDLED.search(settings.parent) or (scope and '.' in scope):
         return
     if later and kinds is None:
-        if settings.parent not in ('parse_cfg', 'loss_calculator'):  # there, a mutator of channels understands it
+        if settings.parent not in ('parse_cfg', 'tracer_cfg', 'loss_calculator'):  # there, a mutator of channels understands it
             yield Change(node.lineno, 'by hand', later.rstrip('.'))
         return
     if scope not in ('', 'mmrazor', 'strop', 'mmengine', 'mmcls', 'timm') and not hasattr(builtins, scope):
@@ -342,7 +344,12 @@ def _type(
         else:
             yield Change(node.lineno, 'by hand', f'the type {kind!r} is not known.{near(name, known)}'.rstrip('.'))
     elif settings.whole:
-        for argument in unknown_arguments(kinds, settings.values):
+        if any(getattr(each, 'makes_decisions', False) for each in kinds):
+            for old, new in FIRST_RELEASE.items():
+                if old in settings.values:
+                    yield Change(settings.values[old].lineno, 'note', f'`{old}` of {name} is `{new}` now; it is understood')
+        unread = [name for name in _UNREAD if name in settings.values and ast.unparse(settings.values[name]) != 'None']
+        for argument in [*unknown_arguments(kinds, settings.values), *unread]:
             if argument in _OF_UNITS and settings.parent == 'channel_unit_cfg':
                 continue
             if argument in MOVED:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch import nn
 
 from strop.data import DefaultDemoInput
 from strop.elastic import ElasticWidths
-from strop.errors import BindingError, ComponentTypeError, ConfigError, GraphError, SubnetError, listed, near
+from strop.errors import BindingError, ComponentTypeError, ConfigError, GraphError, SubnetError, listed
 from strop.graph import ChannelGraph, channel_units
 from strop.mutables import (
     InputChoice,
@@ -32,11 +31,17 @@ from strop.mutables import (
 )
 from strop.mutables.choice import reduce_outputs
 from strop.mutables.value import truth_table
+from strop.mutators.channel_configs import (
+    PARSE,
+    kept_whole,
+    parse_config,
+    unit_config,
+    unit_config_of_first_release,
+    unit_of,
+    widths_of_networks,
+)
 from strop.mutators.random import OneShotMutator
 from strop.registry import MODELS, TASK_UTILS
-
-_PARSE = dict(type='ChannelAnalyzer', demo_input=(1, 3, 224, 224))
-_UNIT_NAME = re.compile(r'_\((\d+), (\d+)\)_\d+$')
 
 
 def demo_inputs(model: nn.Module, demo_input: Any) -> Any:
@@ -85,7 +90,7 @@ class ChannelAnalyzer:
     {'0': {'init_args': {'num_channels': 8}, 'channels': [['0.weight', 0], ['0.bias', 0], ['2.weight', 1]]}}
     """
 
-    def __init__(self, demo_input: Any = _PARSE['demo_input'], tracer_type: str = 'BackwardTracer') -> None:
+    def __init__(self, demo_input: Any = PARSE['demo_input'], tracer_type: str = 'BackwardTracer') -> None:
         self.demo_input = demo_input
         self.tracer_type = tracer_type
 
@@ -115,16 +120,21 @@ class ChannelMutator(OneShotMutator):
 
     Args:
         channel_unit_cfg: Type of the units: a name, a class, or a config with `type`, `default_args` (arguments of every
-            unit) and `units`: name -> arguments of one unit, `dict(init_args=..., choice=...)`, or a width.
+            unit) and `units`: name -> arguments of one unit, `dict(init_args=..., choice=...)`, or a width; or a JSON or YAML
+            file of that. Units that may not vary are passed over where they have their full width there.
         parse_cfg: How the model is traced: `dict(type='ChannelAnalyzer', demo_input=...)`; see `demo_inputs`. A
             `tracer_type` is accepted and makes no difference.
         init_cfg: MMEngine's initialization config.
         model: The model to bind; leave it out and call `prepare_from_supernet` later.
         ignored: Patterns of names of modules or parameters, no axis of which is to vary.
         custom_groups: Lists of units that are to be one decision; they need the same alternatives.
+        mutable_cfg: The name of `channel_unit_cfg` in MMRazor's first 1.x release:
+            `dict(type='OneShotMutableChannel', candidate_choices=..., candidate_mode=...)`.
+        tracer_cfg: The name of `parse_cfg` there.
+        skip_prefixes: The name of `ignored` there: beginnings of names.
 
     Raises:
-        ConfigError: If an argument doesn't fit.
+        ConfigError: If an argument doesn't fit, or is given under both of its names.
         GraphError: If the model cannot be traced, or a unit of the config is not in it.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -148,53 +158,25 @@ class ChannelMutator(OneShotMutator):
         model: nn.Module | None = None,
         ignored: str | Sequence[str] = (),
         custom_groups: Sequence[Sequence[str]] | None = None,
+        mutable_cfg: Mapping[str, Any] | None = None,
+        tracer_cfg: Mapping[str, Any] | None = None,
+        skip_prefixes: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(None, init_cfg, custom_groups)
-        self.channel_unit_cfg = self._unit_config(channel_unit_cfg)
-        self.parse_cfg = self._parse_config(parse_cfg)
+        if mutable_cfg is not None:
+            _once('mutable_cfg', 'channel_unit_cfg', channel_unit_cfg)
+            channel_unit_cfg = unit_config_of_first_release(mutable_cfg)
+        if tracer_cfg is not None:
+            _once('tracer_cfg', 'parse_cfg', parse_cfg)
+            parse_cfg = tracer_cfg
+        if skip_prefixes is not None:
+            _once('skip_prefixes', 'ignored', ignored or None)
+            ignored = [f'{name}*' for name in ([skip_prefixes] if isinstance(skip_prefixes, str) else skip_prefixes)]
+        self._kind, self.channel_unit_cfg = unit_config(channel_unit_cfg, self.default_units)
+        self.parse_cfg = parse_config(parse_cfg)
         self.ignored = ignored
         if model is not None:
             self.prepare_from_supernet(model)
-
-    def _unit_config(self, given: Any) -> dict[str, Any]:
-        config = dict(given) if isinstance(given, Mapping) else dict(self.default_units) if given is None else {'type': given}
-        unknown = [name for name in config if name not in ('type', '_scope_', 'default_args', 'units')]
-        if unknown:
-            raise ConfigError(
-                f"`channel_unit_cfg` has the keys 'type', 'default_args' and 'units', but got {unknown[0]!r}."
-                f'{near(unknown[0], ("default_args", "units"))} Arguments of the units belong into `default_args`.'
-            )
-        unit = config.get('type', self.default_units['type'])
-        kind = MODELS.get(unit) if isinstance(unit, str) else unit
-        if not (isinstance(kind, type) and issubclass(kind, MutableChannelUnit)):
-            raise ComponentTypeError(f'The units must be of a type of MutableChannelUnit, but got {unit!r}.')
-        self._kind = kind
-        return {
-            'type': unit if isinstance(unit, str) else unit.__name__,
-            'default_args': dict(config.get('default_args') or {}),
-            'units': dict(config.get('units') or {}),
-        }
-
-    @staticmethod
-    def _parse_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
-        config = {**_PARSE, **(given or {})}
-        kind = str(config['type']).split('.')[-1]
-        if kind == 'BackwardTracer':  # as the first releases of MMRazor 1.x had it
-            loss = config.pop('loss_calculator', None)
-            shape = loss.get('input_shape') if isinstance(loss, Mapping) else None
-            config.update(type=_PARSE['type'], tracer_type=kind, **({'demo_input': shape} if shape else {}))
-        elif kind != 'ChannelAnalyzer':
-            raise ConfigError(
-                f"`parse_cfg` must be of type 'ChannelAnalyzer', but got {kind!r}: the model itself is traced, whatever its "
-                'layers are. Widths of a config belong into `channel_unit_cfg`.'
-            )
-        unknown = [name for name in config if name not in ('type', '_scope_', 'demo_input', 'tracer_type')]
-        if unknown:
-            raise ConfigError(f"`parse_cfg` has the keys 'type' and 'demo_input', but got {unknown[0]!r}.")
-        if config.pop('tracer_type', None) is not None:
-            print_log('`tracer_type` makes no difference: models are traced by running them once.', logger='current')
-        config.pop('_scope_', None)
-        return config
 
     # -- binding ---------------------------------------------------------------------------
 
@@ -271,7 +253,13 @@ class ChannelMutator(OneShotMutator):
                 mutable._decision = decision
 
     def _make_units(self, graph: ChannelGraph) -> list[MutableChannelUnit]:
-        settings = {self._resolve(graph, name): value for name, value in self.channel_unit_cfg['units'].items()}
+        settings: dict[str, Any] = {}
+        for name, value in self._settings(graph).items():
+            if kept_whole(graph, name, value):
+                continue
+            unit = unit_of(graph, name)
+            if settings.setdefault(unit, value) != value:
+                raise ConfigError(f'`units` of channel_unit_cfg names {unit!r} twice, the second time as {name!r}.')
         units = []
         for name, unit in graph.units.items():
             arguments = {**self.channel_unit_cfg['default_args']}
@@ -290,6 +278,10 @@ class ChannelMutator(OneShotMutator):
                 units.append(made)
         return units
 
+    def _settings(self, graph: ChannelGraph) -> Mapping[str, Any]:
+        """Return what the config says of single units, by name."""
+        return self.channel_unit_cfg['units']
+
     def _make_unit(self, name: str, unit: Any, arguments: Mapping[str, Any]) -> MutableChannelUnit | None:
         arguments = dict(arguments)
         channels = arguments.pop('num_channels', unit.size)
@@ -298,26 +290,13 @@ class ChannelMutator(OneShotMutator):
                 f'The config says that {name!r} has {channels} channels, but in this model it has {unit.size}. It was written '
                 'for another model, or for this one after pruning.'
             )
-        arguments['min_value'] = min(max(int(arguments.get('min_value', 1)), unit.minimum), unit.size)
+        least = arguments.get('min_value', 1)
+        if isinstance(least, int):
+            arguments['min_value'] = min(max(least, unit.minimum), unit.size)
         try:
             return self._kind(unit.size, **{'key': name, 'unit': name, **arguments})
         except TypeError as error:
             raise ConfigError(f'{self._kind.__name__} cannot be made of {arguments}: {error}.') from None
-
-    def _resolve(self, graph: ChannelGraph, name: str) -> str:
-        """Return the unit that a name of a config means: our own, or MMRazor's `module_(start, end)_channels`."""
-        if name in graph.units:
-            return name
-        module = _UNIT_NAME.sub('', name).removeprefix('architecture.')
-        if module in graph.units:
-            return module
-        found = [
-            unit.name for unit in graph for place in unit.placements if place.axis == 0 and place.tensor == f'{module}.weight'
-        ]
-        if len(found) == 1:
-            return found[0]
-        graph.unit(module)  # raises, with the reason where the axis is frozen
-        raise GraphError(f'{name!r} is no unit of the model.')
 
     # -- what is bound ---------------------------------------------------------------------
 
@@ -350,7 +329,7 @@ class ChannelMutator(OneShotMutator):
         Raises:
             GraphError: If there is none, with the reason where its channels may not vary.
         """
-        return self._resolve(self.graph, name)
+        return unit_of(self.graph, name)
 
     @property
     def choice_template(self) -> dict[str, Any]:
@@ -377,7 +356,7 @@ class ChannelMutator(OneShotMutator):
         translated = {}
         for name, choice in decisions.items():
             try:
-                translated[name if name in known else self._resolve(self.graph, name)] = choice
+                translated[name if name in known else unit_of(self.graph, name)] = choice
             except GraphError:
                 translated[name] = choice  # the space says what is wrong with it
         return translated
@@ -446,10 +425,12 @@ class SlimmableChannelMutator(ChannelMutator):
             network. With `candidate_choices` (and `choice_mode='ratio'`) in `default_args` alone, all units have them; units
             that have none keep their full width.
         switch_norms: Give each network batch norms of its own.
+        channel_cfgs: The widths of layers, one dict for each network, `layer.out_channels_mutable: {current_choice: 8,
+            origin_channels: 16}`, as subnet files of MMRazor's first 1.x release hold them.
         kwargs: See `ChannelMutator`.
 
     Raises:
-        ConfigError: If the units have different numbers of candidates.
+        ConfigError: If the units have different numbers of candidates, or `channel_cfgs` and `units` are both given.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> config = dict(type='SlimmableChannelUnit', units={'0': dict(candidate_choices=[2, 4, 8])})
@@ -465,9 +446,26 @@ class SlimmableChannelMutator(ChannelMutator):
     #: Key of the one decision.
     key = 'width'
 
-    def __init__(self, *args: Any, switch_norms: bool = True, **kwargs: Any) -> None:
-        self.__dict__['switch_norms'] = switch_norms
+    def __init__(
+        self,
+        *args: Any,
+        switch_norms: bool = True,
+        channel_cfgs: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.__dict__.update(switch_norms=switch_norms, channel_cfgs=[dict(config) for config in channel_cfgs or ()])
         super().__init__(*args, **kwargs)
+
+    def _settings(self, graph: ChannelGraph) -> Mapping[str, Any]:
+        said = super()._settings(graph)
+        if not self.channel_cfgs:
+            return said
+        if said:
+            raise ConfigError('The widths of the networks stand in `units` of channel_unit_cfg or in files, not in both.')
+        return widths_of_networks(graph, self.channel_cfgs)
+
+    def _origin(self) -> str:
+        return f'{super()._origin()}{self.channel_cfgs or ""}'
 
     def _make_unit(self, name: str, unit: Any, arguments: Mapping[str, Any]) -> MutableChannelUnit | None:
         if not issubclass(self._kind, SlimmableChannelUnit):
@@ -514,7 +512,7 @@ class SlimmableChannelMutator(ChannelMutator):
         if isinstance(decisions, Subnet) or not isinstance(decisions, Mapping) or not self._names_units(decisions):
             return super()._translated(decisions)
         rest = {name: choice for name, choice in decisions.items() if not self._names_units({name: choice})}
-        wanted = {self._resolve(self.graph, name): choice for name, choice in decisions.items() if name not in rest}
+        wanted = {unit_of(self.graph, name): choice for name, choice in decisions.items() if name not in rest}
         for index, subnet in enumerate(self.subnets):
             if all(subnet.get(name) == choice for name, choice in wanted.items()):
                 return {**rest, self.key: index}
@@ -525,11 +523,16 @@ class SlimmableChannelMutator(ChannelMutator):
             if name in self.space or name in self.space.paths:
                 continue
             try:
-                self._resolve(self.graph, name)
+                unit_of(self.graph, name)
             except GraphError:
                 continue
             return True
         return False
+
+
+def _once(old: str, new: str, value: Any) -> None:
+    if value is not None:
+        raise ConfigError(f'`{old}` is the old name of `{new}`: give one of them.')
 
 
 def _subnets(widths: ElasticWidths) -> list[dict[str, int]]:

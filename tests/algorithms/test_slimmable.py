@@ -182,3 +182,51 @@ def test_training_and_validation_with_the_runner(tmp_path):
         with torch.no_grad():
             hits = deployed.architecture(deployed.data_preprocessor({'inputs': images}, False)['inputs']).argmax(1) == labels
         assert metrics[f'subnet_{index}.accuracy/top1'] == pytest.approx(100 * hits.double().mean().item())
+
+
+# -- MMRazor's first 1.x release ----------------------------------------------------------------
+
+
+def width_files(folder, *widths):
+    paths = []
+    for width in widths:
+        entry = f'{{current_choice: {width}, origin_channels: 8}}'
+        paths.append(folder / f'{width}.yaml')
+        paths[-1].write_text(f'module.0.out_channels_mutable: {entry}\nmodule.1.num_features_mutable: {entry}\n')
+    return [str(path) for path in paths]
+
+
+FIRST = dict(
+    type='SlimmableChannelMutator',
+    mutable_cfg=dict(type='SlimmableMutableChannel'),
+    tracer_cfg=dict(type='BackwardTracer', loss_calculator=dict(type='SumPseudoLoss', input_shape=(2, 3, 6, 6))),
+)
+
+
+def test_widths_from_the_files_of_the_first_release(tmp_path):
+    network = SlimmableNetwork(net(), FIRST, channel_cfg_paths=width_files(tmp_path, 2, 8))
+    assert network.mutator.subnets == [{'module.0': 2}, {'module.0': 8}]
+    log = network.train_step(DATA, torch.optim.SGD(network.parameters(), lr=0.1))
+    assert sorted(log) == ['loss', 'subnet_0.loss', 'subnet_1.loss']
+
+
+def test_one_file_of_widths_is_a_static_network(tmp_path):
+    path = width_files(tmp_path, 4)[0]
+    network = SlimmableNetwork(net(), FIRST, channel_cfg_paths=path)
+    assert network.is_deployed
+    assert network.architecture.module[0].weight.shape == (4, 3, 3, 3)
+    assert network.architecture.module[5].weight.shape == (2, 4)
+    assert not attachments(network.architecture)
+
+
+def test_bad_files_of_widths(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no file 'nowhere\.yaml'"):
+        SlimmableNetwork(net(), FIRST, channel_cfg_paths='nowhere.yaml')
+    for mutator in (MODELS.build(FIRST), {**FIRST, 'channel_cfgs': []}):
+        with pytest.raises(ConfigError, match='the mutator is a config, without `channel_cfgs`'):
+            SlimmableNetwork(net(), mutator, channel_cfg_paths=width_files(tmp_path, 4))
+
+
+def test_an_unknown_argument_is_named_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"SlimmableNetwork takes no 'channel_cfg_path'\. Did you mean 'channel_cfg_paths'"):
+        MODELS.build(dict(type='SlimmableNetwork', architecture=net(), mutator=MUTATOR, channel_cfg_path='a.yaml'))

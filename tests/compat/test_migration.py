@@ -74,9 +74,34 @@ model_wrapper_cfg = dict(type='mmrazor.AutoSlimDDP', broadcast_buffers=False, fi
     ]
 
 
+def test_a_config_of_the_first_1x_release_is_understood(tmp_path: Path) -> None:
+    text = """
+model = dict(
+    type='mmrazor.SlimmableNetwork',
+    architecture=dict(type='ImageClassifier', backbone=dict(type='SearchableMobileNetV2', arch_setting=[])),
+    channel_cfg_paths=['a.yaml', 'b.yaml'],
+    mutator=dict(
+        type='SlimmableChannelMutator',
+        mutable_cfg=dict(type='SlimmableMutableChannel'),
+        tracer_cfg=dict(type='BackwardTracer', loss_calculator=dict(type='ImageClassifierPseudoLoss'))))
+val_cfg = dict(type='mmrazor.SlimmableValLoop')
+"""
+    assert found(tmp_path, text) == [
+        (8, 'note', '`mutable_cfg` of SlimmableChannelMutator is `channel_unit_cfg` now; it is understood'),
+        (9, 'note', '`tracer_cfg` of SlimmableChannelMutator is `parse_cfg` now; it is understood'),
+    ]
+
+
 @pytest.mark.parametrize(
     ('line', 'kind', 'words'),
     [
+        ("model = dict(type='SPOS', channel_cfg='a.yaml')", 'by hand', "takes no 'channel_cfg': `channel_cfg_paths`"),
+        ("val_cfg = dict(type='mmrazor.AutoSlimValLoop')", 'change', "is 'mmrazor.SubnetValLoop'"),
+        (
+            "train_cfg = dict(type='mmrazor.EvolutionSearchLoop', flops_range=(0.0, 330.0))",
+            'by hand',
+            "takes no 'flops_range': constraints_range=dict(flops=(low, high))",
+        ),
         (
             "model = dict(type='mmrazor.DMCP')",
             'by hand',
@@ -113,6 +138,7 @@ def test_what_a_line_is_told(tmp_path: Path, line: str, kind: str, words: str) -
     'line',
     [
         "norm_cfg = dict(type='SyncBN')",
+        "model = dict(type='SPOS', channel_cfg=None)",
         "model = dict(type='torch.nn.Linear', in_features=1, out_features=1)",
         "x = dict(type='mmrazor.MinMaxObserver', w_observer=dict(type='anything'))['x']",
         "estimator_cfg = dict(type='mmrazor.ResourceEstimator')",
