@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from engine.forked import _main
+from engine.forked import in_group
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
@@ -459,8 +458,8 @@ def small(kind: str) -> DataFreeDistillation:
     ).train()
 
 
-def on_one_of_two(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+def on_one_of_two(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group('gloo')
     for kind in ('dafl', 'both'):
         algorithm = small(kind)
         wrapper = DistributedAlgorithm(algorithm)
@@ -474,17 +473,7 @@ def on_one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_draw_their_own_images_and_train_as_one_on_all(tmp_path: Path, monkeypatch) -> None:
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'strop.algorithms', 'strop.engine', 'strop.data'])
-    processes = [
-        context.Process(target=_main, args=(on_one_of_two, (rank, str(tmp_path)), tmp_path / f'errors{rank}'))
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0], [path.read_text() for path in tmp_path.glob('errors*')]
+    in_group(on_one_of_two, tmp_path, folder=tmp_path)
     for kind in ('dafl', 'both'):
         first, second = (torch.load(tmp_path / f'{kind}{rank}.pth') for rank in (0, 1))
         assert not torch.equal(first['drawn'][0], second['drawn'][0])

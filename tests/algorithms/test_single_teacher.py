@@ -1,22 +1,18 @@
 import copy
 import gc
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from engine.forked import in_group
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import nn
 
 from strop.algorithms import SingleTeacherDistill
 from strop.distill import ConfigurableDistiller
-from strop.engine import AmpOptimWrapper
+from strop.engine import AmpOptimWrapper, DistributedAlgorithm, start_process_group
 from strop.errors import ComponentTypeError, ConfigError, TrainingError, UnsafeFileError
 from strop.registry import MODELS
 
@@ -426,17 +422,12 @@ def test_wrong_components():
 
 # -- two processes -------------------------------------------------------------------------------
 
-SCRIPT = """
-import json, sys, torch
-from pathlib import Path
-from tests.algorithms.test_single_teacher import two_steps
-from strop.engine import DistributedAlgorithm, start_process_group
-start_process_group()
-rank = torch.distributed.get_rank()
-weights = two_steps(DistributedAlgorithm, slice(4 * rank, 4 * rank + 4))
-Path(sys.argv[1], f'{rank}.json').write_text(json.dumps(weights))
-torch.distributed.destroy_process_group()
-"""
+
+def on_one_of_two(rank, folder):
+    start_process_group()
+    weights = two_steps(DistributedAlgorithm, slice(4 * rank, 4 * rank + 4))
+    (folder / f'{rank}.json').write_text(json.dumps(weights))
+    torch.distributed.destroy_process_group()
 
 
 def two_steps(wrap, part):
@@ -455,20 +446,7 @@ def two_steps(wrap, part):
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    root = Path(__file__).resolve().parents[2]
-    shared = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', OMP_NUM_THREADS='1')
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', SCRIPT, str(tmp_path)],
-            env=dict(shared, RANK=str(rank), LOCAL_RANK=str(rank), PYTHONPATH=str(root)),
-            cwd=root,
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(240) for process in processes] == [0, 0]
+    in_group(on_one_of_two, tmp_path, folder=tmp_path)
     weights = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)]
     assert weights[0] == weights[1]
     torch.testing.assert_close(torch.tensor(weights[0]), torch.tensor(two_steps(lambda model: model, slice(0, 8))))

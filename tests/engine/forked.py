@@ -1,16 +1,24 @@
-"""Functions run in a child process that a test may let die."""
+"""Functions run in child processes: in one that a test may let die, or in several that train together."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+#: All tests of a process share one server, so that it imports once: what the commands of the command line need, too.
+SERVER = multiprocessing.get_context('forkserver')
+SERVER.set_forkserver_preload(
+    ['strop.cli.weights', 'strop.algorithms', 'strop.architectures', 'strop.data', 'strop.engine', 'mmengine.visualization']
+)
 
 
 def forked(function: Callable[..., Any], *args: Any, errors: Path) -> int:
@@ -19,15 +27,43 @@ def forked(function: Callable[..., Any], *args: Any, errors: Path) -> int:
     The child is forked from a server that has imported what it needs and has run nothing: a process in which autograd
     started threads cannot be forked.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['torch', 'strop.algorithms', 'strop.engine', 'strop.data'])
-    process = context.Process(target=_main, args=(function, args, errors))
+    process = SERVER.Process(target=_main, args=(function, args, errors))
     process.start()
     process.join(240)
     if process.is_alive():
         process.kill()
         raise TimeoutError('The child process took more than four minutes.')
     return process.exitcode or 0
+
+
+def in_group(function: Callable[..., Any], *args: Any, folder: Path, world: int = 2) -> None:
+    """Run `function(rank, *args)` in processes that find one another by the variables which `torchrun` sets."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    errors = [folder / f'error_{rank}.txt' for rank in range(world)]
+    processes = [SERVER.Process(target=_rank, args=(function, args, rank, world, port, errors[rank])) for rank in range(world)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + 240
+    # One that fails leaves the others waiting for it.
+    while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
+        if time.monotonic() > end:
+            break
+        processes[0].join(0.05)
+        time.sleep(0.01)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * world, (codes, *(path.read_text()[-3000:] for path in errors if path.exists()))
+
+
+def _rank(function: Callable[..., Any], args: Any, rank: int, world: int, port: int, errors: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), CUDA_VISIBLE_DEVICES='')
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    _main(function, (rank, *args), errors)
 
 
 def _main(function: Callable[..., Any], args: Any, errors: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -331,7 +330,6 @@ def _train_a_share(rank: int, folder: Path) -> None:
 
 
 def test_processes_average_the_gradients_of_connectors(tmp_path: Path) -> None:
-    multiprocessing.get_context('forkserver').set_forkserver_preload(['torch', 'strop.engine', 'strop.data'])
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(lambda rank: forked(_train_a_share, rank, tmp_path, errors=tmp_path / f'{rank}.txt'), (0, 1)))
     assert ended == [0, 0], [file.read_text() for file in tmp_path.glob('*.txt')]

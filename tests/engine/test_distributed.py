@@ -1,23 +1,17 @@
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from strop.algorithms import SPOS, AutoSlim, MMArchitectureQuant, SlimmableNetwork
+from strop.algorithms import SPOS, AutoSlim, BaseAlgorithm, MMArchitectureQuant, SlimmableNetwork
 from strop.engine import DistributedAlgorithm, build_runner, start_process_group
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
-from strop.registry import MODEL_WRAPPERS
+from strop.registry import MODEL_WRAPPERS, MODELS
 
+from .forked import in_group
 from .tiny import search_config, train_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 POINTS = (torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) // 2 % 2)
 
@@ -65,33 +59,20 @@ def quantized(qconfig='lsq4'):
     )
 
 
-# One script does everything, since starting two processes and their imports is what takes the time.
-SCRIPT = """
-import json, os, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from engine.test_distributed import POINTS, autoslim, linear_supernet, quantized, slimmable
-from engine.tiny import preprocessor, search_config, supernet, train_config
-from strop.algorithms import BaseAlgorithm
-from strop.engine import DistributedAlgorithm, build_runner
-from strop.registry import MODEL_WRAPPERS, MODELS
-
-rank, out = int(os.environ['RANK']), sys.argv[1]
-
-
-@MODELS.register_module()
 class Old(BaseAlgorithm):
+    """An algorithm in the style of MMRazor, with a training step of its own."""
+
     def train_step(self, data, optimizer):
         self.mutator.set_subnet(self.mutator.sample_subnet())
         return super().train_step(data, optimizer)
 
 
-def run(kind):
+def run(kind, rank, out):
+    """Train the small supernet, and write which subnets saw which batches."""
     config = train_config()
     config.model.type = kind
     config.train_dataloader.dataset.limit = 192
-    runner = build_runner(config, work_dir=f'{{out}}/{{kind}}', launcher='pytorch')
+    runner = build_runner(config, work_dir=f'{out}/{kind}', launcher='pytorch')
     subnets, batches = [], []
 
     def note(model, args, kwargs, output):
@@ -101,61 +82,42 @@ def run(kind):
 
     runner.model.module.register_forward_hook(note, with_kwargs=True)
     runner.train()
-    torch.save(dict(runner.model.module.named_parameters()), f'{{out}}/{{kind}}_{{rank}}.pt')
-    json.dump([subnets, batches], open(f'{{out}}/{{kind}}_{{rank}}.json', 'w'))
+    torch.save(dict(runner.model.module.named_parameters()), f'{out}/{kind}_{rank}.pt')
+    (out / f'{kind}_{rank}.json').write_text(json.dumps([subnets, batches]))
 
 
-run('SPOS')
-run('Old')
-spos = linear_supernet()
-wrapped = DistributedAlgorithm(spos)
-optimizer = torch.optim.SGD(spos.parameters(), lr=0.5)
-for _ in range(4):
-    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
-torch.save(spos.state_dict(), f'{{out}}/linear_{{rank}}.pt')
-network = slimmable()
-wrapped = MODEL_WRAPPERS.build(dict(type='SlimmableNetworkDDP', module=network))
-optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
-for _ in range(3):
-    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
-torch.save(network.state_dict(), f'{{out}}/slimmable_{{rank}}.pt')
-algorithm = autoslim()
-wrapped = MODEL_WRAPPERS.build(dict(type='AutoSlimDDP', module=algorithm))
-optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
-for _ in range(3):
-    wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
-torch.save(algorithm.state_dict(), f'{{out}}/autoslim_{{rank}}.pt')
-for name in ('lsq4', 'lsq+4', 'int8'):
-    algorithm = quantized(name)
-    wrapped = MODEL_WRAPPERS.build(dict(type='mmrazor.MMArchitectureQuantDDP', module=algorithm, find_unused_parameters=False))
+def steps(algorithm, wrapped, count, rank):
+    """Train for some steps on every other point, and return the state."""
     optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.5)
-    for _ in range(3):
+    for _ in range(count):
         wrapped.train_step(tuple(part[rank::2] for part in POINTS), optimizer)
-    torch.save(algorithm.state_dict(), f'{{out}}/{{name}}_{{rank}}.pt')
-search = build_runner(search_config(), task='search', work_dir=f'{{out}}/search', launcher='pytorch')
-search.train()
-assert (search.train_loop.result is None) == (rank == 1)
-"""
+    return algorithm.state_dict()
+
+
+def on_one_of_two(rank, out):
+    """Do everything, since starting two processes and their group is what takes the time."""
+    MODELS.register_module(module=Old)
+    run('SPOS', rank, out)
+    run('Old', rank, out)
+    spos, network, algorithm = linear_supernet(), slimmable(), autoslim()
+    torch.save(steps(spos, DistributedAlgorithm(spos), 4, rank), f'{out}/linear_{rank}.pt')
+    wrapped = MODEL_WRAPPERS.build(dict(type='SlimmableNetworkDDP', module=network))
+    torch.save(steps(network, wrapped, 3, rank), f'{out}/slimmable_{rank}.pt')
+    wrapped = MODEL_WRAPPERS.build(dict(type='AutoSlimDDP', module=algorithm))
+    torch.save(steps(algorithm, wrapped, 3, rank), f'{out}/autoslim_{rank}.pt')
+    for name in ('lsq4', 'lsq+4', 'int8'):
+        model = quantized(name)
+        wrapped = MODEL_WRAPPERS.build(dict(type='mmrazor.MMArchitectureQuantDDP', module=model, find_unused_parameters=False))
+        torch.save(steps(model, wrapped, 3, rank), f'{out}/{name}_{rank}.pt')
+    search = build_runner(search_config(), task='search', work_dir=f'{out}/search', launcher='pytorch')
+    search.train()
+    assert (search.train_loop.result is None) == (rank == 1)
 
 
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory):
     out = tmp_path_factory.mktemp('distributed')
-    (out / 'script.py').write_text(SCRIPT.format(tests=str(ROOT / 'tests')))
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(port)]
-    done = subprocess.run(
-        [*command, str(out / 'script.py'), str(out)],
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_group(on_one_of_two, out, folder=out)
     return out
 
 

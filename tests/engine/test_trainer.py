@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +17,9 @@ from strop.engine import BaseTrainer, Callback, LRSchedulerCallback, SearchBatch
 from strop.errors import ComponentTypeError, ConfigError, DataError, TrainingError
 from strop.mutables import LayerChoice
 from strop.mutators import DartsMutator, RandomMutator
+from strop.registry import MODEL_WRAPPERS
 
-from .forked import die, forked
-
-ROOT = Path(__file__).resolve().parents[2]
+from .forked import die, forked, in_group
 
 
 class Net(nn.Module):
@@ -547,57 +543,34 @@ def algorithm_steps(train_step, optimizers, rank=0, world=1):
         train_step(SearchBatches(*batches), optimizers)
 
 
-SCRIPT = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from engine.test_trainer import algorithm, algorithm_steps, darts, plain, single, smooth
-from strop.registry import MODEL_WRAPPERS
-from strop.errors import TrainingError
-
-rank, out = int(os.environ['RANK']), sys.argv[1]
-for unrolled in (False, True):
-    search = smooth(f'{{out}}/smooth{{unrolled}}', unrolled, rank, 2, launcher='pytorch')
-    search.train()
-    torch.save(search.network.module.state_dict(), f'{{out}}/smooth{{unrolled}}_{{rank}}.pt')
-for name, make in (('single', single), ('darts', darts)):
-    search = make(f'{{out}}/{{name}}', launcher='pytorch')
-    search.train()
-    torch.save(search.network.module.state_dict(), f'{{out}}/{{name}}_{{rank}}.pt')
-    torch.save(search.validate(), f'{{out}}/{{name}}_{{rank}}_metrics.pt')
-made, optimizers = algorithm()
-algorithm_steps(MODEL_WRAPPERS.build(dict(type='DartsDDP', module=made)).train_step, optimizers, rank, 2)
-torch.save(made.state_dict(), f'{{out}}/algorithm_{{rank}}.pt')
-search = plain(f'{{out}}/plain', launcher='pytorch')
-search.train_loader = torch.utils.data.DataLoader(torch.utils.data.Subset(search.dataset_train, range(rank, 24, 2)), 4)
-try:
-    search.train()
-except TrainingError as error:
-    open(f'{{out}}/plain_{{rank}}.txt', 'w').write(str(error))
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
-"""
+def on_one_of_two(rank, out):
+    """Do everything, since starting two processes and their group is what takes the time."""
+    for unrolled in (False, True):
+        search = smooth(f'{out}/smooth{unrolled}', unrolled, rank, 2, launcher='pytorch')
+        search.train()
+        torch.save(search.network.module.state_dict(), f'{out}/smooth{unrolled}_{rank}.pt')
+    for name, make in (('single', single), ('darts', darts)):
+        search = make(f'{out}/{name}', launcher='pytorch')
+        search.train()
+        torch.save(search.network.module.state_dict(), f'{out}/{name}_{rank}.pt')
+        torch.save(search.validate(), f'{out}/{name}_{rank}_metrics.pt')
+    made, optimizers = algorithm()
+    algorithm_steps(MODEL_WRAPPERS.build(dict(type='DartsDDP', module=made)).train_step, optimizers, rank, 2)
+    torch.save(made.state_dict(), f'{out}/algorithm_{rank}.pt')
+    search = plain(f'{out}/plain', launcher='pytorch')
+    search.train_loader = DataLoader(torch.utils.data.Subset(search.dataset_train, range(rank, 24, 2)), 4)
+    try:
+        search.train()
+    except TrainingError as error:
+        (out / f'plain_{rank}.txt').write_text(str(error))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory):
     out = tmp_path_factory.mktemp('distributed')
-    (out / 'script.py').write_text(SCRIPT.format(tests=str(ROOT / 'tests')))
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', str(port)]
-    done = subprocess.run(
-        [*command, str(out / 'script.py'), str(out)],
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_group(on_one_of_two, out, folder=out)
     return out
 
 

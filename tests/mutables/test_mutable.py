@@ -4,13 +4,13 @@ import copy
 import io
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from engine.forked import in_group
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from strop.errors import NotDecidedError, SpaceError
 from strop.mutables import (
@@ -25,7 +25,8 @@ from strop.mutables import (
     mutables_of,
     space_of,
 )
-from strop.mutators import RandomMutator
+from strop.mutators import OneShotMutator, RandomMutator
+from strop.randomness import seeded
 
 
 class Net(nn.Module):
@@ -135,45 +136,32 @@ class TestOwnKinds:
             Mutable('a')()
 
 
-DDP = """
-import json, sys
-import torch, torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from strop.mutables import LayerChoice
-from strop.mutators import OneShotMutator
-from strop.randomness import seeded
-
-dist.init_process_group('gloo')
-rank = dist.get_rank()
-torch.manual_seed(0)
-ops = lambda: [nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())]
-model = nn.Sequential(*(LayerChoice(ops()) for _ in range(3)), nn.Linear(4, 1))
-wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-mutator = OneShotMutator(model)
-optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-steps = []
-torch.manual_seed(rank)  # data differ, and so does the state of the global generators
-for step in range(6):
-    with seeded(0, 'subnet', step):
-        mutator.reset()
-    optimizer.zero_grad()
-    wrapped(torch.randn(8, 4)).square().mean().backward()
-    gradients = [None if p.grad is None else p.grad.double().sum().item() for p in model.parameters()]
-    steps.append([mutator.current_subnet().digest, gradients])
-    optimizer.step()
-steps.append(['weights', [p.double().sum().item() for p in model.parameters()]])
-open(f'{sys.argv[1]}/{rank}.json', 'w').write(json.dumps(steps))
-dist.destroy_process_group()
-"""
+def train_on_one_of_two(rank: int, folder: Path) -> None:
+    """Train random subnets, and write which ones they were and what was learned."""
+    torch.distributed.init_process_group('gloo')
+    torch.manual_seed(0)
+    choices = [LayerChoice([nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh())]) for _ in range(3)]
+    model = nn.Sequential(*choices, nn.Linear(4, 1))
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    mutator = OneShotMutator(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    steps: list[tuple[str, list[float | None]]] = []
+    torch.manual_seed(rank)  # data differ, and so does the state of the global generators
+    for step in range(6):
+        with seeded(0, 'subnet', step):
+            mutator.reset()
+        optimizer.zero_grad()
+        wrapped(torch.randn(8, 4)).square().mean().backward()
+        gradients = [None if p.grad is None else p.grad.double().sum().item() for p in model.parameters()]
+        steps.append((mutator.current_subnet().digest, gradients))
+        optimizer.step()
+    steps.append(('weights', [p.double().sum().item() for p in model.parameters()]))
+    (folder / f'{rank}.json').write_text(json.dumps(steps))
+    torch.distributed.destroy_process_group()
 
 
 def test_two_ddp_processes_agree(tmp_path: Path) -> None:
-    script = tmp_path / 'train.py'
-    script.write_text(DDP)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_group(train_on_one_of_two, tmp_path, folder=tmp_path)
     first, second = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in (0, 1))
     assert first == second
     digests = [digest for digest, _ in first[:-1]]
