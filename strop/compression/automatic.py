@@ -1,38 +1,44 @@
 """The automatic plan: where the time goes, what each unit is worth, and the lengths that buy most time for least harm.
 
-1. The time of each layer is measured in the runtime that the budget names, quantized if the recipe quantizes for it.
+1. The time of each layer is measured in the runtime that the budget names, quantized if the recipe quantizes for it: in the
+   whole model and in models cut to several widths, which tell how much of it shrinks.
 2. Each channel unit is cut alone to a few lengths and each residual block is skipped alone; what the model gives then is
    compared with what the whole model gives on calibration samples, without labels: the mean squared difference, in units of the
    variance of the whole model's outputs.
 3. Steps (a unit to its next length, or a block out) are taken one after the other, always the one with the least harm for the
-   time that it saves. That orders models from the original to the smallest that can be reached.
-4. Some models of that order are built and measured whole, in the runtime, quantized if the recipe quantizes: the least
-   harmed one that keeps the budget is the plan.
+   time that it saves. That orders models from the original to the smallest that can be reached. What a block's harm counts
+   beside that of channels is tried at several weights, since it says little about what training repairs; that makes several
+   such ladders, beside one that takes the same share from every unit.
+4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget.
+5. Each of these is taught for some steps as the next stage of the recipe will teach it. The one with the best score on the
+   validation samples is the plan.
+
+A recipe that limits only the drop of the score goes down the first ladder as far as models keep it that were taught for some
+steps.
 
 Step 3 is the greedy of NetAdapt (Yang et al., NetAdapt: Platform-Aware Neural Network Adaptation for Mobile Applications, ECCV
-2018, https://arxiv.org/abs/1804.03230) without training in between; the times of layers are shared out by multiply-adds.
+2018, https://arxiv.org/abs/1804.03230), which trains between the steps; here the finished candidates are trained.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from strop.compression.clock import Clock, Pace
+from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
+from strop.compression.plan import Candidate, Notes, Planned
 from strop.compression.scoring import call, main_output
 from strop.compression.stage import Surroundings, resources_of
-from strop.errors import StropError
-from strop.estimators import WidthCosts, measure
-from strop.estimators.runtimes import runtime
-from strop.export.layer_times import PRECISIONS, layer_times
+from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
 from strop.pruning import Budget as PruningBudget
 from strop.pruning import (
@@ -46,7 +52,6 @@ from strop.pruning import (
     residual_blocks,
     score,
 )
-from strop.quantization import backends, quantize
 from strop.report.compression_result import Tried
 
 if TYPE_CHECKING:
@@ -54,327 +59,459 @@ if TYPE_CHECKING:
 
 #: Shares of a unit that are cut away to find out what it is worth.
 GRID = (0.25, 0.5, 0.75)
-#: The part of a layer's time that does not fall with its multiply-adds, before it is found out.
-_FIXED = 0.15
-_STEPS = 8
+#: Shares of what may go that are cut from all units to find out how the times of layers shrink.
+_WIDTHS = (0.35, 0.7, 1.0)
+#: What the harm of a block counts beside that of channels, in the ladders that are compared.
+_DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 #: Seconds that finding out what units are worth may take, about.
 _SECONDS = 240.0
+#: A measured time this little below the limit is near enough.
+_NEAR = 0.97
 
 
-@dataclass(frozen=True)
-class Worth:
-    """What a unit or block costs, and what the model loses without parts of it.
-
-    Args:
-        name: The unit, or the path of the block.
-        size: Its length; 0 for a block.
-        milliseconds: Time of all layers whose size follows it.
-        harm: Share that is cut -> how far the outputs are from the original's.
-    """
-
-    name: str
-    size: int
-    milliseconds: float
-    harm: Mapping[float, float]
-
-    def at(self, share: float) -> float:
-        """Return the harm of cutting a share, between the measured ones by straight lines, never falling."""
-        points = [(0.0, 0.0)]
-        for cut, harm in sorted(self.harm.items()):
-            points.append((cut, max(harm, points[-1][1])))
-        for (left, low), (right, high) in pairwise(points):
-            if share <= right:
-                return low + (high - low) * (share - left) / (right - left)
-        (left, low), (right, high) = points[-2:]
-        # Beyond what was measured the harm rises at least as fast as before.
-        return high + (share - right) * max((high - low) / (right - left), high / right) * 2
-
-
-@dataclass
-class Planned:
-    """The plan, carried out.
-
-    Args:
-        model: The smaller model.
-        records: What was removed.
-        explanation: Why, in sentences.
-        tried: The models that were measured.
-        warnings: What the reader should know.
-        latencies: Layer -> milliseconds in the model before.
-        worths: What each unit and block is worth.
-        lengths: Unit -> length.
-        removed: Blocks that were taken out.
-    """
-
-    model: nn.Module
-    records: list[Any] = field(default_factory=list)
-    explanation: list[str] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    latencies: dict[str, float] = field(default_factory=dict)
-    worths: list[Worth] = field(default_factory=list)
-    lengths: dict[str, int] = field(default_factory=dict)
-    removed: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON holds it."""
-        return {
-            'units': [{**asdict(worth), 'harm': {str(cut): harm for cut, harm in worth.harm.items()}} for worth in self.worths],
-            'lengths': self.lengths,
-            'removed': list(self.removed),
-            'layers_ms': self.latencies,
-        }
-
-
-@dataclass(frozen=True)
-class _Rung:
-    """One model of the order: lengths of the units, blocks taken out, predicted time and harm."""
-
-    lengths: Mapping[str, int]
-    removed: tuple[str, ...]
-    milliseconds: float
-    harm: float
-
-
-class _Clock:
-    """Measures whole models as the budget wants them measured."""
-
-    def __init__(self, around: Surroundings, model: nn.Module) -> None:
-        self.around = around
-        budget = around.budget
-        self.runtime = budget.chosen_runtime
-        #: The backend that quantizes for this runtime, if the recipe does.
-        wanted = {'compile': 'inductor'}.get(self.runtime, self.runtime)
-        self.backend = wanted if wanted in around.backends and backends()[wanted].available else None
-        self.precision = 'int8' if self.backend else 'f32'
-        self.sample = around.data.example(1)
-        self._whole = self.prepared(around.original) if budget.relative_to == 'quantized' else self._float(around.original)
-        first = measure({'whole': self._whole}, runs=15, threads=budget.threads)['whole'].median_ms
-        self.limit = float(budget.latency_ms) if budget.latency_ms is not None else None
-        self.share = budget.latency
-        self.whole_ms = first
-
-    def _float(self, model: nn.Module) -> Callable[[], Any]:
-        return runtime(self.runtime).prepare(*positional(model, self.sample), threads=self.around.budget.threads)
-
-    def quantized(self, model: nn.Module) -> Any:
-        batches = self.around.data.inputs('calibration', limit=2)
-        # Ranges do not change what a kernel takes, so the quickest ones do.
-        return quantize(model, batches, backend=str(self.backend), activation='min_max', check=False)
-
-    def prepared(self, model: nn.Module) -> Callable[[], Any]:
-        """Return a call that runs a model once, quantized if the recipe does that."""
-        if self.backend is None:
-            return self._float(model)
-        result = self.quantized(model)
-        run = result._runnable(result.model, self.around.budget.threads, None, _call_of(self.sample))
-        args, kwargs = _call_of(self.sample)
-        return partial(run, *args, **kwargs)
-
-    def time(self, model: nn.Module) -> tuple[float, float]:
-        """Return the time of a model relative to what the budget is of, and its median in milliseconds."""
-        times = measure({'pruned': self.prepared(model), 'whole': self._whole}, runs=25, threads=self.around.budget.threads)
-        return times.ratio('pruned', 'whole').value, times['pruned'].median_ms
-
-    def compared(self, smaller: nn.Module, model: nn.Module) -> float:
-        """Return the time of a model relative to another one's."""
-        entries = {'smaller': self.prepared(smaller), 'model': self.prepared(model)}
-        return measure(entries, runs=25, threads=self.around.budget.threads).ratio('smaller', 'model').value
-
-    def keeps(self, share: float, milliseconds: float) -> bool:
-        """Whether a time keeps the budget."""
-        return (self.share is None or share <= self.share) and (self.limit is None or milliseconds <= self.limit)
-
-
-def _call_of(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(sample, Mapping):
-        return (), dict(sample)
-    return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}
-
-
-class _Keywords(nn.Module):
-    """A model whose keyword arguments are given by position."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, tuple(names)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return main_output(self.model(**dict(zip(self.names, tensors))), dict(zip(self.names, tensors)))
-
-
-def positional(model: nn.Module, sample: Any) -> tuple[nn.Module, tuple[Any, ...]]:
-    """Return a model and its inputs as positional arguments."""
-    if isinstance(sample, Mapping):
-        return _Keywords(model, list(sample)), tuple(sample.values())
-    return model, _call_of(sample)[0]
-
-
-def plan(
-    model: nn.Module,
-    around: Surroundings,
-    *,
-    importance: str,
-    importance_data: Any,
-    importance_loss: Any,
-    selection: Selection,
-    depth: bool,
-    tries: int,
-    calibration: list[Any],
-) -> Planned:
-    """Choose the lengths of all units, and the blocks that go, for the budget of a recipe; see the top of this module.
+class Planner:
+    """Chooses the lengths of all units, and the blocks that go, for the budget of a recipe; see the top of this module.
 
     Args:
         model: The model.
-        around: The budget, the data and the original model.
+        around: The budget, the data and the original model, and the stage that trains next.
         importance: What indices of a unit are ranked by.
         importance_data: Batches for an importance that looks at data.
         importance_loss: The loss for one.
         selection: What may be pruned, how far, in which multiples.
         depth: Whether residual blocks may go.
-        tries: How many models are measured whole.
+        tries: How many models of a ladder are measured whole, beside its ends.
+        rehearse: Steps that candidates are taught for; 0 takes the one that is harmed least.
         calibration: Batches of inputs.
 
     Raises:
         ConfigError: If nothing can be pruned.
     """
-    sample = around.data.example(1)
-    graph = channel_units(model, sample)
-    costs = WidthCosts(graph)
-    judge = build_importance(importance, seed=around.seed)
-    found = score(graph, model, judge, data=importance_data, loss=importance_loss, seed=around.seed)
-    ranking = Ranking(graph, model, found, selection)
-    clock = _Clock(around, model)
-    planned = Planned(model)
-    times = _layer_times(model, clock, planned)
-    by_module = _Pricing(costs, times)
-    units = list(ranking.prunable)
-    blocks = list(residual_blocks(model, around.data.example(2))) if depth else []
-    worths = _worths(model, around, graph, ranking, by_module, units, blocks, calibration)
-    planned.worths = worths
-    ladder = _ladder(worths, ranking, by_module, selection, blocks)
-    if around.budget.timed:
-        ladder = _calibrated(ladder, planned, model, around, clock, ranking, by_module, selection, blocks, importance)
-    _choose(planned, ladder, model, around, clock, ranking, graph, tries, calibration, importance)
-    _explain(planned, clock, by_module, ladder)
-    return planned
 
+    def __init__(
+        self,
+        model: nn.Module,
+        around: Surroundings,
+        *,
+        importance: str,
+        importance_data: Any,
+        importance_loss: Any,
+        selection: Selection,
+        depth: bool,
+        tries: int,
+        rehearse: int,
+        calibration: list[Any],
+    ) -> None:
+        self.model, self.around, self.importance = model, around, importance
+        self.tries, self.rehearse, self.calibration = tries, rehearse, calibration
+        self.example = around.data.example(1)
+        self.graph = channel_units(model, self.example)
+        judge = build_importance(importance, seed=around.seed)
+        found = score(self.graph, model, judge, data=importance_data, loss=importance_loss, seed=around.seed)
+        self.ranking = Ranking(self.graph, model, found, selection)
+        self.blocks = list(residual_blocks(model, around.data.example(2))) if depth else []
+        self.clock = Clock(around)
+        self.notes = Notes(around.work / 'plan.json')
+        self.planned = Planned(model)
+        self.counted = self._counted()
+        self._done, self._total = 0, 1
 
-def _layer_times(model: nn.Module, clock: _Clock, planned: Planned) -> dict[str, float]:
-    """Measure the time of each layer where the budget wants it; elsewhere if that runtime does not tell."""
-    runtime_name = clock.runtime if clock.runtime in PRECISIONS else 'eager'
-    try:
-        if clock.backend is not None and 'int8' in PRECISIONS[runtime_name]:
-            found = layer_times(model, clock.sample, quantized=clock.quantized(model), threads=clock.around.budget.threads)
+    def plan(self) -> Planned:
+        """Make the plan and carry it out."""
+        planned = self.planned
+        ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
+        trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
+        self._total = trials + len(_WIDTHS) + 1 + ladders * (2 + self.tries)
+        self.pricing = self._priced()
+        planned.worths = self._worths()
+        self._ladders = self._ordered()
+        if self._only_score():
+            chosen = self._within_score()
         else:
-            found = layer_times(model, clock.sample, runtime=runtime_name, threads=clock.around.budget.threads)
-    except StropError as error:
-        found = layer_times(model, clock.sample, runtime='eager', threads=clock.around.budget.threads)
-        planned.warnings.append(f'{error} The times of layers are those of eager PyTorch.')
-    planned.latencies = {name: layer.latency.median_ms for name, layer in found.items()}
-    planned.explanation.append(
-        f'Measured on {found.runtime} in {found.precision} with {found.threads} '
-        f'thread{"s" * (found.threads != 1)}, one sample takes '
-        f'{found.whole.median_ms:.3f} ms; the slowest layers are '
-        + ', '.join(
-            f'{name} ({100 * ms / found.whole.median_ms:.0f} %)'
-            for name, ms in sorted(planned.latencies.items(), key=lambda item: -item[1])[:4]
+            chosen = self._within_budget()
+        if chosen.rung.key != self._whole().key:
+            planned.model, planned.records = self._built(chosen.rung, check=True)
+        planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
+        planned.removed = chosen.rung.removed
+        for entry in planned.tried:
+            entry.chosen = entry.label == chosen.label
+        planned.warnings += self.clock.warnings
+        self._explain(chosen)
+        return planned
+
+    # -- what is measured ------------------------------------------------------------------
+
+    def _priced(self) -> Pricing:
+        """Measure the layers of the whole model and of narrower ones."""
+        whole = self._layers('layers', self.model)
+        planned = self.planned
+        planned.latencies = whole['layers']
+        slowest = sorted(planned.latencies.items(), key=lambda item: -item[1])[:4]
+        planned.explanation.append(
+            f'Measured on {whole["runtime"]} in {whole["precision"]} with {whole["threads"]} '
+            f'thread{"s" * (whole["threads"] != 1)}, one sample takes {whole["milliseconds"]:.3f} ms; the slowest layers are '
+            + ', '.join(f'{name} ({100 * ms / whole["milliseconds"]:.0f} %)' for name, ms in slowest)
+            + '.'
         )
-        + '.'
-    )
-    # What belongs to no layer is shared out, since it shrinks with the tensors that the layers give.
-    known = sum(planned.latencies.values())
-    scale = max(found.whole.median_ms / known, 1.0) if known else 1.0
-    return {name: ms * scale for name, ms in planned.latencies.items()}
-
-
-class _Pricing:
-    """Time of the whole model at any lengths, from the times of its layers and their multiply-adds at those lengths.
-
-    The part `fixed` of a layer's time, such as starting its kernel, does not fall with its multiply-adds.
-    """
-
-    fixed = _FIXED
-
-    def __init__(self, costs: WidthCosts, times: Mapping[str, float]) -> None:
-        self.costs = costs
-        self.whole = costs.macs_by_module()
-        total = sum(self.whole.values()) or 1
-        # A layer whose time a runtime hides in another's counts by its multiply-adds.
-        mean = sum(times.values()) / total
-        self.times = {name: times.get(name) or mean * macs for name, macs in self.whole.items()}
-
-    def milliseconds(self, lengths: Mapping[str, int], removed: Sequence[str] = ()) -> float:
-        """Return the predicted time."""
-        macs = self.costs.macs_by_module(lengths)
-        return sum(
-            spent * (self.fixed + (1 - self.fixed) * macs.get(name, 0) / max(self.whole[name], 1))
-            for name, spent in self.times.items()
-            if not any(name == block or name.startswith(f'{block}.') for block in removed)
+        pricing = Pricing(WidthCosts(self.graph), whole['shared'])
+        if not self.around.budget.timed:
+            return pricing
+        lengths: dict[str, int] = {}
+        for share in _WIDTHS:
+            lengths = self.ranking.lengths(share)
+            narrow = Rung(lengths, (), 0.0, 0.0)
+            pricing.learn(lengths, self._layers(_mark('layers', narrow), partial(self._narrowed, narrow))['shared'])
+        kept = pricing.milliseconds(lengths) / pricing.milliseconds({})
+        macs = sum(pricing.costs.macs_by_module(lengths).values()) / max(sum(pricing.whole.values()), 1)
+        planned.explanation.append(
+            f'Narrowed as far as it goes, to {macs:.0%} of its multiply-adds, its layers keep {kept:.0%} of their time: '
+            'that part goes only with whole blocks.'
         )
+        return pricing
 
-    def inside(self, block: str) -> float:
-        """Return the time of the layers of a block."""
-        return sum(spent for name, spent in self.times.items() if name == block or name.startswith(f'{block}.'))
+    def _layers(self, key: str, model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
+        def find() -> dict[str, Any]:
+            shared, found = self.clock.layers(model if isinstance(model, nn.Module) else model())
+            return {
+                'shared': shared, 'layers': {name: layer.latency.median_ms for name, layer in found.items()},
+                'milliseconds': found.whole.median_ms, 'runtime': found.runtime, 'precision': found.precision,
+                'threads': found.threads,
+            }  # fmt: skip
 
+        self._advance()
+        return self.notes.recall(key, find)
 
-def _worths(
-    model: nn.Module,
-    around: Surroundings,
-    graph: Any,
-    ranking: Ranking,
-    pricing: _Pricing,
-    units: Sequence[str],
-    blocks: Sequence[str],
-    calibration: list[Any],
-) -> list[Worth]:
-    """Cut each unit alone, take out each block alone, and compare the outputs with the whole model's."""
-    begun = time.monotonic()
-    batch = calibration[0]
-    with torch.no_grad():
-        call(model, batch)
-        once = time.monotonic() - begun
-        trials = len(units) * len(GRID) + len(blocks)
-        # Two forwards for each trial: one for the statistics of norms, one to compare.
-        many = int(max(1, min(len(calibration) // 2 or 1, _SECONDS / max(2 * once * trials, 1e-9))))
-        first, second = calibration[:many], calibration[many : 2 * many] or calibration[:many]
-    # Its norms are measured on the same batches, or their change would be taken for harm.
-    whole_model = copy.deepcopy(model)
-    recalibrate(whole_model, first)
-    with torch.no_grad():
-        wanted = [main_output(call(whole_model, inputs), inputs) for inputs in second]
-    done = 0
+    def _worths(self) -> list[Worth]:
+        """Cut each unit alone, take out each block alone, and compare the outputs with the whole model's."""
+        self._compare()
+        whole = self.pricing.milliseconds({})
+        result = []
+        for name in self.ranking.prunable:
+            unit = self.graph.units[name]
+            gaps, saved = {}, 0.0
+            for share in GRID:
+                kept = max(unit.minimum, math.floor(unit.size * (1 - share)))
+                lengths = self.graph.fit({name: kept})
+                if lengths[name] >= unit.size:
+                    continue
+                cut = 1 - lengths[name] / unit.size
+                gaps[cut] = self._harm(Rung(lengths, (), 0.0, 0.0))
+                saved = max(saved, (whole - self.pricing.milliseconds(lengths)) / cut)
+            if gaps:
+                result.append(Worth(name, unit.size, saved, gaps))
+        for block in self.blocks:
+            harm = self._harm(Rung(self.graph.fit({}), (block,), 0.0, 0.0))
+            result.append(Worth(block, 0, self.pricing.inside(block), {1.0: harm}))
+        return result
 
-    def harm(smaller: nn.Module) -> float:
-        nonlocal done
-        recalibrate(smaller, first)
+    def _compare(self) -> None:
+        """Choose the batches that models are compared on, and what the whole model gives for them."""
+        batches = self.calibration
+
+        def find() -> int:
+            begun = time.monotonic()
+            with torch.no_grad():
+                call(self.model, batches[0])
+            once = time.monotonic() - begun
+            trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
+            # Two forwards for each trial: one for the statistics of norms, one to compare.
+            return int(max(1, min(len(batches) // 2 or 1, _SECONDS / max(2 * once * trials, 1e-9))))
+
+        many = self.notes.recall('batches', find)
+        self._first, self._second = batches[:many], batches[many : 2 * many] or batches[:many]
+        # Its norms are measured on the same batches, or their change would be taken for harm.
+        whole = copy.deepcopy(self.model)
+        recalibrate(whole, self._first)
         with torch.no_grad():
-            gaps = [_distance(main_output(call(smaller, inputs), inputs), answer) for inputs, answer in zip(second, wanted)]
-        done += 1
-        around.tell(done, trials)
-        value = sum(gaps) / len(gaps)
-        return value if math.isfinite(value) else 1e6
+            self._wanted = [main_output(call(whole, inputs), inputs) for inputs in self._second]
 
-    whole = pricing.milliseconds({})
-    result = []
-    for name in units:
-        unit = graph.units[name]
-        gaps, saved = {}, 0.0
-        for share in GRID:
-            kept = max(unit.minimum, math.floor(unit.size * (1 - share)))
-            lengths = graph.fit({name: kept})
-            if lengths[name] >= unit.size:
+    def _harm(self, rung: Rung) -> float:
+        """Return how far the outputs of a rung's model are from the whole model's."""
+
+        def find() -> float:
+            smaller, _ = self._built(rung)
+            recalibrate(smaller, self._first)
+            with torch.no_grad():
+                gaps = [
+                    _distance(main_output(call(smaller, inputs), inputs), answer)
+                    for inputs, answer in zip(self._second, self._wanted)
+                ]
+            value = sum(gaps) / len(gaps)
+            return value if math.isfinite(value) else 1e6
+
+        self._advance()
+        return float(self.notes.recall(_mark('harm', rung), find))
+
+    def _pace(self, rung: Rung) -> Pace:
+        """Return the time of a rung's model."""
+        if not self.around.budget.timed:
+            return Pace(0.0, 0.0)
+
+        def find() -> list[float]:
+            pace = self.clock.time(self._built(rung)[0])
+            return [pace.share, pace.milliseconds]
+
+        return Pace(*self.notes.recall(_mark('time', rung), find))
+
+    def _rehearsed(self, rung: Rung) -> float:
+        """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
+
+        def find() -> float:
+            smaller, _ = self._built(rung)
+            recalibrate(smaller, self.calibration)
+            follows = self.around.follows
+            if follows is not None and self.rehearse:
+                return follows.rehearse(smaller, self.around, self.rehearse)
+            return self.around.judge.score(smaller, 'validation')
+
+        return float(self.notes.recall(_mark('score', rung), find))
+
+    # -- what is chosen --------------------------------------------------------------------
+
+    def _ordered(self) -> dict[str, list[Rung]]:
+        """Return the ladders by what the reader calls them."""
+        given = self.planned.worths, self.ranking, self.pricing
+        if self._only_score():
+            return {'least harm': greedy_ladder(*given, self.blocks)}
+        if not self.blocks:
+            return {'least harm': greedy_ladder(*given, ()), 'the same share everywhere': uniform_ladder(*given)}
+        names = {1.0: 'least harm', math.inf: 'all blocks kept'}
+        ladders = {
+            names.get(weight, f'harm of blocks × {weight:g}'): greedy_ladder(*given, self.blocks, weight)
+            for weight in _DEPTH_WEIGHTS
+        }
+        return {**ladders, 'the same share everywhere': uniform_ladder(*given)}
+
+    def _whole(self) -> Rung:
+        return Rung(self.graph.fit({}), (), 0.0, 0.0)
+
+    def _only_score(self) -> bool:
+        """Whether the budget limits nothing but the drop of the score."""
+        return not self.around.budget.timed and not self.counted
+
+    def _within_budget(self) -> Candidate:
+        """Find on each ladder the least harmed model within the budget; of these take the one that learns best."""
+        planned, whole = self.planned, self._whole()
+        if self._excess(whole, 'as it is') <= 1:
+            planned.explanation.append('The model keeps the budget as it is; nothing was removed.')
+            return Candidate('as it is', whole, self._pace(whole), 0.0)
+        ends = {}
+        for label, ladder in self._ladders.items():
+            index = self._first_within(label, ladder)
+            if index is None:
+                ends[label] = ladder[-1]
                 continue
-            cut = 1 - lengths[name] / unit.size
-            smaller = graph.shrink(model, ranking.keep(lengths)).eval()
-            gaps[cut] = harm(smaller)
-            saved = max(saved, (whole - pricing.milliseconds(lengths)) / cut)
-        if gaps:
-            result.append(Worth(name, unit.size, saved, gaps))
-    for block in blocks:
-        shorter, _ = remove_blocks(model, around.data.example(2), names=[block])
-        result.append(Worth(block, 0, pricing.inside(block), {1.0: harm(shorter.eval())}))
-    return result
+            rung = ladder[index]
+            if all(found.rung.key != rung.key for found in planned.candidates):
+                name = f'{label}, step {index} of {len(ladder) - 1}'
+                planned.candidates.append(Candidate(name, rung, self._pace(rung), self._harm(rung)))
+        if not planned.candidates:
+            label, rung = min(ends.items(), key=lambda item: self._excess(item[1], item[0]))
+            pace = self._pace(rung)
+            planned.warnings.append(
+                f'The budget ({self.around.budget}) cannot be reached by pruning: the smallest model that can be reached '
+                + (
+                    f'takes {pace.milliseconds:.3f} ms, {pace.share:.2f} of the {self.around.budget.relative_to} model, '
+                    if self.around.budget.timed
+                    else ''
+                )
+                + 'and was taken.'
+            )
+            return Candidate(
+                f'{label}, step {len(self._ladders[label]) - 1} of {len(self._ladders[label]) - 1}', rung, pace, 0.0
+            )
+        return self._best(planned.candidates)
+
+    def _best(self, candidates: list[Candidate]) -> Candidate:
+        """Return the candidate that learns best; without a stage that trains the one that is harmed least."""
+        planned, follows = self.planned, self.around.follows
+        if len(candidates) == 1:
+            return candidates[0]
+        if follows is None or not self.rehearse:
+            chosen = min(candidates, key=lambda found: found.harm)
+            planned.explanation.append(
+                f'{len(candidates)} models keep the budget; their outputs move by '
+                + ', '.join(f'{found.harm:.3g} ({found.label})' for found in candidates)
+                + f'. Taken was: {chosen.label}.'
+            )
+            return chosen
+        for found in candidates:
+            found.score = self._rehearsed(found.rung)
+            self._advance()
+        chosen = max(candidates, key=lambda found: (found.score or 0.0, -found.harm))
+        planned.explanation.append(
+            f'{len(candidates)} models keep the budget. Taught for {self.rehearse} steps as the stage `{follows.kind}` will, '
+            f'their {self.around.judge.choice} on the validation samples is '
+            + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates)
+            + f'. Taken was: {chosen.label}.'
+        )
+        return chosen
+
+    def _first_within(self, label: str, ladder: Sequence[Rung]) -> int | None:
+        """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
+        low, high = 0, len(ladder) - 1
+        if high == 0 or self._excess(ladder[high], f'{label}, step {high} of {high}') > 1:
+            return None
+        last = high
+        shares = {index: self._excess(ladder[index]) for index in (low, high)}
+        for number in range(max(1, self.tries)):
+            if high - low <= 1 or shares[high] > _NEAR:
+                break
+            middle = _between(ladder, low, high, shares) if number % 3 != 2 else (low + high) // 2
+            shares[middle] = self._excess(ladder[middle], f'{label}, step {middle} of {last}')
+            low, high = (low, middle) if shares[middle] <= 1 else (middle, high)
+        return high
+
+    def _within_score(self) -> Candidate:
+        """Go down the ladder as far as models that were taught for some steps keep the limit of the drop."""
+        planned, judge = self.planned, self.around.judge
+        (label, ladder), drop = next(iter(self._ladders.items())), float(self.around.budget.accuracy_drop or 0.0)
+        whole = judge.score(self.model, 'validation')
+        low, high = 0, len(ladder)
+        while high - low > 1 and len(planned.candidates) < max(1, self.tries):
+            middle = (low + high) // 2
+            rung = ladder[middle]
+            found = Candidate(f'{label}, step {middle} of {len(ladder) - 1}', rung, Pace(0.0, 0.0), self._harm(rung))
+            found.score = self._rehearsed(rung)
+            planned.candidates.append(found)
+            self._try(rung, found.label, found.score, None)
+            low, high = (middle, high) if 100 * (whole - found.score) <= drop else (low, middle)
+        name = f'{label}, step {low} of {len(ladder) - 1}'
+        taught = f', taught for {self.rehearse} steps,' if self.around.follows is not None and self.rehearse else ''
+        planned.explanation.append(
+            f'Of {len(planned.candidates)} models that were tried{taught} the smallest within {drop:g} points of the original '
+            f'on the validation samples was taken: {name}.'
+            if low
+            else f'Every model that was tried{taught} loses more than {drop:g} points; nothing was removed.'
+        )
+        if not low:
+            planned.warnings.append(f'Pruning cannot keep accuracy_drop={drop:g}; nothing was removed.')
+        return Candidate(name, ladder[low], Pace(0.0, 0.0), ladder[low].harm)
+
+    def _excess(self, rung: Rung, label: str | None = None) -> float:
+        """Return what a rung takes as a share of the tightest limit; written down as tried if it has a label."""
+        pace = self._pace(rung)
+        smaller = self._built(rung)[0]
+        costs = resources_of(smaller, self.example)
+        counted = [float(getattr(costs, name) or 0) / limit for name, limit in self.counted.items()]
+        if label is not None:
+            recalibrate(smaller, self.calibration[:2])
+            self._advance()
+            found = float(self.notes.recall(_mark('untaught', rung), lambda: self.around.judge.score(smaller, 'validation')))
+            self._try(rung, label, found, pace)
+        return max([self.clock.excess(pace), *counted])
+
+    def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
+        costs = resources_of(self._built(rung)[0], self.example)
+        timed = pace is not None and self.around.budget.timed
+        self.planned.tried.append(
+            Tried(
+                label, self.around.name, costs.macs, costs.params, pace.milliseconds if timed and pace else None, found, False,
+                'validation',
+            )
+        )  # fmt: skip
+
+    def _counted(self) -> dict[str, float]:
+        whole = resources_of(self.around.original, self.example)
+        limits = {
+            name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
+            for name, given in self.around.budget.counted.items()
+        }
+        stored = self.around.params_within_size()
+        return limits if stored is None else {**limits, 'params': min(stored, limits.get('params', stored))}
+
+    # -- how it is carried out -------------------------------------------------------------
+
+    def _built(self, rung: Rung, check: bool = False) -> tuple[nn.Module, list[Any]]:
+        """Cut a model to a rung: units first, by the names that they were ranked under, then blocks."""
+        slicing = self.graph.slicing(self.ranking.keep(rung.lengths))
+        smaller, records = self.model, []
+        if slicing.touched:
+            smaller = slicing.apply(self.model)
+            if check:
+                error = verify(self.model, smaller, slicing, self.example)
+                records.append(self._record(smaller, slicing, error))
+        if rung.removed:
+            smaller, record = remove_blocks(smaller, self.around.data.example(2), names=list(rung.removed))
+            records.append(record)
+        return (copy.deepcopy(smaller) if smaller is self.model else smaller).eval(), records
+
+    def _narrowed(self, rung: Rung) -> nn.Module:
+        return self._built(rung)[0]
+
+    def _record(self, smaller: nn.Module, slicing: Any, error: float | None) -> PruneRecord:
+        graph = self.graph
+        before, after = resources_of(self.model, self.example), resources_of(smaller, self.example)
+        lengths = slicing.lengths
+        kept = {name: tuple(slicing.indices[name].tolist()) for name, n in lengths.items() if n < graph.units[name].size}
+        channels = sum(graph.units[name].size for name in lengths) or 1
+        ratio = 1 - sum(lengths.values()) / channels
+        return PruneRecord(
+            units=tuple(
+                UnitChange(name, unit.role, unit.size, lengths.get(name, unit.size)) for name, unit in graph.units.items()
+            ),
+            steps=(Step(ratio, kept, int(after.macs or 0), int(after.params or 0), error),),
+            macs=(int(before.macs or 0), int(after.macs or 0)),
+            params=(int(before.params or 0), int(after.params or 0)),
+            importance=self.importance,
+            scope='planned',
+            seed=self.around.seed,
+            budget=str(self.around.budget),
+            frozen=len(graph.frozen),
+        )
+
+    def _explain(self, chosen: Candidate) -> None:
+        planned, pricing = self.planned, self.pricing
+        by_name = {worth.name: worth for worth in planned.worths}
+        whole = pricing.milliseconds({})
+        if planned.removed:
+            planned.explanation.append(
+                'Taken out whole: '
+                + ', '.join(
+                    f'{name} ({100 * pricing.inside(name) / whole:.0f} % of the time, harm {by_name[name].at(1.0):.3g})'
+                    for name in planned.removed
+                )
+                + '.'
+            )
+        cuts = [(by_name[name], length) for name, length in planned.lengths.items() if name in by_name]
+        for worth, length in sorted(cuts, key=lambda pair: -pair[0].milliseconds)[:8]:
+            share = 1 - length / worth.size
+            planned.explanation.append(
+                f'{worth.name} went from {worth.size} to {length}: the layers that follow it take up to '
+                f'{100 * worth.milliseconds / whole:.0f} % '
+                f'of the time, and cutting {share:.0%} of it alone moves the outputs by {worth.at(share):.3g}.'
+            )
+        kept = sorted((w for w in planned.worths if w.size and w.name not in planned.lengths), key=lambda w: -w.at(0.5))[:3]
+        if kept and planned.lengths:
+            planned.explanation.append(
+                'Left whole, since half of it would cost more than it saves: '
+                + ', '.join(f'{worth.name} (harm {worth.at(0.5):.3g})' for worth in kept)
+                + '.'
+            )
+        if self.around.budget.timed and chosen.rung.key != self._whole().key:
+            planned.explanation.append(
+                f'{len(planned.tried)} models were measured on {self.clock.runtime} in {self.clock.precision}; the one chosen '
+                f'takes {chosen.pace.milliseconds:.3f} ms, where the {self.around.budget.relative_to} model takes '
+                f'{self.clock.whole_ms:.3f} ms.'
+            )
+
+    def _advance(self) -> None:
+        self._done += 1
+        self._total = max(self._total, self._done + 1)
+        self.around.tell(self._done, self._total)
+
+
+def _mark(what: str, rung: Rung) -> str:
+    return f'{what} {hashlib.sha256(rung.key.encode()).hexdigest()[:20]}'
+
+
+def _between(ladder: Sequence[Rung], low: int, high: int, shares: Mapping[int, float]) -> int:
+    """Return the rung between two measured ones that the predicted times say is the first within the budget."""
+    top, bottom = ladder[low].milliseconds, ladder[high].milliseconds
+    fall = (shares[low] - 0.99) / max(shares[low] - shares[high], 1e-9)
+    wanted = top - fall * (top - bottom)
+    found = next((index for index in range(low + 1, high) if ladder[index].milliseconds <= wanted), high - 1)
+    return min(max(found, low + 1), high - 1)
 
 
 def _distance(output: Tensor, wanted: Tensor) -> float:
@@ -385,250 +522,4 @@ def _distance(output: Tensor, wanted: Tensor) -> float:
     return float((output - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12))
 
 
-def _ladder(
-    worths: Sequence[Worth], ranking: Ranking, pricing: _Pricing, selection: Selection, blocks: Sequence[str]
-) -> list[_Rung]:
-    """Order models from the whole one to the smallest: at each step the least harm for the time saved."""
-    graph = ranking.graph
-    sizes = {worth.name: worth.size for worth in worths if worth.size}
-    by_name = {worth.name: worth for worth in worths}
-    lengths = graph.fit({})
-    removed: tuple[str, ...] = ()
-    rungs = [_Rung(lengths, removed, pricing.milliseconds(lengths), 0.0)]
-    smallest = ranking.lengths(1.0)
-
-    def shorter(name: str, now: int) -> dict[str, int] | None:
-        step = max(selection.round_to, round(sizes[name] / _STEPS))
-        step = math.ceil(step / selection.round_to) * selection.round_to if sizes[name] > selection.round_to else 1
-        wanted = max((now - 1) // step * step, smallest[name], graph.units[name].minimum)
-        if wanted >= now:
-            return None
-        fitted = graph.fit({**lengths, name: wanted})
-        # A tie may drag others along, but never below what they may lose.
-        if fitted[name] >= now or any(value < smallest.get(other, 0) for other, value in fitted.items()):
-            return None
-        return fitted
-
-    while True:
-        last = rungs[-1]
-        best: tuple[float, dict[str, int], tuple[str, ...], float, float] | None = None
-        for name in sizes:
-            fitted = shorter(name, lengths[name])
-            if fitted is None:
-                continue
-            spent = pricing.milliseconds(fitted, removed)
-            saved = last.milliseconds - spent
-            if saved <= 1e-9:
-                continue
-            change = sum(
-                by_name[other].at(1 - fitted[other] / sizes[other]) - by_name[other].at(1 - lengths[other] / sizes[other])
-                for other in sizes
-                if fitted[other] != lengths[other]
-            )
-            if best is None or change / saved < best[0]:
-                best = change / saved, fitted, removed, spent, change
-        for block in blocks:
-            if block in removed or block not in by_name:
-                continue
-            without = (*removed, block)
-            spent = pricing.milliseconds(lengths, without)
-            saved = last.milliseconds - spent
-            change = by_name[block].at(1.0)
-            if saved > 1e-9 and (best is None or change / saved < best[0]):
-                best = change / saved, dict(lengths), without, spent, change
-        if best is None:
-            return rungs
-        _, lengths, removed, spent, change = best
-        rungs.append(_Rung(lengths, removed, spent, last.harm + change))
-
-
-def _calibrated(
-    ladder: list[_Rung],
-    planned: Planned,
-    model: nn.Module,
-    around: Surroundings,
-    clock: _Clock,
-    ranking: Ranking,
-    pricing: _Pricing,
-    selection: Selection,
-    blocks: Sequence[str],
-    importance: str,
-) -> list[_Rung]:
-    """Measure the smallest model, find out which part of the time does not fall with multiply-adds, and order anew by that."""
-    last = ladder[-1]
-    smallest, _ = _built(replace(last, removed=()), model, around, ranking, False, importance)
-    measured = clock.compared(smallest, model)
-    pricing.fixed = 0.0
-    scaling = pricing.milliseconds(last.lengths) / pricing.milliseconds({})
-    pricing.fixed = min(max((measured - scaling) / max(1 - scaling, 1e-6), 0.02), 0.9)
-    planned.explanation.append(
-        f'Cut as far as it goes, the model keeps {scaling:.0%} of its multiply-adds weighed by time, and '
-        f'{measured:.0%} of its time: '
-        f'about {pricing.fixed:.0%} of the time of a layer does not shrink with it.'
-    )
-    return _ladder(planned.worths, ranking, pricing, selection, blocks)
-
-
-def _built(
-    rung: _Rung, model: nn.Module, around: Surroundings, ranking: Ranking, check: bool, importance: str
-) -> tuple[nn.Module, list[Any]]:
-    """Cut a model to a rung: units first, by the names that they were ranked under, then blocks."""
-    graph = ranking.graph
-    slicing = graph.slicing(ranking.keep(rung.lengths))
-    smaller, records = model, []
-    if slicing.touched:
-        smaller = slicing.apply(model)
-        error = verify(model, smaller, slicing, around.data.example(1)) if check else None
-        if check:
-            records.append(_record(model, smaller, slicing, graph, around, error, importance))
-    if rung.removed:
-        smaller, record = remove_blocks(smaller, around.data.example(2), names=list(rung.removed))
-        records.append(record)
-    return smaller.eval(), records
-
-
-def _record(
-    model: nn.Module, smaller: nn.Module, slicing: Any, graph: Any, around: Surroundings, error: float | None, importance: str
-) -> PruneRecord:
-    example = around.data.example(1)
-    before, after = resources_of(model, example), resources_of(smaller, example)
-    lengths = slicing.lengths
-    kept = {name: tuple(slicing.indices[name].tolist()) for name, n in lengths.items() if n < graph.units[name].size}
-    channels = sum(graph.units[name].size for name in lengths) or 1
-    ratio = 1 - sum(lengths.values()) / channels
-    return PruneRecord(
-        units=tuple(UnitChange(name, unit.role, unit.size, lengths.get(name, unit.size)) for name, unit in graph.units.items()),
-        steps=(Step(ratio, kept, int(after.macs or 0), int(after.params or 0), error),),
-        macs=(int(before.macs or 0), int(after.macs or 0)),
-        params=(int(before.params or 0), int(after.params or 0)),
-        importance=importance,
-        scope='planned',
-        seed=around.seed,
-        budget=str(around.budget),
-        frozen=len(graph.frozen),
-    )
-
-
-def _choose(
-    planned: Planned,
-    ladder: Sequence[_Rung],
-    model: nn.Module,
-    around: Surroundings,
-    clock: _Clock,
-    ranking: Ranking,
-    graph: Any,
-    tries: int,
-    calibration: list[Any],
-    importance: str,
-) -> None:
-    """Find the first rung that keeps the budget, by measuring some of them."""
-    counted = _counted_limits(model, around)
-    measured: dict[int, tuple[float, float, bool]] = {}
-    example = around.data.example(1)
-
-    def fits(index: int) -> bool:
-        if index not in measured:
-            smaller, _ = _built(ladder[index], model, around, ranking, False, importance)
-            share, milliseconds = clock.time(smaller) if around.budget.timed else (0.0, 0.0)
-            costs = resources_of(smaller, example)
-            kept = clock.keeps(share, milliseconds) and all(
-                float(getattr(costs, n) or 0) <= limit for n, limit in counted.items()
-            )
-            recalibrate(smaller, calibration[:2])
-            planned.tried.append(
-                Tried(
-                    f'step {index} of {len(ladder) - 1}', around.name, costs.macs, costs.params,
-                    milliseconds if around.budget.timed else None, around.judge.score(smaller, 'validation'), False,
-                    'validation',
-                )
-            )  # fmt: skip
-            measured[index] = share, milliseconds, kept
-        return measured[index][2]
-
-    low, high = 0, len(ladder) - 1
-    if fits(low):
-        planned.explanation.append('The model keeps the budget as it is; nothing was removed.')
-        chosen = low
-    elif not fits(high):
-        share, milliseconds, _ = measured[high]
-        chosen = high
-        planned.warnings.append(
-            f'The budget ({around.budget}) cannot be reached by pruning: the smallest model that can be reached takes '
-            f'{milliseconds:.3f} ms, {share:.2f} of the {around.budget.relative_to} model, and was taken.'
-        )
-    else:
-        guess = _predicted(ladder, clock, measured)
-        for number in range(max(1, tries)):
-            if high - low <= 1:
-                break
-            middle = guess if number == 0 and low < guess < high else (low + high) // 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        chosen = high
-    rung = ladder[chosen]
-    if chosen:
-        planned.model, planned.records = _built(rung, model, around, ranking, True, importance)
-    planned.lengths = {name: length for name, length in rung.lengths.items() if length < graph.units[name].size}
-    planned.removed = rung.removed
-    for entry in planned.tried:
-        entry.chosen = entry.label.startswith(f'step {chosen} ')
-
-
-def _predicted(ladder: Sequence[_Rung], clock: _Clock, measured: Mapping[int, tuple[float, float, bool]]) -> int:
-    """Return the rung that the predicted times say is the first within the budget."""
-    first, last = measured[0], measured[len(ladder) - 1]
-    limits = [share for share in (clock.share,) if share is not None]
-    if clock.limit is not None:
-        limits.append(clock.limit * first[0] / max(first[1], 1e-9))
-    if not limits:
-        return len(ladder) // 2
-    wanted = (first[0] - min(limits)) / max(first[0] - last[0], 1e-9)
-    span = ladder[0].milliseconds - ladder[-1].milliseconds
-    return next(
-        (i for i, rung in enumerate(ladder) if ladder[0].milliseconds - rung.milliseconds >= wanted * span), len(ladder) // 2
-    )
-
-
-def _counted_limits(model: nn.Module, around: Surroundings) -> dict[str, float]:
-    whole = resources_of(around.original, around.data.example(1))
-    return {
-        name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
-        for name, given in around.budget.counted.items()
-    }
-
-
-def _explain(planned: Planned, clock: _Clock, pricing: _Pricing, ladder: Sequence[_Rung]) -> None:
-    by_name = {worth.name: worth for worth in planned.worths}
-    whole = ladder[0].milliseconds
-    if planned.removed:
-        planned.explanation.append(
-            'Taken out whole: '
-            + ', '.join(
-                f'{name} ({100 * pricing.inside(name) / whole:.0f} % of the time, harm {by_name[name].at(1.0):.3g})'
-                for name in planned.removed
-            )
-            + '.'
-        )
-    cuts = [(by_name[name], length) for name, length in planned.lengths.items() if name in by_name]
-    for worth, length in sorted(cuts, key=lambda pair: -pair[0].milliseconds)[:8]:
-        share = 1 - length / worth.size
-        planned.explanation.append(
-            f'{worth.name} went from {worth.size} to {length}: the layers that follow it take up to '
-            f'{100 * worth.milliseconds / whole:.0f} % '
-            f'of the time, and cutting {share:.0%} of it alone moves the outputs by {worth.at(share):.3g}.'
-        )
-    whole_units = sorted((w for w in planned.worths if w.size and w.name not in planned.lengths), key=lambda w: -w.at(0.5))[:3]
-    if whole_units and planned.lengths:
-        planned.explanation.append(
-            'Left whole, since half of it would cost more than it saves: '
-            + ', '.join(f'{worth.name} (harm {worth.at(0.5):.3g})' for worth in whole_units)
-            + '.'
-        )
-    chosen = next((entry for entry in planned.tried if entry.chosen), None)
-    if chosen is not None and chosen.latency_ms:
-        planned.explanation.append(
-            f'{len(planned.tried)} models were measured on {clock.runtime} in {clock.precision}; the one chosen takes '
-            f'{chosen.latency_ms:.3f} ms, where the {clock.around.budget.relative_to} model takes {clock.whole_ms:.3f} ms.'
-        )
-
-
-__all__ = ['GRID', 'Planned', 'Worth', 'plan']
+__all__ = ['GRID', 'Planner']

@@ -219,13 +219,18 @@ class Compression:
         """
         if from_stage is not None:
             self.recipe.stage(from_stage)
-        self._claim(resume)
+        begun = self._claim(resume)
         lock = _locked(self.folder / STAGES)
         try:
             for left in (self.folder / STAGES).glob('.[0-9]*'):
                 shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
             self.progress.plan(['source', *(stage.name for stage in self.recipe.stages), 'measure'])
-            self.open()
+            try:
+                self.open()
+            except BaseException:
+                if begun:  # nothing was done in it yet
+                    self._release()
+                raise
             return self._run(from_stage)
         finally:
             self.progress.close()
@@ -243,12 +248,12 @@ class Compression:
             again = again or stage.name == from_stage
             folder = self.folder / STAGES / f'{number:02d}-{stage.name}'
             done = None if again else _read(folder, digest)
-            kept = done is not None
-            if done is None:
-                again = True  # what follows was made from what is made anew
+            kept = done is not None and done.entry.status == 'done'
+            if done is None or not kept:  # what was left out may be possible by now
                 if folder.exists():
                     _removed(folder)
                 done = self._stage(stage, digest, folder, state)
+                again = again or done.entry.status == 'done'  # what follows was made from what is made anew
             self._take(done, state)
             finished.append(done)
             self.result.stages.append(done.entry)
@@ -257,15 +262,16 @@ class Compression:
             self._write()
         return self._finish(state, finished)
 
-    def _claim(self, resume: bool) -> None:
-        """Make the folder, or see that it holds a run of the same model and data that may go on."""
+    def _claim(self, resume: bool) -> bool:
+        """Make the folder, or see that it holds a run of the same model and data that may go on; return whether it was made."""
         mark = self.folder / _OWNER
+        begun = not mark.is_file()
         identity = {
             'strop': 'compression',
             'model': None if self.source is None else self.source.to_dict().get('source'),
             'data': None if self.recipe.data is None else self.recipe.data.source,
         }
-        if mark.is_file():
+        if not begun:
             known = read_json(mark, 'a run of `strop compress`')
             if not resume:
                 raise StoreError(f'{self.folder} holds a compression already. Give another output, or let it go on (resume).')
@@ -280,14 +286,23 @@ class Compression:
         else:
             atomic_write(mark, json.dumps(identity, indent=1) + '\n')
         (self.folder / STAGES).mkdir(exist_ok=True)
+        return begun
+
+    def _release(self) -> None:
+        """Take back what `_claim` made."""
+        (self.folder / _OWNER).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / STAGES, ignore_errors=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _begun(self) -> results.CompressionResult:
-        example = self.data.example(1)
+        example, budget = self.data.example(1), self.recipe.budget
         tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+        clock = {'runtime': budget.chosen_runtime} if budget.timed else {}
         learned = 'learned from' if self.judge.learns else 'learned from without labels'
         environment = {**asdict(Machine.here(self.threads)), 'strop': __import__('strop').__version__, 'threads': self.threads}
         return results.CompressionResult(
-            asked=results.Asked(self.recipe.to_dict(), self.recipe.budget.to_dict()),
+            asked=results.Asked(self.recipe.to_dict(), {**budget.to_dict(), **clock}),
             environment=environment,
             model=results.ModelSource(
                 self.recipe.name,
@@ -389,6 +404,7 @@ class Compression:
             work=work,
             progress=self.progress,
             backends=self.backends,
+            follows=self.recipe.teacher_after(stage.name),
         )
 
     def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> _Finished:
@@ -399,7 +415,7 @@ class Compression:
             stage.kind,
             settings=stage.settings.to_dict(),
             explanation=found.explanation,
-            resources=resources_of(model, example),
+            resources=self._resources(stage, found, model),
             curve=[{**point} for point in found.curve],
             warnings=found.warnings,
         )
@@ -407,8 +423,11 @@ class Compression:
             entry.scores, entry.scored_on = found.scores, 'test'
         elif found.model is not None:
             entry.scores, entry.scored_on = self.judge.scores(model), 'test'
+        if found.skipped:
+            last = self._last()
+            entry.status, entry.scores, entry.scored_on = 'skipped', dict(last.scores), last.scored_on
         if stage.kind == 'prune':
-            entry.layers = layer_changes(before, layers_of(model, example), found.latencies)
+            entry.layers = layer_changes(before, layers_of(model, example), found.latencies, found.latencies_after)
         return _Finished(
             entry,
             found.tried,
@@ -419,6 +438,19 @@ class Compression:
             folder,
             [f'{name}.json' for name in found.documents],
         )
+
+    def _resources(self, stage: NamedStage, found: Outcome, model: nn.Module) -> results.StageResources:
+        """Return what the model costs after a stage; the size of a quantized one is that of its file."""
+        if stage.kind == 'export' or found.skipped:
+            return replace(self._last().resources)
+        costs = resources_of(model, self.data.example(1))
+        file = next((integer.path for integer in found.integers if integer.of == stage.name), None)
+        # How many bytes its activations take is up to the runtime; what it took there is among the measurements.
+        return costs if file is None else replace(costs, size_mb=file.stat().st_size / 1e6, peak_memory_mb=None)
+
+    def _last(self) -> results.Stage:
+        """Return the last stage that is done."""
+        return next(entry for entry in reversed(self.result.stages) if entry.status == 'done')
 
     def _save(self, model: nn.Module, state: State, done: _Finished, folder: Path) -> None:
         records = [*state.records, *done.records]

@@ -139,7 +139,7 @@ def planned(
         if stages is not None:
             changes['stages'] = Recipe.of({'stages': stages}).stages
         elif whole.automatic and 'budget' in changes:
-            changes['stages'] = automatic_stages(changes['budget'], whole.data)
+            changes['stages'] = automatic_stages(changes['budget'])
         whole = replace(whole, **changes)
     for name, value in (('seed', seed), ('threads', threads), ('runtimes', runtimes)):
         if value is not None:

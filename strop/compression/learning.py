@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from strop.compression.budget import Budget
 from strop.compression.scoring import call
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
-from strop.compression.training import Schedule, train
+from strop.compression.training import Objective, Schedule, forget, train
 from strop.distill import distiller_for
 from strop.errors import ConfigError
 from strop.randomness import derive_seed, seeded
 
 
 @dataclass(frozen=True)
-class _Learning(StageSettings):
+class LearningStage(StageSettings):
     """What both stages share: see `strop.compression.training.Schedule`."""
 
     epochs: int = 5
@@ -43,7 +44,33 @@ class _Learning(StageSettings):
     def steps(self, samples: int, batch: int) -> int:
         return self.epochs * max(1, samples // batch)
 
-    def _trained(self, student: nn.Module, objective: Any, around: Surroundings, along: nn.Module | None = None) -> Outcome:
+    @abstractmethod
+    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
+        """Return what gives the losses of a batch, and modules that are trained along."""
+
+    def rehearse(self, model: nn.Module, around: Surroundings, steps: int) -> float:
+        """Train a copy of a model for a few steps, as this stage would, and return its score on the validation samples.
+
+        The learning rate rises and falls within these steps.
+
+        Args:
+            model: The model; it stays as it is.
+            around: The data and the original model.
+            steps: So many batches, one epoch at most.
+        """
+        student, folder = copy.deepcopy(model), around.work / 'rehearsal'
+        objective, along = self.objective(student, around)
+        loader = around.data.loader(derive_seed(around.seed, 'rehearsal'), steps)
+        schedule = replace(self.schedule, epochs=1, checkpoint_steps=None)
+        forget(folder)
+        found = train(student, loader, objective, schedule, folder, seed=around.seed % 2**31, trained=along)
+        forget(folder)
+        return around.judge.score(found.model, 'validation')
+
+    def run(self, state: State, around: Surroundings) -> Outcome:
+        """Train."""
+        student = state.model
+        objective, along = self.objective(student, around)
         before, whole = around.judge.score(student, 'validation'), copy.deepcopy(student)
         found = train(
             student,
@@ -70,7 +97,7 @@ class _Learning(StageSettings):
 
 
 @dataclass(frozen=True)
-class FinetuneStage(_Learning):
+class FinetuneStage(LearningStage):
     """Train the model on labels.
 
     Args:
@@ -95,18 +122,18 @@ class FinetuneStage(_Learning):
                 'which learns from the model itself.'
             )
 
-    def run(self, state: State, around: Surroundings) -> Outcome:
-        """Train."""
+    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
+        """Return the loss by the labels."""
         judge = around.judge
 
-        def objective(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def losses(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             return {'loss': judge.loss(call(student, inputs), targets, inputs, self.smoothing)}
 
-        return self._trained(state.model, objective, around)
+        return losses, None
 
 
 @dataclass(frozen=True)
-class DistillStage(_Learning):
+class DistillStage(LearningStage):
     r"""Train the model to give what the model before compression gives, and perhaps the labels.
 
     .. math:: L = \mathrm{soft} \cdot D(s, t) + \mathrm{hard} \cdot L_{label}(s) + \mathrm{features\_weight} \cdot L_{feature}
@@ -152,8 +179,15 @@ class DistillStage(_Learning):
             )
 
     def run(self, state: State, around: Surroundings) -> Outcome:
-        """Train."""
-        judge, student = around.judge, state.model
+        """Train, and say what from."""
+        found = super().run(state, around)
+        learned = 'the original model and the labels' if self.hard else 'the original model alone, without a label'
+        found.explanation.insert(0, f'It learned from {learned}.')
+        return found
+
+    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
+        """Return the divergence from the original, and what else is to be learned."""
+        judge = around.judge
         teacher = copy.deepcopy(around.original).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         distiller = None
         if self.features:
@@ -163,7 +197,7 @@ class DistillStage(_Learning):
                     features_weight=self.features_weight,
                 )  # fmt: skip
 
-        def objective(learner: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def found(learner: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             if next((tensor.device for tensor in teacher.parameters()), None) != _device(inputs):
                 teacher.to(_device(inputs))
             losses: dict[str, Tensor] = {}
@@ -183,10 +217,7 @@ class DistillStage(_Learning):
                 losses['loss_labels'] = self.hard * judge.loss(outputs, targets, inputs)
             return losses
 
-        found = self._trained(student, objective, around, distiller)
-        learned = 'the original model and the labels' if self.hard else 'the original model alone, without a label'
-        found.explanation.insert(0, f'It learned from {learned}.')
-        return found
+        return found, distiller
 
 
 def _device(inputs: Any) -> torch.device:
@@ -194,4 +225,4 @@ def _device(inputs: Any) -> torch.device:
     return leaf.device
 
 
-__all__ = ['DistillStage', 'FinetuneStage']
+__all__ = ['DistillStage', 'FinetuneStage', 'LearningStage']

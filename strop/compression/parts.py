@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,15 @@ class DataParts:
         chosen = [self.calibration[index % len(self.calibration)] for index in range(size)]
         return collated(chosen)[0]
 
-    def loader(self, seed: int) -> DataLoader:
-        """Return a loader of the training part whose order and augmentation are a function of (seed, epoch)."""
-        sampler = EpochSampler(self.train, shuffle=True, seed=seed)
+    def loader(self, seed: int, batches: int | None = None) -> DataLoader:
+        """Return a loader of the training part whose order and augmentation are a function of (seed, epoch).
+
+        Args:
+            seed: Of the order.
+            batches: So many batches of an epoch at most.
+        """
+        most = None if batches is None else batches * self.batch_size
+        sampler = _FirstOfEpoch(self.train, most, shuffle=True, seed=seed)
         return DataLoader(
             self.train, self.batch_size, sampler=sampler, num_workers=0, collate_fn=collated,
             drop_last=len(self.train) > self.batch_size,
@@ -99,6 +106,20 @@ class DataParts:
                 for leaf in tree_leaves(samples[index]):
                     found.update(np.ascontiguousarray(torch.as_tensor(leaf).cpu().numpy()).tobytes())
         return found.hexdigest()[:16]
+
+
+class _FirstOfEpoch(EpochSampler):
+    """So many samples of each epoch, at most."""
+
+    def __init__(self, dataset: Any, most: int | None, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.most = most
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.most)
+
+    def __len__(self) -> int:
+        return super().__len__() if self.most is None else min(self.most, super().__len__())
 
 
 def collated(samples: Sequence[Any]) -> tuple[Any, Any]:

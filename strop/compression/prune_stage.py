@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strop.compression.automatic import Planned, plan
+from strop.compression.automatic import Planner
 from strop.compression.budget import Budget
 from strop.compression.scoring import call, main_output
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
@@ -41,7 +41,9 @@ class PruneStage(StageSettings):
         max_ratio: No unit loses more than this share.
         recalibrate: Measure batch-norm statistics again.
         depth: Whether the automatic plan may take out residual blocks as well.
-        tries: How many models the automatic plan measures.
+        tries: How many models of each order the automatic plan measures, beside the ends.
+        rehearse: Steps that the automatic plan teaches its candidates for, as the next stage that trains will; 0 takes the one
+            whose outputs move least.
     """
 
     kind: ClassVar[str] = 'prune'
@@ -58,6 +60,7 @@ class PruneStage(StageSettings):
     recalibrate: bool = True
     depth: bool = True
     tries: int = 5
+    rehearse: int = 60
 
     def __post_init__(self) -> None:
         if self.ratio is not None and self.budget is not None:
@@ -79,6 +82,8 @@ class PruneStage(StageSettings):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f'`{name}` of the stage `prune` must be a positive whole number, but got {value!r}.')
+        if not isinstance(self.rehearse, int) or isinstance(self.rehearse, bool) or self.rehearse < 0:
+            raise ConfigError(f'`rehearse` of the stage `prune` is a number of steps, 0 or more, but got {self.rehearse!r}.')
         for name in ('recalibrate', 'depth'):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f'`{name}` of the stage `prune` is true or false, but got {getattr(self, name)!r}.')
@@ -87,16 +92,10 @@ class PruneStage(StageSettings):
 
     def check(self, budget: Budget, learns: bool | None = None) -> None:
         """Raise if it is nowhere said how far to prune."""
-        if (
-            self.ratio is None
-            and self.budget is None
-            and self.blocks is None
-            and not (budget.counted or budget.timed or budget.size_mb)
-        ):
+        if self.ratio is None and self.budget is None and self.blocks is None and not budget.limits:
             raise ConfigError(
-                'The stage `prune` is not told how far to go: give it `ratio`, `budget` or `blocks`, or the '
-                'recipe a budget of macs, '
-                'params, size_mb or latency.'
+                'The stage `prune` is not told how far to go: give it `ratio`, `budget` or `blocks`, or the recipe a budget of '
+                'macs, params, size_mb, latency or accuracy_drop.'
             )
 
     def describe(self) -> str:
@@ -106,6 +105,10 @@ class PruneStage(StageSettings):
         if self.budget is not None:
             return str(PruningBudget.of(self.budget))
         return f'{self.blocks} blocks' if self.blocks is not None else 'as far as the budget asks'
+
+    def looks_ahead(self, budget: Budget) -> bool:
+        """Whether candidates are taught as the next stage will teach what comes out."""
+        return self.rehearse > 0 and self._plans(budget)
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Prune, and say why."""
@@ -122,7 +125,7 @@ class PruneStage(StageSettings):
         wanted = around.budget
         if self.ratio is not None or self.budget is not None:
             model = self._by_amount(model, around, batches, found)
-        elif self.how == 'automatic' or (self.how is None and wanted.timed):
+        elif self._plans(wanted):
             model = self._planned(model, around, batches, found)
         elif wanted.counted or wanted.size_mb is not None:
             model = self._by_amount(model, around, batches, found)
@@ -131,6 +134,12 @@ class PruneStage(StageSettings):
         return found
 
     # -- internals -------------------------------------------------------------------------
+
+    def _plans(self, budget: Budget) -> bool:
+        if self.how is not None or self.ratio is not None or self.budget is not None:
+            return self.how == 'automatic' and bool(budget.limits)
+        counted = bool(budget.counted) or budget.size_mb is not None
+        return budget.timed or (budget.accuracy_drop is not None and not counted and self.blocks is None)
 
     def _by_amount(self, model: nn.Module, around: Surroundings, batches: list[Any], found: Outcome) -> nn.Module:
         asked: dict[str, Any] = {'ratio': self.ratio} if self.ratio is not None else {'budget': self._counted(model, around)}
@@ -186,11 +195,9 @@ class PruneStage(StageSettings):
             limit = PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
             if float(getattr(now, name) or 0) > limit:
                 limits[name] = limit
-        if around.budget.size_mb is not None:
-            bytes_each = 1.1 if around.backends else 4.05  # scales, biases and names come on top of the weights
-            limit = around.budget.size_mb * 1e6 / bytes_each
-            if float(now.params or 0) > limit:
-                limits['params'] = min(limit, limits.get('params', limit))
+        stored = around.params_within_size()
+        if stored is not None and float(now.params or 0) > stored:
+            limits['params'] = min(stored, limits.get('params', stored))
         if 'macs' in limits:
             limits['macs'] *= 2  # two samples are traced
         return {name: max(limit, 1.001) for name, limit in limits.items()}
@@ -198,7 +205,7 @@ class PruneStage(StageSettings):
     def _planned(self, model: nn.Module, around: Surroundings, batches: list[Any], found: Outcome) -> nn.Module:
         judged = IMPORTANCES[self.importance]
         data, loss = importance_data(around, model) if judged.needs_data else (None, None)
-        planned: Planned = plan(
+        planned = Planner(
             model,
             around,
             importance=self.importance,
@@ -209,8 +216,9 @@ class PruneStage(StageSettings):
             ),
             depth=self.depth,
             tries=self.tries,
+            rehearse=self.rehearse,
             calibration=batches,
-        )
+        ).plan()
         found.records += planned.records
         found.explanation += planned.explanation
         found.tried += planned.tried

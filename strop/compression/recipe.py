@@ -15,7 +15,7 @@ from typing import Any
 from strop.compression.budget import Budget
 from strop.compression.data_source import DataSource
 from strop.compression.export_stage import ExportStage
-from strop.compression.learning import DistillStage, FinetuneStage
+from strop.compression.learning import DistillStage, FinetuneStage, LearningStage
 from strop.compression.model_source import ModelSource
 from strop.compression.prune_stage import PruneStage
 from strop.compression.quantize_stage import FOR_RUNTIME, QuantizeStage
@@ -109,7 +109,7 @@ class Recipe:
             raise ConfigError(
                 'A recipe names its `stages`, or says by `budget` what the automatic ones should reach, such as {latency: 0.5}.'
             )
-        stages = automatic_stages(budget, data) if automatic else _stages(listed_stages)
+        stages = automatic_stages(budget) if automatic else _stages(listed_stages)
         seed, threads = given.get('seed', 0), given.get('threads')
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ConfigError(f'`seed` is a whole number, 0 or more, but got {seed!r}.')
@@ -191,6 +191,12 @@ class Recipe:
             raise ConfigError(f'The recipe has no stage {name!r}.{near(name, names)} It has {listed(names)}.')
         return self.stages[names.index(name)]
 
+    def teacher_after(self, name: str) -> LearningStage | None:
+        """Return the settings of the next stage after one that trains; None if nothing trains after it."""
+        names = [stage.name for stage in self.stages]
+        later = (stage.settings for stage in self.stages[names.index(name) + 1 :])
+        return next((settings for settings in later if isinstance(settings, LearningStage)), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON holds it; `Recipe.of` reads it."""
         stages = [{stage.kind: stage.settings.to_dict()} for stage in self.stages]
@@ -220,7 +226,9 @@ class Recipe:
         ).hexdigest()
         found = []
         for stage in self.stages:
-            text = json.dumps([current, stage.kind, stage.settings.to_dict()], sort_keys=True, default=str)
+            ahead = self.teacher_after(stage.name) if stage.settings.looks_ahead(self.budget) else None
+            settings = [stage.settings.to_dict(), *([ahead.kind, ahead.to_dict()] if ahead is not None else [])]
+            text = json.dumps([current, stage.kind, *settings], sort_keys=True, default=str)
             current = hashlib.sha256(text.encode()).hexdigest()
             found.append(current[:16])
         return found
@@ -237,10 +245,9 @@ def recipe_schema() -> dict[str, Any]:
     return content
 
 
-def automatic_stages(budget: Budget, data: DataSource | None) -> tuple[NamedStage, ...]:
+def automatic_stages(budget: Budget) -> tuple[NamedStage, ...]:
     """Return the stages for a budget: plan and prune, learn from the original, quantize where that can be done, export."""
-    shrinks = bool(budget.counted or budget.timed or budget.size_mb is not None)
-    learning: list[Any] = [{'prune': {}}, {'distill': {}}] if shrinks else []
+    learning: list[Any] = [{'prune': {}}, {'distill': {}}]
     name = FOR_RUNTIME[budget.chosen_runtime]
     quantizes = backends()[name].available and (budget.runtime in (None, 'openvino', 'onnxruntime', 'compile'))
     last: list[Any] = [{'quantize': {'backend': name}}] if quantizes else []

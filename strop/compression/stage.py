@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +19,7 @@ from strop.estimators import count
 from strop.report.compression_result import Export, LayerChange, LayerState, StageResources, Tried
 
 if TYPE_CHECKING:
+    from strop.compression.learning import LearningStage
     from strop.compression.progress import Progress
 
 
@@ -80,6 +80,8 @@ class Outcome:
         warnings: What the reader should know.
         documents: File name -> JSON that is kept among the records.
         latencies: Layer -> milliseconds, of the model it began with.
+        latencies_after: Likewise, of its own model.
+        skipped: Whether what the stage needs is not installed, and it may be left out.
     """
 
     model: nn.Module | None = None
@@ -94,6 +96,8 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     documents: dict[str, Any] = field(default_factory=dict)
     latencies: dict[str, float] = field(default_factory=dict)
+    latencies_after: dict[str, float] = field(default_factory=dict)
+    skipped: bool = False
 
 
 @dataclass
@@ -112,6 +116,7 @@ class Surroundings:
         work: A folder that is kept when the stage is killed, for checkpoints inside it.
         progress: Tells how far the stage is.
         backends: Backends of the quantize stages of the recipe.
+        follows: The next stage that trains, if there is one.
     """
 
     name: str
@@ -125,6 +130,14 @@ class Surroundings:
     work: Path
     progress: Progress
     backends: tuple[str, ...] = ()
+    follows: LearningStage | None = None
+
+    def params_within_size(self) -> float | None:
+        """Return how many parameters a file within `size_mb` holds, about; None where the budget does not limit it."""
+        if self.budget.size_mb is None:
+            return None
+        bytes_each = 1.1 if self.backends else 4.05  # scales, biases and names come on top of the weights
+        return self.budget.size_mb * 1e6 / bytes_each
 
     def tell(self, done: int, total: int) -> None:
         """Say how far the stage is."""
@@ -180,6 +193,10 @@ class StageSettings(ABC):
         """
         return
 
+    def looks_ahead(self, budget: Budget) -> bool:
+        """Whether what it does depends on the next stage that trains."""
+        return False
+
     @abstractmethod
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Do the work of the stage."""
@@ -224,14 +241,26 @@ def layer_changes(
     before: Mapping[str, tuple[str, LayerState]],
     after: Mapping[str, tuple[str, LayerState]],
     times: Mapping[str, float] | None = None,
+    times_after: Mapping[str, float] | None = None,
 ) -> list[LayerChange]:
-    """Return what changed from layer to layer."""
+    """Return what changed from layer to layer.
+
+    Args:
+        before: Layer -> its class and what it costs.
+        after: Likewise; layers that are gone are missing.
+        times: Layer -> milliseconds before.
+        times_after: Layer -> milliseconds after.
+
+    >>> before = {'a': ('Linear', LayerState([8, 8], 64)), 'b': ('Linear', LayerState([8, 8], 64))}
+    >>> changes = layer_changes(before, {'a': ('Linear', LayerState([4, 8], 32))}, {'a': 0.3, 'b': 0.2}, {'a': 0.1})
+    >>> changes[0].before.latency_ms, changes[0].after.latency_ms, changes[1].after
+    (0.3, 0.1, None)
+    """
     changes = []
     for name, (kind, state) in before.items():
-        first = copy.copy(state)
-        if times and name in times:
-            first.latency_ms = times[name]
-        changes.append(LayerChange(name, kind, first, after[name][1] if name in after else None))
+        first = replace(state, latency_ms=(times or {}).get(name))
+        last = replace(after[name][1], latency_ms=(times_after or {}).get(name)) if name in after else None
+        changes.append(LayerChange(name, kind, first, last))
     return changes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from strop.compression import DataParts, DataSource, Judge
+from strop.compression import DataParts, DataSource, Judge, measuring
 from strop.compression.parts import given_parts
 from strop.randomness import counter_rng, seeded
 
@@ -66,6 +67,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_rounds() -> Iterator[None]:
+    """Measure everything, in two rounds: how long something takes is not what these tests look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, 'measure_runtimes', functools.partial(measuring.measure_runtimes, rounds=2))
+        yield
 
 
 @pytest.fixture

@@ -192,7 +192,17 @@ def test_labels_that_are_no_class_are_found_before_anything_runs(tmp_path, pictu
     x, y = pictures['train']
     with pytest.raises(DataError, match='none of 0 to 3: sample 0 has 9'):
         compress(tmp_path / 'out', {**pictures, 'train': (x, torch.full_like(y, 9))})
-    assert not (tmp_path / 'out' / 'result.json').exists()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_keeps_what_was_done_in_it_though_the_data_were_damaged_since(tmp_path, pictures):
+    compress(tmp_path / 'out', pictures, stages=STAGES[:1])
+    x, y = pictures['train']
+    with pytest.raises(DataError):
+        compress(tmp_path / 'out', {**pictures, 'train': (x, torch.full_like(y, 9))}, stages=STAGES[:1])
+    listener = Listener()
+    compress(tmp_path / 'out', pictures, stages=STAGES[:1], progress=listener)
+    assert listener.kept['finetune']
 
 
 def test_a_budget_that_cannot_be_reached_gives_the_nearest_whole(tmp_path, pictures):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import strop
+from strop.compression import Judge
+from strop.compression.budget import Budget
 from strop.compression.learning import DistillStage, FinetuneStage
+from strop.compression.progress import Progress
+from strop.compression.stage import Surroundings
 from strop.errors import ConfigError
 from tests.compression.conftest import small_net
 
@@ -51,3 +56,16 @@ def test_settings_that_cannot_be_are_refused(kind, options):
 
 def test_the_number_of_steps_is_known_before():
     assert DistillStage(epochs=3).steps(100, 32) == 9
+
+
+def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tmp_path, parts):
+    model = small_net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    judge, work = Judge(parts, small_net()), tmp_path / 'work'
+    around = Surroundings('prune', small_net(), parts, judge, Budget(), 0, 1, tmp_path, work, Progress.of('quiet'))
+    stage = FinetuneStage(epochs=50, lr=0.1)
+    first, second = stage.rehearse(model, around, 2), stage.rehearse(model, around, 2)
+    assert first == second
+    assert first > judge.score(model, 'validation')
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not (work / 'rehearsal').exists()

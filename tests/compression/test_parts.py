@@ -72,3 +72,11 @@ def test_other_samples_have_another_digest(pictures):
     images, labels = pictures['test']
     second = given_parts({**pictures, 'test': (images + 1, labels)})
     assert first.digest() == given_parts(pictures).digest() != second.digest()
+
+
+def test_a_loader_of_some_batches_gives_the_first_of_the_epoch(parts):
+    whole = [inputs for inputs, _ in parts.loader(3)]
+    some = [inputs for inputs, _ in parts.loader(3, 2)]
+    assert len(some) == len(parts.loader(3, 2)) == 2
+    assert all(torch.equal(first, second) for first, second in zip(some, whole))
+    assert len(parts.loader(3, 99)) == len(parts.loader(3))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
 import strop
 from strop.compression.quantize_stage import file_run
-from strop.quantization import backend
+from strop.compression.recipe import Recipe
+from strop.errors import MissingDependencyError
+from strop.quantization import backend, backends
+from strop.report import CompressionReport
 from tests.compression.conftest import small_net
 
 pytest.importorskip('torchao')
@@ -51,6 +57,51 @@ def test_the_files_of_the_artefact_were_compared_and_are_listed(found):
     assert all((found.folder / path).exists() for path in exports)
     record = json.loads((found.folder / 'records' / '03-quantize-quantization.json').read_text())
     assert record['backend'] == 'onnxruntime'
+
+
+def test_the_size_of_a_quantized_stage_is_that_of_its_file(found):
+    written = found.integers['onnxruntime'].stat().st_size
+    stages = {stage.name: stage.resources for stage in found.result.stages}
+    assert stages['quantize'].size_mb == pytest.approx(written / 1e6)
+    assert stages['quantize'].macs == stages['prune'].macs
+    assert stages['quantize'].peak_memory_mb is None
+    assert stages['export'] == stages['quantize']  # an export changes nothing
+    content = json.loads((found.folder / 'result.json').read_text())
+    assert content['stages'][3]['resources']['size_mb'] == pytest.approx(written / 1e6)
+    rows = {cells[0]: cells[4] for cells in zip(*(column.cells for column in CompressionReport(found.result).table().columns))}
+    assert rows['quantize'] == f'{written / 1e3:.3g} kB'
+
+
+def test_the_figures_of_the_report_are_of_the_file_and_of_memory_as_it_was_measured(found):
+    result = copy.deepcopy(found.result)
+    for entry in result.measurements:
+        if entry.stage == 'quantize':
+            entry.median_ms = 1e-4  # a network this small gains nothing from integers
+    figures = {figure.name: figure for figure in CompressionReport(result).figures()}
+    assert figures['size'].note == 'weights as stored, now in the quantized file'
+    assert 'in ONNX Runtime' in figures['peak memory'].note
+
+
+def test_an_optional_stage_is_left_out_with_a_word_where_its_backend_is_missing(tmp_path, pictures, monkeypatch):
+    def compress():
+        return strop.compress(
+            small_net(4), pictures, stages=[{'quantize': {'optional': True}}, {'export': {'formats': ['pt2']}}],
+            output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet',
+        )  # fmt: skip
+
+    absent = {name: replace(entry, modules=('no_such_module',)) for name, entry in backends().items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module('strop.quantization.backends'), '_BACKENDS', absent)
+        with pytest.raises(MissingDependencyError):
+            Recipe.of({'stages': ['quantize']}).check()
+        found = compress()
+    stage = found.result.stage('quantize')
+    assert stage.status == 'skipped'
+    assert "no_such_module of the backend 'inductor' is not installed (pip install 'strop[quantization]')" in stage.warnings[0]
+    assert stage.scores == found.result.stage('source').scores
+    assert found.integers == {}
+    # Once it can be done, it is.
+    assert compress().result.stage('quantize').status == 'done'
 
 
 def test_size_and_drop_are_judged_by_the_quantized_model(found):

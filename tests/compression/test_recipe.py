@@ -94,7 +94,7 @@ def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message)
         ({'data': 'digts'}, DataError, "Did you mean 'digits'"),
         ({'model': {'source': 'timm:resnet10t', 'weights': '/none.pth'}}, ConfigError, "no file '/none.pth'"),
         ({'data': {'source': 'digits', 'labels': False}}, ConfigError, "stage 'finetune'.*Use `distill`"),
-        ({'stages': ['prune'], 'budget': {'accuracy_drop': 1}}, ConfigError, 'not told how far'),
+        ({'stages': ['prune'], 'budget': {'threads': 1}}, ConfigError, 'not told how far'),
     ],
 )
 def test_what_would_fail_later_fails_at_the_check(change, error, message):
@@ -141,9 +141,9 @@ def test_a_function_is_not_even_imported_by_the_check(tmp_path, monkeypatch):
 def test_stages_are_chosen_for_a_budget_where_none_are_named():
     with pytest.raises(ConfigError, match='names its `stages`, or says by `budget`'):
         Recipe.of({'model': 'timm:resnet10t', 'data': 'digits'})
-    kinds = [stage.kind for stage in automatic_stages(Budget(latency=0.5, runtime='onnxruntime'), DataSource('digits'))]
+    kinds = [stage.kind for stage in automatic_stages(Budget(latency=0.5, runtime='onnxruntime'))]
     assert kinds == ['prune', 'distill', 'quantize', 'export']
-    assert [stage.kind for stage in automatic_stages(Budget(accuracy_drop=1.0), None)][-1] == 'export'
+    assert [stage.kind for stage in automatic_stages(Budget(accuracy_drop=1.0))][-1] == 'export'
 
 
 def test_the_schema_knows_every_key_and_takes_what_recipes_write():
@@ -167,3 +167,18 @@ def test_a_change_of_a_stage_changes_its_digest_and_those_behind_it():
     other = digests(stages=['finetune', {'prune': {'round_to': 8}}, *WHOLE['stages'][2:]])
     assert [a == b for a, b in zip(first, other)] == [True, False, False, False]
     assert not set(first) & set(digests(seed=4))
+
+
+def test_a_plan_is_made_again_if_the_stage_that_teaches_its_candidates_changes():
+    def digests(lr: float, ratio: float | None = None) -> list[str]:
+        prune = {} if ratio is None else {'ratio': ratio}
+        stages = [{'finetune': {'lr': 0.1}}, {'prune': prune}, {'distill': {'lr': lr}}]
+        return Recipe.of({'model': 'timm:resnet10t', 'data': 'digits', 'stages': stages, 'budget': {'latency': 0.5}}).digests(
+            'model', 'data', 1
+        )
+
+    first, second = digests(0.1), digests(0.2)
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+    assert first[2] != second[2]
+    assert digests(0.1, 0.5)[1] == digests(0.2, 0.5)[1]
