@@ -9,9 +9,7 @@ import click
 from strop.cli.options import command
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from strop.compression import Compressed, Compression
+    from strop.compression import Compression
     from strop.compression.compressing import Estimate
 
 
@@ -109,6 +107,7 @@ def compress(
     from strop.compression.compressing import dry_run as estimated
     from strop.compression.compressing import planned
     from strop.errors import ConfigError
+    from strop.report import CompressionReport
 
     if recipe is None and (model is None or data is None):
         raise ConfigError('Give a recipe, or --model and --data with --target.')
@@ -146,7 +145,9 @@ def compress(
 
         click.echo(json.dumps({'event': 'result', 'folder': str(found.folder), 'outcome': vars(found.result.outcome)}))
     else:
-        show(_table(found), *found.result.outcome.sentences, *_warnings(found), f'The artefact is in {found.folder}.')
+        report = CompressionReport(found.result)
+        show(report.table(), report.changes(), *report.sentences())
+        show(f'\nThe artefact is in {found.folder}, the report in {found.folder / "report.html"}.')
     if found.met is False:
         click.get_current_context().exit(UNREACHABLE)
 
@@ -179,26 +180,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f'{seconds:.0f} s'
     return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
-
-
-def _table(found: Compressed) -> Table:
-    from rich.table import Table
-
-    from strop.estimators.counting import human
-
-    result = found.result
-    table = Table(title=f'{result.model.name}, compressed')
-    for name in ('after', 'MACs', 'parameters', 'weights MB', 'scores on test samples'):
-        table.add_column(name, justify='left' if name in ('after', 'scores on test samples') else 'right', overflow='fold')
-    for stage in result.stages:
-        costs = stage.resources
-        scores = ', '.join(f'{name} {value:.4f}' for name, value in stage.scores.items())
-        table.add_row(
-            stage.name, human(costs.macs or 0), human(costs.params or 0), f'{costs.size_mb or 0:.2f}', scores,
-        )  # fmt: skip
-    return table
-
-
-def _warnings(found: Compressed) -> list[str]:
-    result = found.result
-    return [*(f'Warning: {text}' for stage in result.stages for text in stage.warnings), *result.warnings]

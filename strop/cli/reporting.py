@@ -36,10 +36,7 @@ def report(folder: str, output: str | None, browser: bool, as_json: bool) -> Non
         return
     target = Path(output) if output else Path(folder) if Path(folder).is_dir() else Path(folder).parent
     path = found.write(target)
-    show(found.table())
-    for sentence in (*found.result.outcome.sentences, *(f'Note: {warning}' for warning in found.findings.warnings())):
-        show(sentence)
-    show(f'\nThe whole report: {path}')
+    show(found.table(), found.changes(), *found.sentences(), f'\nThe whole report: {path}')
     if browser:
         import webbrowser
 

@@ -40,9 +40,9 @@ class QuantizeStage(StageSettings):
         bias_correction: Take back the shift of the mean that rounding of weights makes.
         smooth_alpha: SmoothQuant with this exponent.
         max_drop: Most points that the score on the validation samples may fall; the layers that cost most stay float. By
-            default
-            what the budget's `accuracy_drop` leaves.
+            default what the budget's `accuracy_drop` leaves.
         baseline: Quantize the original alike, for comparison.
+        optional: Leave the stage out, and say so, where its backend is not installed.
     """
 
     kind: ClassVar[str] = 'quantize'
@@ -59,6 +59,7 @@ class QuantizeStage(StageSettings):
     smooth_alpha: float | None = None
     max_drop: float | None = None
     baseline: bool = True
+    optional: bool = False
 
     def __post_init__(self) -> None:
         entry = backend(self.backend) if self.backend is not None else None
@@ -71,8 +72,9 @@ class QuantizeStage(StageSettings):
             raise ConfigError(
                 f'`max_drop` of the stage `quantize` is a number of points, 0 or more, but got {self.max_drop!r}.'
             )
-        if not isinstance(self.baseline, bool) or not isinstance(self.bias_correction, bool):
-            raise ConfigError('`baseline` and `bias_correction` of the stage `quantize` are true or false.')
+        for name in ('baseline', 'bias_correction', 'optional'):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f'`{name}` of the stage `quantize` is true or false, but got {getattr(self, name)!r}.')
 
     def chosen(self, budget: Budget) -> str:
         """Return the name of the backend."""
@@ -83,8 +85,9 @@ class QuantizeStage(StageSettings):
         return next((name for name in ('openvino', 'onnxruntime') if backends()[name].available), 'inductor')
 
     def check(self, budget: Budget, learns: bool | None = None) -> None:
-        """Raise if the backend is not installed."""
-        backend(self.chosen(budget)).require()
+        """Raise if the backend is not installed and the stage may not be left out."""
+        if not self.optional:
+            backend(self.chosen(budget)).require()
 
     def describe(self) -> str:
         """Return the backend."""
@@ -93,6 +96,14 @@ class QuantizeStage(StageSettings):
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Quantize, write the file, run it, score it."""
         entry = backend(self.chosen(around.budget))
+        if entry.missing:
+            return Outcome(
+                skipped=True,
+                warnings=[
+                    f'Nothing was quantized: {", ".join(entry.missing)} of the backend {entry.name!r} is not installed '
+                    f"(pip install 'strop[{entry.extra}]')."
+                ],
+            )
         found = Outcome()
         jobs: list[tuple[str, nn.Module]] = [(around.name, state.model)]
         changed = any(

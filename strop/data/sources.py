@@ -253,12 +253,17 @@ def open_image(source: Any, size: int | None) -> np.ndarray:
     Raises:
         OSError: If it cannot be decoded.
     """
-    pillow = try_import('PIL.Image', 'vision')
-    with pillow.open(source) as image:
-        image = image.convert('RGB')
-        if size is not None:
-            image = try_import('PIL.ImageOps', 'vision').fit(image, (size, size), method=pillow.Resampling.BILINEAR)
-        return np.asarray(image)
+    pillow, tools = try_import('PIL.Image', 'vision'), try_import('PIL.ImageOps', 'vision')
+    try:
+        with pillow.open(source) as image:
+            image = image.convert('RGB')
+            if size is not None:
+                image = tools.fit(image, (size, size), method=pillow.Resampling.BILINEAR)
+            return np.asarray(image)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # decoders fail on damaged files in ways of their own, and Pillow refuses huge images by another
+        raise OSError(f'{type(error).__name__}: {error}') from error
 
 
 def decoded(sources: Any, size: int | None, where: str) -> np.ndarray:

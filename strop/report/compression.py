@@ -82,6 +82,21 @@ class CompressionReport:
             )
         return table
 
+    def changes(self) -> Table:
+        """Return a `rich` table of what the page begins with: each figure before and after."""
+        table = Table()
+        table.add_column('')
+        for name in ('before', 'after', 'change'):
+            table.add_column(name, justify='right')
+        table.add_column('', style='dim')
+        for figure in self.figures():
+            table.add_row(figure.name, figure.before, figure.value, figure.change, figure.note)
+        return table
+
+    def sentences(self) -> list[str]:
+        """Return what became of the budget, and what the reader should know."""
+        return [*self.result.outcome.sentences, *(f'Note: {warning}' for warning in self.findings.warnings())]
+
     # -- the parts of the page ---------------------------------------------------------------
 
     def figures(self) -> list[Figure]:
@@ -120,8 +135,13 @@ class CompressionReport:
             ('peak memory', 'peak_memory_mb', wording.megabytes),
         ):
             was, now = getattr(first.resources, key), getattr(last.resources, key)
+            note = {'size_mb': 'weights as stored', 'peak_memory_mb': 'weights and activations, one sample'}.get(key, '')
+            if key == 'size_mb' and last.kind == 'quantize':
+                note = 'weights as stored, now in the quantized file'
+            if key == 'peak_memory_mb' and now is None and pair is not None and pair.after is not None:
+                was, now = None if pair.before is None else pair.before.peak_memory_mb, pair.after.peak_memory_mb
+                note = f'added to a process that loads and runs it in {wording.runtime(pair.runtime)}'
             if now is not None:
-                note = {'size_mb': 'weights as stored', 'peak_memory_mb': 'weights and activations, one sample'}.get(key, '')
                 found.append(Figure(name, write(now), write(was), wording.change(was, now), note))
         return found
 

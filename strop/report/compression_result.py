@@ -91,8 +91,9 @@ class StageResources:
     Args:
         macs: Multiply-adds of one sample.
         params: Parameters.
-        size_mb: Weights as they are stored, in units of 10^6 bytes.
-        peak_memory_mb: Weights and the most activations alive at once for one sample, in units of 10^6 bytes.
+        size_mb: Weights as they are stored, in units of 10^6 bytes; of a quantized model, its file.
+        peak_memory_mb: Weights and the most activations alive at once for one sample, in units of 10^6 bytes; None of a
+            quantized model, whose activations are as wide as its runtime makes them.
     """
 
     macs: int | None = None

@@ -10,11 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+from strop.compression.recipe import recipe_schema
+
 from .running import one_error, run, start, strop
+
+DIGITS = Path(__file__).parents[2] / 'configs' / 'compress' / 'digits.yaml'
 
 NETS = """
 import os, resource
@@ -79,6 +84,28 @@ def test_the_plan_as_json_has_the_steps_of_each_stage(here: Path) -> None:
     }
     assert plan['macs'] == 64 * 9 * 16 + 9 * 9 * 16 * 32 + 320
     assert plan['seconds'] > 0
+
+
+def test_the_shipped_recipe_has_a_plan_from_training_to_the_files(here: Path) -> None:
+    content = yaml.safe_load(DIGITS.read_text())
+    jsonschema.validate(content, recipe_schema())
+    done = run('compress', str(DIGITS), '--dry-run', '--json-lines')
+    assert done.exit_code == 0, done.stderr
+    plan = json.loads(done.stdout)['plan']
+    assert [stage['name'] for stage in plan['stages']] == ['finetune', 'prune', 'distill', 'quantize', 'export']
+    assert plan['parts']['test'] == 359
+
+
+def test_it_ends_with_the_stages_the_figures_before_and_after_and_where_everything_is(here: Path) -> None:
+    done = run('compress', 'recipe.yaml', '--trust', '--output', 'out', '--quiet')
+    assert done.exit_code == 0, done.stderr
+    rows = {cells[0]: cells for line in done.stdout.splitlines() if (cells := [cell.strip() for cell in line.split('│')[1:-1]])}
+    result = json.loads((here / 'out' / 'result.json').read_text())
+    before, after = (next(s for s in result['stages'] if s['name'] == name)['resources'] for name in ('finetune', 'distill'))
+    assert rows['MACs'][1:3] == [f'{before["macs"] / 1e3:.1f} k', f'{after["macs"] / 1e3:.1f} k']
+    assert {'accuracy', 'parameters', 'size', 'latency', 'finetune', 'prune', 'distill', 'export'} <= set(rows)
+    assert str(here / 'out' / 'report.html') in done.stdout
+    assert (here / 'out' / 'report.html').is_file()
 
 
 def test_a_recipe_of_a_stranger_runs_no_code_without_leave(here: Path) -> None:
