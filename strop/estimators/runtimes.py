@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import io
 import logging
@@ -52,10 +53,7 @@ class Runtime:
     @property
     def version(self) -> str | None:
         """The version of its package, or None if that is not installed."""
-        try:
-            return version(self.package)
-        except PackageNotFoundError:
-            return None
+        return _version(self.package)
 
     def prepare(self, model: nn.Module, inputs: Any, threads: int = 1, precision: str | None = None) -> Call:
         """Return a call without arguments that runs the model once, in eval mode and without gradients.
@@ -141,6 +139,14 @@ def quiet() -> Iterator[None]:
 
 
 # -- how each is prepared ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from importlib.resources import files
 from typing import Any
@@ -22,10 +23,15 @@ def rendered(template: str, **values: Any) -> str:
     >>> '&lt;script&gt;' in rendered('bare.html.j2', title='<script>')
     True
     """
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    # Kept, since it keeps what it compiled: a page takes far longer to compile than to fill in.
     source = files('strop.report')
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: source.joinpath(name).read_text('utf-8')),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         finalize=lambda value: _UNIT.sub('\u00a0', value) if type(value) is str else value,
     )  # fmt: skip
-    return environment.get_template(template).render(**values)
