@@ -9,16 +9,17 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: All tests of a process share one server, so that it imports once: what the commands of the command line need, too.
 SERVER = multiprocessing.get_context('forkserver')
-SERVER.set_forkserver_preload(
-    ['strop.cli.weights', 'strop.algorithms', 'strop.architectures', 'strop.data', 'strop.engine', 'mmengine.visualization']
-)
+_ROOMS = ('algorithms', 'architectures', 'cli.weights', 'data', 'search.processes')
+forkserver.set_forkserver_preload([*(f'strop.{room}' for room in _ROOMS), 'mmengine.visualization'])
+# A process has one server. What it has imported must not depend on whose test comes first: searches ask for less.
+forkserver.set_forkserver_preload = lambda names: None
 
 
 def forked(function: Callable[..., Any], *args: Any, errors: Path) -> int:
