@@ -121,7 +121,7 @@ class Planner:
         planned = self.planned
         ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
         trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
-        self._total = trials + len(_WIDTHS) + 1 + ladders * (2 + self.tries)
+        self._total = trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
         self.pricing = self._priced()
         planned.worths = self._worths()
         self._ladders = self._ordered()
@@ -131,6 +131,7 @@ class Planner:
             chosen = self._within_budget()
         if chosen.rung.key != self._whole().key:
             planned.model, planned.records = self._built(chosen.rung, check=True)
+            planned.latencies_after = self._layers('layers after', planned.model)['layers']
         planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
         planned.removed = chosen.rung.removed
         for entry in planned.tried:
@@ -160,7 +161,11 @@ class Planner:
         for share in _WIDTHS:
             lengths = self.ranking.lengths(share)
             narrow = Rung(lengths, (), 0.0, 0.0)
-            pricing.learn(lengths, self._layers(_mark('layers', narrow), partial(self._narrowed, narrow))['shared'])
+            times = self._layers(_mark('layers', narrow), partial(self._narrowed, narrow))['shared']
+            # Profiles are taken one after the other, in faster and slower moments of the machine; whole models in turns.
+            part = self._pace(narrow).share / self._pace(self._whole()).share
+            scale = part * sum(whole['shared'].values()) / (sum(times.values()) or 1)
+            pricing.learn(lengths, {name: ms * scale for name, ms in times.items()})
         kept = pricing.milliseconds(lengths) / pricing.milliseconds({})
         macs = sum(pricing.costs.macs_by_module(lengths).values()) / max(sum(pricing.whole.values()), 1)
         planned.explanation.append(
