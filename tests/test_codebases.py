@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -16,6 +15,7 @@ from strop import codebases
 from strop.codebases import check_codebase, check_scope, find_codebase_config, model_config, of_another_version
 from strop.errors import ConfigError, MissingDependencyError, UnknownTypeError
 from strop.registry import MODELS
+from tests.scripts import run_script
 
 absent = pytest.mark.skipif(codebases.installed('mmdet'), reason='the real codebases are here')
 
@@ -247,7 +247,7 @@ def test_the_scope_decides_for_a_name_that_two_have(mmdet: Registry, monkeypatch
     assert [text.partition(' is a type of')[0] for text in said] == ["'L1Loss'"]
 
 
-def test_strop_imports_no_codebase() -> None:
+def test_strop_imports_no_codebase(tmp_path: Path) -> None:
     script = """
         import sys
         import strop, strop.compat, strop.codebases
@@ -255,5 +255,5 @@ def test_strop_imports_no_codebase() -> None:
         MODELS.import_from_location()
         print(sorted({'mmcv', 'mmpretrain', 'mmdet', 'mmseg'} & set(sys.modules)))
     """
-    done = subprocess.run([sys.executable, '-c', textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
+    done = run_script(script, cwd=tmp_path)
     assert done.stdout.strip().endswith('[]'), done.stdout + done.stderr

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import pytest
 
 from strop.cli.configs import default_work_dir, find_config, load_config, use_mixed_precision
 from strop.errors import ConfigError
+from tests.scripts import run_script
 
-from .running import environment, one_error, run
+from .running import one_error, run
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_work_dirs(tmp_path: Path) -> None:
     assert default_work_dir(config, 'configs/a.py', None) == 'own'
 
 
-def test_a_shipped_config_is_found_before_anything_else_is_imported() -> None:
+def test_a_shipped_config_is_found_before_anything_else_is_imported(tmp_path: Path) -> None:
     code = "from strop.cli.configs import find_config; print(find_config('strop::spos/spos_shufflenet_supernet_mnist.py'))"
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment(), check=False)
+    done = run_script(code, cwd=tmp_path)
     assert Path(done.stdout.strip()).is_file(), done.stderr

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
+from tests.scripts import ROOT, run_script
+
 
 class Workspace:
-    """A user's folder: files are put into it, and scripts run in it, each in a Python of its own."""
+    """A user's folder: files are put into it, and scripts run in it, each in a process without Strop and MMEngine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,17 +25,15 @@ class Workspace:
         file.write_text(textwrap.dedent(text))
         return file
 
-    def run(self, script: str, *, fails: bool = False) -> str:
-        repo = Path(__file__).resolve().parents[2]
-        env = {**os.environ, 'PYTHONPATH': f'{self.folder}{os.pathsep}{repo}', 'OMP_NUM_THREADS': '1'}
-        done = subprocess.run(
-            [sys.executable, '-c', textwrap.dedent(script)],
-            cwd=self.folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def run(self, script: str, *, fails: bool = False, fresh: bool = False) -> str:
+        """Run a script; `fresh` in a Python that has not even imported PyTorch."""
+        environment = {'PYTHONPATH': f'{self.folder}{os.pathsep}{ROOT}'}
+        if fresh:
+            command = [sys.executable, '-c', textwrap.dedent(script)]
+            variables = {**os.environ, **environment, 'OMP_NUM_THREADS': '1'}
+            done = subprocess.run(command, cwd=self.folder, env=variables, capture_output=True, text=True, timeout=300)
+        else:
+            done = run_script(script, cwd=self.folder, environment=environment)
         assert (done.returncode != 0) is fails, done.stdout + done.stderr
         return done.stderr if fails else done.stdout
 

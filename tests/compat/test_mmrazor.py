@@ -52,7 +52,8 @@ def test_what_is_not_built_yet_says_so() -> None:
 
 
 def test_importing_strop_activates_nothing_and_activating_imports_nothing_heavy(workspace: Workspace) -> None:
-    out = workspace.run("""
+    out = workspace.run(
+        """
         import sys
         before = set(sys.modules)
         import strop
@@ -62,13 +63,15 @@ def test_importing_strop_activates_nothing_and_activating_imports_nothing_heavy(
         print(sorted({'torch', 'numpy', 'mmengine', 'strop.registry', 'strop.algorithms'} & set(sys.modules)))
         strop.compat.activate()
         print(sum(type(finder).__module__.startswith('strop') for finder in sys.meta_path))
-    """)
+    """,
+        fresh=True,
+    )
     assert out.splitlines() == ['[]', '[]', '2']  # one for old packages, one that waits for MMEngine
 
 
 def test_old_names_may_be_activated_before_anything_else_is_imported(workspace: Workspace) -> None:
     out = workspace.run(
-        'import strop.compat\nimport strop.registry\nfrom strop import LayerChoice\nprint(LayerChoice.__name__)'
+        'import strop.compat\nimport strop.registry\nfrom strop import LayerChoice\nprint(LayerChoice.__name__)', fresh=True
     )
     assert out.split() == ['LayerChoice']
 

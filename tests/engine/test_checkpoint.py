@@ -1,7 +1,5 @@
 import http.server
 import pickle
-import subprocess
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from strop.algorithms import BaseAlgorithm
 from strop.engine import build_runner, find_checkpoint, load_checkpoint_file
 from strop.engine.checkpoint import AtomicLocalBackend
 from strop.errors import UnsafeFileError
+from tests.scripts import run_script
 
 from .tiny import train_config
 
@@ -102,7 +101,7 @@ def test_algorithms_alone_are_safe_too(tmp_path):
         f'cfg = dict(type="Pretrained", checkpoint={str(tmp_path / "evil.pth")!r})\n'
         'BaseAlgorithm(nn.Linear(1, 1), init_cfg=cfg).init_weights()\n'
     )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(code, cwd=tmp_path)
     assert 'UnsafeFileError' in done.stderr
     assert not (tmp_path / 'executed').exists()
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from strop.export.cut import Cut
 from strop.graph import channel_units
 from strop.mutables import LayerChoice, extract
 from strop.pruning import PruneRecord, prune, remove_blocks
+from tests.scripts import run_script
 
 timm = pytest.importorskip('timm')
 
@@ -251,9 +249,7 @@ def test_a_fresh_process_builds_it_from_the_named_factory(tmp_path):
         assert torch.equal(found, expected['outputs'])
         print('equal')
     """
-    done = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_script(code, cwd=tmp_path)
     assert done.stdout == 'equal\n', done.stderr
 
 

@@ -4,8 +4,6 @@ import copy
 import io
 import json
 import pickle
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from strop.errors import BindingError, SubnetError, UnknownKeyError
 from strop.mutables import InputChoice, LayerChoice, Repeat, SearchSpaceFile, ValueChoice, extract, mutables_of, space_of
 from strop.mutators import FixedArchitecture, RandomMutator, apply_fixed_architecture, get_and_apply_next_architecture
 from strop.search.trial_side import get_next_parameter, write_parameters
+from tests.scripts import run_script
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -182,8 +181,8 @@ class TestInheritedWeights:
             'model.load_state_dict(model.state_dict()); model(torch.zeros(1, 3)); '
             'print([name for name in sys.modules if name.startswith("strop")])'
         )
-        out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert out.stdout.strip() == '[]'
+        out = run_script(code, cwd=tmp_path, environment={'PYTHONPATH': ''})
+        assert out.stdout.strip() == '[]', out.stderr
 
     @pytest.mark.parametrize('weighted', [False, True])
     def test_what_combines_several_is_pickled_as_code(self, tmp_path: Path, weighted: bool) -> None:
@@ -221,7 +220,7 @@ class TestInheritedWeights:
             'torch.testing.assert_close(parts["last"]([op, edge]) * parts["scale"]() + mask.sum(), saved["expected"]); '
             'print([name for name in sys.modules if name.startswith("strop")])'
         )
-        out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        out = run_script(code, cwd=tmp_path, environment={'PYTHONPATH': ''})
         assert out.stdout.strip() == '[]', out.stderr
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import strop
 from strop.errors import BudgetError, ConfigError, MissingDependencyError, VerificationError
 from strop.pruning import prune_transformer
+from tests.scripts import run_script
 
 transformers = pytest.importorskip('transformers')
 from transformers.utils import logging  # noqa: E402
@@ -143,7 +143,7 @@ def test_it_is_read_where_strop_is_not_installed(tmp_path: Path) -> None:
         'with torch.no_grad():\n'
         '    assert torch.equal(model(input_ids=ids).logits, wanted)\n'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

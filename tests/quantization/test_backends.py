@@ -1,5 +1,4 @@
 import dataclasses
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from strop.quantization import backend, backend_table, backends, quantize
 from strop.quantization.backends import check_structure, fuse_transposes, prepared
 from strop.quantization.scheme import Scheme
 from tests.quantization.nets import image_batches, small_net, small_transformer, sqnr, token_batches
+from tests.scripts import run_script
 
 pytest.importorskip('torchao')
 onnx = pytest.importorskip('onnx')
@@ -139,9 +139,10 @@ def test_files_for_tensorrt_are_not_run():
         result.latency()
 
 
-def test_a_backend_is_asked_for_without_warnings_of_the_packages_below():
+def test_a_backend_is_asked_for_without_warnings_of_the_packages_below(tmp_path):
     code = "from strop.quantization import backend, fake_quantize; backend('inductor').require()"
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    done = run_script(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert 'KernelPreference' not in done.stderr
 
 

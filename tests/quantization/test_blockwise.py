@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -16,6 +13,7 @@ from strop.quantization import Grid, gptq_round, packed_layers, quantize_weights
 from strop.quantization.blockwise import _chains, _Feed
 from strop.quantization.gptq import output_errors
 from strop.quantization.linear_layers import memory_shared, select
+from tests.scripts import run_script
 
 
 def ids(number: int = 4, length: int = 16, seed: int = 0) -> list[torch.Tensor]:
@@ -308,8 +306,7 @@ class TestFolder:
             for name in ('parts', 'whole'):
                 assert os.waitpid(run(name), 0)[1] == 0
         """)
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        ran = subprocess.run([sys.executable, '-c', program, str(tmp_path)], env=environment, capture_output=True, timeout=300)
-        assert ran.returncode == 0, ran.stderr.decode()
-        assert ran.stdout.count(b'killed after') == 3
+        ran = run_script(program, tmp_path, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.count('killed after') == 3
         assert (tmp_path / 'parts.safetensors').read_bytes() == (tmp_path / 'whole.safetensors').read_bytes()

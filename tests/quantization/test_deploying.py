@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -8,6 +5,7 @@ from torch import nn
 from strop.errors import ConfigError, DataError
 from strop.quantization import calibrate, deploy, prepare_qat, quantize
 from tests.quantization.nets import image_batches, small_net
+from tests.scripts import run_script
 
 pytest.importorskip('torchao')
 DATA = image_batches()
@@ -64,8 +62,8 @@ def test_inductor_makes_integer_kernels_of_it_in_a_fresh_process(tmp_path):
         'from torch._dynamo.utils import counters\n'
         "print(counters['inductor']['qconv_weight_prepack_matcher_count'])\n"
     )
-    arguments = [sys.executable, '-c', code, str(tmp_path / 'model.pt2')]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    done = run_script(code, tmp_path / 'model.pt2', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) == 2
 
 
