@@ -37,8 +37,9 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Compiled files are kept: without them every process of every test compiles all that it imports anew.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 $(MM_STAMP): pyproject.toml requirements/openmmlab.txt requirements/openmmlab-codebases.txt tools/mmcv_wheel.py
 	$(PYTHON) -m venv $(MM_VENV)
