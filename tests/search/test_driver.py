@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch
 from strop.errors import ConfigError, StoreError, StropError
 from strop.mutables import OneOf, Ordered, Space, Subnet
 from strop.search import Constraint, Outcome, RegularizedEvolution, SPOSEvolution, Trial, evaluate_trial, run
+from tests.scripts import Script
 
 SPACE = Space({f'op{place}': OneOf((0, 1, 2, 3)) for place in range(6)})
 
@@ -254,10 +252,9 @@ def _kill_and_resume(strategy: str, store: str, folder: Path, kills: int) -> Non
     log.touch()
     root = str(Path(__file__).resolve().parents[2])
     script = SCRIPT.format(root=root, log=str(log), store=store, strategy=strategy)
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': root}
     generator = random.Random(strategy)
     for _ in range(kills):
-        process = subprocess.Popen([sys.executable, '-c', script], env=environment)
+        process = Script(script, cwd=folder)
         goal = log.stat().st_size + generator.randrange(1, max(2, 50 // kills))
         while log.stat().st_size < goal and process.poll() is None:
             time.sleep(0.002)
@@ -294,9 +291,7 @@ def test_two_live_processes_share_a_store(tmp_path: Path) -> None:
         'from strop.search import run\n'
         "run(SPACE, lambda subnet: time.sleep(0.01) or total(subnet), strategy='random', store=sys.argv[2], trials=80)\n"
     )
-    root = str(Path(__file__).resolve().parents[2])
-    command = [sys.executable, '-c', code, root, str(store)]
-    processes = [subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': root}) for _ in range(2)]
+    processes = [Script(code, Path(__file__).resolve().parents[2], store, cwd=tmp_path) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
     result = run(SPACE, total, strategy='random', store=store, trials=1)
     assert [trial.number for trial in result.trials] == list(range(len(result.trials)))

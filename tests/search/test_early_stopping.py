@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +26,7 @@ from strop.search import (
     run,
 )
 from strop.search.store import Store
+from tests.scripts import Script
 
 SPACE = Space({'a': OneOf(tuple(range(40)))})
 # The better a subnet, the higher its curve at each step.
@@ -259,7 +258,7 @@ def test_a_killed_search_stops_the_same_trials(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=tests, log=str(log), store=str(tmp_path / 'search.journal'))
     generator = random.Random(3)
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, '-c', script], env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        process = Script(script, cwd=tmp_path)
         goal = log.stat().st_size + generator.randrange(1, 10)
         while log.stat().st_size < goal and process.poll() is None:
             time.sleep(0.002)

@@ -4,9 +4,7 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from strop.search.experiment import gpu_slots
 from strop.search.experiment_file import as_yaml
 from strop.search.presence import FolderLock, Presence, process_started
 from strop.search.store import open_storage
+from tests.scripts import Script
 
 SPACE = {'a': {'_type': 'choice', '_value': [0, 1, 2]}, 'b': {'_type': 'choice', '_value': [1, 2, 3, 4]}}
 HERE = str(Path(__file__).parent)
@@ -344,22 +343,18 @@ class TestStop:
 
 MANAGER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, sys.argv[1])
 from strop.search import Experiment
-if __name__ == '__main__':
-    Experiment.from_file({file!r}).run(resume=True)
+Experiment.from_file('exp.yaml').run(resume=True)
 """
 
 
-def _manager(tmp_path: Path, **content: Any) -> subprocess.Popen[bytes]:
-
+def _manager(tmp_path: Path, **content: Any) -> Script:
     (tmp_path / 'exp.yaml').write_text(as_yaml(content))
-    script = MANAGER.format(tests=str(Path(HERE).parent), file=str(tmp_path / 'exp.yaml'))
-    (tmp_path / 'manager.py').write_text(textwrap.dedent(script))
-    return subprocess.Popen([sys.executable, str(tmp_path / 'manager.py')], env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return Script(MANAGER, Path(HERE).parent, cwd=tmp_path)
 
 
-def _until(condition: Any, process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def _until(condition: Any, process: Script, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, 'the manager has ended'
@@ -399,8 +394,8 @@ def test_every_kind_of_bad_trial_and_a_killed_manager(tmp_path: Path) -> None:
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive
+    left = psutil.wait_procs(family, timeout=10)[1]
+    assert [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
     before = {trial.number: trial for trial in read_search(tmp_path / 'e').trials if trial.finished}
     result = Experiment.from_folder(tmp_path / 'e').run(resume=True)
     assert facts(result.trials[number] for number in before) == facts(before.values())

@@ -6,9 +6,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,9 @@ import pytest
 from search import evaluations
 from strop.search import Experiment, read_search, run
 from strop.search.experiment_file import as_yaml
+from tests.scripts import Script, run_script
 
 TESTS = str(Path(__file__).parents[1])
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
 def facts(trials: Any) -> dict[int, Any]:
@@ -39,25 +36,25 @@ def content(folder: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+MANAGER = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from strop.search import Experiment
+    Experiment.from_file(sys.argv[2]).run(resume=True)
+"""
+
+
 class Manager:
     """A process that runs an experiment to its end, unless it is killed."""
 
     def __init__(self, folder: Path, made: dict[str, Any]) -> None:
         (folder / 'exp.yaml').write_text(as_yaml(made))
-        lines = f"""
-            import sys
-            sys.path.insert(0, {TESTS!r})
-            from strop.search import Experiment
-            if __name__ == '__main__':
-                Experiment.from_file({str(folder / 'exp.yaml')!r}).run(resume=True)
-        """
-        (folder / 'manager.py').write_text(textwrap.dedent(lines))
-        self._command = [sys.executable, str(folder / 'manager.py')]
-        self.process: subprocess.Popen[bytes] | None = None
+        self._folder = folder
+        self.process: Script | None = None
 
     def start(self) -> None:
         if self.process is None or self.process.poll() is not None:
-            self.process = subprocess.Popen(self._command, env=ENVIRONMENT)
+            self.process = Script(MANAGER, TESTS, 'exp.yaml', cwd=self._folder)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -157,7 +154,7 @@ def test_a_full_disk_ends_the_search_and_a_resumed_one_is_whole(limit: int, tmp_
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     store = tmp_path / 'search.journal'
     code = LIMITED.format(tests=TESTS, limit=limit, store=str(store))
-    done = subprocess.run([sys.executable, '-c', code], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = run_script(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'File too large' in done.stdout
     assert store.read_bytes().endswith(b'\n')
