@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ import torch
 import strop
 from strop.compression.artefact import FILE
 from strop.errors import ConfigError, UnsafeFileError
+from tests.scripts import run_script
 
 timm = pytest.importorskip('timm')
 
@@ -40,9 +39,8 @@ def test_a_model_of_timm_comes_back_without_a_network_and_without_leave(artefact
 
 
 def test_the_loader_of_the_folder_runs_in_a_new_process(artefact):
-    done = subprocess.run(
-        [sys.executable, artefact.folder / 'load.py'], capture_output=True, text=True, timeout=120, check=False
-    )
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    done = run_script(code, artefact.folder / 'load.py', cwd=artefact.folder.parent)
     assert done.returncode == 0, done.stderr[-800:]
     assert 'tensor(' in done.stdout
     assert len((artefact.folder / 'load.py').read_text().splitlines()) <= 16

@@ -19,7 +19,7 @@ SERVER = multiprocessing.get_context('forkserver')
 _ROOMS = ('algorithms', 'architectures', 'cli.weights', 'compression', 'data', 'search.processes')
 forkserver.set_forkserver_preload([*(f'strop.{room}' for room in _ROOMS), 'mmengine.visualization'])
 # A process has one server. What it has imported must not depend on whose test comes first: searches ask for less.
-forkserver.set_forkserver_preload = lambda names: None
+forkserver.set_forkserver_preload = lambda *names, **options: None
 
 
 def forked(function: Callable[..., Any], *args: Any, errors: Path) -> int:

@@ -114,11 +114,12 @@ def test_extracted_equals_active(unit):
         torch.testing.assert_close(plain(X), model(X), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(('name', 'size'), [('resnet18', 32), ('mobilenetv2_100', 32), ('vit_tiny_patch16_224', 224)])
+@pytest.mark.parametrize(('name', 'size'), [('resnet18', 32), ('mobilenetv2_100', 32), ('vit_tiny_patch16_224', 64)])
 def test_real_models(name, size):
     timm = pytest.importorskip('timm')
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).double().eval()
+    options = {'img_size': size} if name.startswith('vit') else {}
+    model = timm.create_model(name, num_classes=10, **options).double().eval()
     x = torch.randn(1, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
         expected = model(x)

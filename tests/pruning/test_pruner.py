@@ -119,8 +119,8 @@ def test_real_models_lose_half_their_channels(name, scope):
 @pytest.mark.parametrize('attention', ['both', 'heads', 'head_dim', 'none'])
 def test_a_vision_transformer(attention):
     torch.manual_seed(0)
-    model = timm.create_model('vit_tiny_patch16_224', depth=2).double().eval()
-    inputs = torch.rand(2, 3, 224, 224).double()
+    model = timm.create_model('vit_tiny_patch16_224', depth=2, img_size=64).double().eval()
+    inputs = torch.rand(2, 3, 64, 64).double()
     slim, record = prune(model, inputs, ratio=0.5, attention=attention)
     shape = {'both': (2, 48), 'heads': (2, 64), 'head_dim': (3, 32), 'none': (3, 64)}[attention]
     assert all((block.attn.num_heads, block.attn.head_dim) == shape for block in slim.blocks)
@@ -301,8 +301,8 @@ def test_a_pruned_model_can_be_pruned_again(net, images):
     second, record = prune(first, images, ratio=0.5)
     assert (second.stem.out_channels, second.inner[0].out_channels) == (4, 6)
     assert record.channels == (20, 10)
-    vit = timm.create_model('vit_tiny_patch16_224', depth=1).eval()
-    inputs = torch.rand(2, 3, 224, 224)
+    vit = timm.create_model('vit_tiny_patch16_224', depth=1, img_size=64).eval()
+    inputs = torch.rand(2, 3, 64, 64)
     twice = prune(prune(vit, inputs, ratio=0.3).model, inputs, ratio=0.3).model
     assert twice(inputs).shape == (2, 1000)
 
