@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
+#: Where quantizers of PT2E write down what becomes an integer, in the `meta` of a node.
+ANNOTATION = 'quantization_annotation'
+
 # What an ATen op came from, as the quantizers of torchao look it up.
 _SOURCES: dict[Any, Any] = {
     aten.conv1d.default: nn.Conv1d,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from strop.quantization.flow import is_parameter, pt2e
+from strop.quantization.flow import ANNOTATION, is_parameter, pt2e
 from strop.quantization.layers import HEAVY
 
 aten = torch.ops.aten
@@ -118,7 +118,7 @@ def qdq_quantizer(activation: torch.dtype, *, is_qat: bool = False, outputs: boo
 
         @staticmethod
         def _annotate(node: Node, inputs: Mapping[Any, Any], output: Any) -> None:
-            node.meta['quantization_annotation'] = quantizer.QuantizationAnnotation(
+            node.meta[ANNOTATION] = quantizer.QuantizationAnnotation(
                 input_qspec_map=dict(inputs), output_qspec=output, _annotated=True
             )
 

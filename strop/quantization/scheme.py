@@ -10,14 +10,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError
-from strop.quantization.flow import is_parameter, pt2e
+from strop.quantization.flow import ANNOTATION, is_parameter, pt2e
 from strop.quantization.layers import HEAVY, layer_name, matching, name_layers
 from strop.quantization.observers import observer
 
 if TYPE_CHECKING:
     from strop.quantization.backends import Backend
-
-_KEY = 'quantization_annotation'
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def _unannotate(model: GraphModule, node: Node) -> None:
     """Leave an op in float, and give those that share a range with it the range itself."""
     shared = pt2e('quantizer').SharedQuantizationSpec
     specs: dict[Any, Any] = {}
-    annotation = node.meta.get(_KEY)
+    annotation = node.meta.get(ANNOTATION)
     if annotation is None:
         return
     for source, spec in annotation.input_qspec_map.items():
@@ -129,9 +127,9 @@ def _unannotate(model: GraphModule, node: Node) -> None:
             spec = specs[spec.edge_or_node]
         return spec
 
-    del node.meta[_KEY]
+    del node.meta[ANNOTATION]
     for other in model.graph.nodes:
-        found = other.meta.get(_KEY)
+        found = other.meta.get(ANNOTATION)
         if found is None:
             continue
         found.input_qspec_map = {source: own(spec) for source, spec in found.input_qspec_map.items()}
@@ -162,7 +160,7 @@ def _rewrite(model: GraphModule, scheme: Scheme) -> None:
         return made[spec, weight]
 
     for node in model.graph.nodes:
-        annotation = node.meta.get(_KEY)
+        annotation = node.meta.get(ANNOTATION)
         if annotation is None:
             continue
         # Only layers have weights; what else reads a parameter, such as the sum with a position embedding, has one range.

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from strop.errors import try_import
-from strop.quantization.flow import is_parameter, tensors_of
+from strop.quantization.flow import ANNOTATION, is_parameter, pt2e, tensors_of
 from strop.quantization.layers import HEAVY, transparent
 
 aten = torch.ops.aten
 
 _COMBINING = (aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor, aten.cat.default)
+_CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default, aten.relu6_.default)
 _CONVOLUTIONS = frozenset(op for op, kind in HEAVY.items() if kind.startswith('conv'))
+#: What XNNPACK clamps the output of by itself.
+_CLAMPED = _CONVOLUTIONS | {aten.linear.default, aten.batch_norm.default}
 # What stays between the integers of a convolution and an op that combines them with others.
 _BETWEEN = (
     aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.relu6.default,
@@ -26,10 +29,13 @@ _BETWEEN = (
 
 
 def xnnpack_quantizer(is_qat: bool = False) -> Any:
-    """Return ExecuTorch's quantizer, kept from sums, products and concatenations of anything but convolutions.
+    """Return ExecuTorch's quantizer, kept from two things that it does left to itself.
 
-    Left to itself it quantizes all of them. The residual stream of a transformer, or a position embedding, loses more by eight
-    bits than it gains: these ops read memory and multiply nothing.
+    It quantizes all sums, products and concatenations. The residual stream of a transformer, or a position embedding, loses
+    more by eight bits than it gains: these ops read memory and multiply nothing. Only those of convolutions are left to it.
+
+    And of activations it takes only ReLU into the layer before. What a convolution gives to a ReLU6 would be rounded over its
+    whole range, most of which is cut off next. XNNPACK clamps inside the convolution: only the clamped values are rounded.
 
     Args:
         is_qat: For training.
@@ -39,7 +45,26 @@ def xnnpack_quantizer(is_qat: bool = False) -> Any:
     """
     xnnpack = try_import('executorch.backends.xnnpack.quantizer.xnnpack_quantizer', 'executorch')
     settings = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
-    return xnnpack.XNNPACKQuantizer().set_global(settings).set_filter_function(_taken)
+
+    class Quantizer(xnnpack.XNNPACKQuantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            return _with_clamps(super().annotate(model))
+
+    return Quantizer().set_global(settings).set_filter_function(_taken)
+
+
+def _with_clamps(model: GraphModule) -> GraphModule:
+    """Have the output of a layer rounded after its clamp, where it goes nowhere else."""
+    annotation = pt2e('quantizer').QuantizationAnnotation
+    for node in model.graph.nodes:
+        layer = node.args[0] if node.target in _CLAMPS else None
+        if not isinstance(layer, Node) or layer.target not in _CLAMPED or len(layer.users) != 1:
+            continue
+        found = layer.meta.get(ANNOTATION)
+        if found is not None and found.output_qspec is not None:
+            node.meta[ANNOTATION] = annotation(output_qspec=found.output_qspec, _annotated=True)
+            found.output_qspec = None
+    return model
 
 
 def _taken(node: Node) -> bool:

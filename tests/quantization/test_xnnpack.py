@@ -57,3 +57,38 @@ def test_programs_of_one_and_of_two_threads_run_side_by_side():
     for threads in (1, 2, 2, 1, 2):
         torch.testing.assert_close(runs[threads](x)[0], net(x), atol=1e-5, rtol=1e-5)
         assert bindings._threadpool_get_thread_count() == threads
+
+
+@pytest.mark.parametrize('clamp', [nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(-1.0, 2.0)])
+def test_what_is_clamped_is_rounded_after_the_clamp_alone(clamp):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), clamp, nn.Conv2d(8, 8, 3), clamp, nn.Flatten(), nn.Linear(1152, 4)
+    )
+    with torch.no_grad():
+        net[0].weight.mul_(50)  # most of what comes out of it is cut off
+    images = image_batches()
+    result = quantize(net.eval(), images, backend='executorch')
+    clamps = [node for node in result.model.graph.nodes if 'hardtanh' in str(node.target)]
+    assert len(clamps) == 2
+    assert all('conv' in str(node.args[0].target) for node in clamps)
+    assert result.check.difference <= result.check.limit
+    assert result.record.sqnr_db > 25
+
+
+def test_a_layer_that_others_read_before_the_clamp_is_rounded_itself():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return torch.nn.functional.relu6(x) + x
+
+    result = quantize(Net().eval(), image_batches(), backend='executorch')
+    (clamp,) = [
+        node for node in result.model.graph.nodes if str(node.target) in ('aten.relu6.default', 'aten.hardtanh.default')
+    ]
+    assert 'dequantize' in str(clamp.args[0].target)
+    assert result.check.difference <= result.check.limit
