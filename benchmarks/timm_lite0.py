@@ -204,6 +204,7 @@ class Study:
             schedule.step()
             if place == 0:
                 print(f'epoch {epoch}: loss {loss.item():.4f}', flush=True)
+        recalibrate(student, [centre(part) for part in self.seen.split(25)])
         student.eval()
 
 
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument('--budgets', type=float, nargs='+', default=[0.75, 0.5], help='shares of the MACs that stay')
     parser.add_argument('--epochs', type=int, default=2)
     parser.add_argument('--batches', type=int, default=8, help='batches of 25 images for the importance')
-    parser.add_argument('--lr', type=float, default=5e-4)
+    parser.add_argument('--lr', type=float, default=1e-4)
     parser.add_argument('--batch', type=int, default=20)
     parser.add_argument('--full', action='store_true', help='20 epochs, four budgets, both importances distilled (hours)')
     parser.add_argument('--threads', type=int, default=1)
