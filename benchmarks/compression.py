@@ -74,7 +74,7 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
             model={'source': 'compression_networks:lite0'},
             data={
                 'source': f'{folder}/imagenet_sample_1000.npz', 'split': 'alternating', 'labels': False, 'crop': 224,
-                'batch_size': 20, 'mean': [127.0], 'std': [128.0],
+                'batch_size': 20, 'mean': [127.0] * 3, 'std': [128.0] * 3,
             },
             learn={
                 'epochs': 40 if full else 10, 'lr': 5e-4, 'optimizer': 'adamw', 'temperature': 1.0, 'features_weight': 0.02,
