@@ -46,6 +46,7 @@ class Planned:
         tried: The models that were measured.
         warnings: What the reader should know.
         latencies: Layer -> milliseconds in the model before.
+        latencies_after: Likewise, in the smaller model.
         worths: What each unit and block is worth.
         candidates: The models that keep the budget, with what they score.
         lengths: Unit -> length.
@@ -58,6 +59,7 @@ class Planned:
     tried: list[Tried] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     latencies: dict[str, float] = field(default_factory=dict)
+    latencies_after: dict[str, float] = field(default_factory=dict)
     worths: list[Worth] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class Planned:
             'lengths': self.lengths,
             'removed': list(self.removed),
             'layers_ms': self.latencies,
+            'layers_after_ms': self.latencies_after,
             'candidates': [
                 {'label': found.label, 'lengths': dict(found.rung.lengths), 'removed': list(found.rung.removed),
                  'share': found.pace.share, 'milliseconds': found.pace.milliseconds, 'harm': found.harm, 'score': found.score}

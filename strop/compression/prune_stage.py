@@ -224,6 +224,7 @@ class PruneStage(StageSettings):
         found.tried += planned.tried
         found.warnings += planned.warnings
         found.latencies |= planned.latencies
+        found.latencies_after |= planned.latencies_after
         found.documents['plan'] = planned.to_dict()
         if self.recalibrate and planned.records:
             recalibrate(planned.model, batches)
