@@ -115,7 +115,7 @@ def compress(recipe: dict[str, Any], folder: Path, log: Path) -> CompressionResu
     }  # fmt: skip
     with log.open('a') as stream:
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-    if code:
+    if code not in (0, 3):  # 3 is a budget that was not met, which is a result
         raise SystemExit(f'{" ".join(command)} ended with {code}; see {log}.')
     return CompressionResult.read(folder)
 

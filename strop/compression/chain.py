@@ -489,7 +489,7 @@ class Compression:
         self.progress.begin('measure')
         begun = time.monotonic()
         self._artefact(state, finished)
-        measured(
+        alone = measured(
             self.result,
             self.reference,
             self.original,
@@ -501,7 +501,7 @@ class Compression:
             self.folder / STAGES / 'measurements.json',
             lambda done, total: self.progress.advance('measure', done, total),
         )
-        self._judge_budget()
+        self._judge_budget(alone)
         self._write()
         atomic_write(self.folder / 'README.md', readme(self.result, self.source))
         CompressionReport(self.result).write(self.folder)
@@ -560,7 +560,7 @@ class Compression:
             self._trusts('model'),
         )
 
-    def _judge_budget(self) -> None:
+    def _judge_budget(self, alone: Sequence[results.Measurement]) -> None:
         budget, result = self.recipe.budget, self.result
         first, last = result.stage(self.reference), next(stage for stage in reversed(result.stages) if stage.kind != 'export')
         before: dict[str, float] = {'macs': float(first.resources.macs or 0), 'params': float(first.resources.params or 0)}
@@ -571,12 +571,7 @@ class Compression:
         whole, now = first.scores.get(metric), last.scores.get(metric)
         if whole is not None and now is not None:
             after['accuracy_drop'] = 100 * (whole - now)
-        wanted = budget.chosen_runtime
-        times = {
-            (entry.stage, entry.precision): entry.median_ms
-            for entry in result.measurements
-            if entry.runtime == wanted and entry.batch == 1 and entry.threads == budget.threads
-        }
+        times = {(entry.stage, entry.precision): entry.median_ms for entry in alone}
         if budget.timed:
             reference = times.get((self.reference, 'int8' if budget.relative_to == 'quantized' else 'f32'))
             if reference is not None:

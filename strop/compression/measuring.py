@@ -15,7 +15,7 @@ from strop.compression.parts import DataParts
 from strop.compression.recipe import Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import REFERENCE, IntegerFile
-from strop.export.runtime_times import RuntimeFile, measure_runtimes
+from strop.export.runtime_times import RuntimeFile, RuntimeTimes, measure_runtimes
 from strop.export.weights import digest_of
 from strop.files import atomic_write, read_json
 from strop.report import compression_result as results
@@ -35,8 +35,11 @@ def measured(
     recipe: Recipe,
     cache: Path,
     tell: Callable[[int, int], None],
-) -> None:
+) -> list[results.Measurement]:
     """Measure both models, in floats and quantized, on every runtime, and put the times into the result.
+
+    What a budget of time is judged by is measured once more, on its runtime alone: beside a dozen other models in turns, each
+    of which empties the caches, something short takes longer than where it is used.
 
     Args:
         result: Where to.
@@ -49,6 +52,9 @@ def measured(
         recipe: Runtimes, batch sizes and threads.
         cache: A file in which the times are kept.
         tell: Called with (done, in all).
+
+    Returns:
+        The times for the budget; empty where it limits none.
     """
     floats = next((stage.name for stage in reversed(result.stages) if stage.kind not in ('export', 'quantize')), reference)
     subjects: dict[str, list[Any]] = {reference: [original]}
@@ -58,7 +64,8 @@ def measured(
         stage = reference if integer.of == REFERENCE else integer.of
         subjects.setdefault(stage, []).append(RuntimeFile(integer.path, integer.backend))
     threads = recipe.budget.threads
-    key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads]
+    key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads, 'alone']
+    key += [recipe.budget.chosen_runtime if recipe.budget.timed else None]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     content = read_json(cache, 'measurements') if cache.is_file() else {}
@@ -68,6 +75,7 @@ def measured(
     result.measurements = [results.Measurement(**entry) for entry in content['measurements']]
     result.missing = [results.Missing(**entry) for entry in content['missing']]
     result.ratios = [results.SpeedRatio(**entry) for entry in content['ratios']]
+    return [results.Measurement(**entry) for entry in content['alone']]
 
 
 def _times(
@@ -91,8 +99,34 @@ def _times(
         tell=tell,
     )
     found = times.to_dict()
-    ratios = [entry for stage in subjects if stage != reference for entry in times.speedups(reference, stage)]
-    return {'measurements': found['measurements'], 'missing': found['missing'], 'ratios': ratios}
+    others = [stage for stage in subjects if stage != reference]
+    ratios = [entry for stage in others for entry in times.speedups(reference, stage)]
+    alone = _alone(subjects, data, recipe)
+    if alone is not None:
+        pairs = [entry for stage in others for entry in alone.speedups(reference, stage)]
+        ratios += [{**entry, 'what': f'{entry["what"]}, with no other runtime in turns'} for entry in pairs]
+    return {
+        'measurements': found['measurements'],
+        'missing': found['missing'],
+        'ratios': ratios,
+        'alone': [] if alone is None else alone.to_dict()['measurements'],
+    }
+
+
+def _alone(subjects: dict[str, list[Any]], data: DataParts, recipe: Recipe) -> RuntimeTimes | None:
+    """Measure the models for one sample on the runtime of the budget, in 32-bit floats and in integers, and nothing else."""
+    if not recipe.budget.timed:
+        return None
+    return measure_runtimes(
+        subjects,
+        data.example(2),
+        batches=(1,),
+        threads=recipe.budget.threads,
+        only=(recipe.budget.chosen_runtime,),
+        precisions=('f32',),
+        rounds=60,
+        memory=False,
+    )
 
 
 __all__ = ['measured']

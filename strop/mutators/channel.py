@@ -257,9 +257,9 @@ class ChannelMutator(OneShotMutator):
         for name, value in self._settings(graph).items():
             if kept_whole(graph, name, value):
                 continue
-            unit = unit_of(graph, name)
-            if settings.setdefault(unit, value) != value:
-                raise ConfigError(f'`units` of channel_unit_cfg names {unit!r} twice, the second time as {name!r}.')
+            known = unit_of(graph, name)
+            if settings.setdefault(known, value) != value:
+                raise ConfigError(f'`units` of channel_unit_cfg names {known!r} twice, the second time as {name!r}.')
         units = []
         for name, unit in graph.units.items():
             arguments = {**self.channel_unit_cfg['default_args']}

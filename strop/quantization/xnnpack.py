@@ -46,7 +46,9 @@ def xnnpack_quantizer(is_qat: bool = False) -> Any:
     xnnpack = try_import('executorch.backends.xnnpack.quantizer.xnnpack_quantizer', 'executorch')
     settings = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_qat=is_qat)
 
-    class Quantizer(xnnpack.XNNPACKQuantizer):
+    base: Any = xnnpack.XNNPACKQuantizer
+
+    class Quantizer(base):  # type: ignore[misc]
         def annotate(self, model: GraphModule) -> GraphModule:
             return _with_clamps(super().annotate(model))
 

@@ -106,13 +106,13 @@ class CompressionReport:
             return []
         found = []
         if metric is not None and last.scores.get(metric) is not None:
-            was, now = first.scores.get(metric), last.scores[metric]
+            before, after = first.scores.get(metric), last.scores[metric]
             found.append(
                 Figure(
                     metric,
-                    wording.score(metric, now),
-                    wording.score(metric, was),
-                    wording.score_change(metric, was, now),
+                    wording.score(metric, after),
+                    wording.score(metric, before),
+                    wording.score_change(metric, before, after),
                     f'scored on {last.scored_on}' if last.scored_on else '',
                 )
             )
