@@ -106,13 +106,13 @@ class CompressionReport:
             return []
         found = []
         if metric is not None and last.scores.get(metric) is not None:
-            before, after = first.scores.get(metric), last.scores[metric]
+            whole, reached = first.scores.get(metric), last.scores[metric]
             found.append(
                 Figure(
                     metric,
-                    wording.score(metric, after),
-                    wording.score(metric, before),
-                    wording.score_change(metric, before, after),
+                    wording.score(metric, reached),
+                    wording.score(metric, whole),
+                    wording.score_change(metric, whole, reached),
                     f'scored on {last.scored_on}' if last.scored_on else '',
                 )
             )
