@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -165,7 +167,7 @@ def npz_parts(path: Path, size: int | None) -> Parts:
     try:
         archive = np.load(path, allow_pickle=False)
         keys = set(archive.files)
-    except (ValueError, OSError, EOFError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f'{path} cannot be read as an .npz file: {error}') from error
 
     def array(key: str) -> np.ndarray:
@@ -173,12 +175,14 @@ def npz_parts(path: Path, size: int | None) -> Parts:
             return archive[key]
         except ValueError as error:
             raise UnsafeFileError(f'{key!r} of {path} is a pickled object, which is never loaded: {error}') from error
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f'{key!r} of {path} is cut short or damaged: {error}') from error
 
     def names(labels: np.ndarray) -> tuple[str, ...]:
         key = next((key for key in ('classes', 'names') if key in keys), None)
         if key is not None:
             return tuple(str(name) for name in array(key))
-        return tuple(str(label) for label in range(int(labels.max()) + 1 if labels.size else 0))
+        return tuple(str(label) for label in range(int(labels.max()) + 1 if labels.size and labels.dtype.kind in 'iu' else 0))
 
     def plain(x: str, y: str) -> Raw:
         labels = array(y)

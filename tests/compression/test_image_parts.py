@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -73,6 +74,34 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
     np.savez(tmp_path / 'set.npz', x=np.array([{}], dtype=object), y=np.array([0]))
     with pytest.raises(UnsafeFileError, match='pickled'):
         open_data(source_of(tmp_path / 'set.npz'))
+
+
+@pytest.mark.parametrize('at', [0.2, 0.5, 0.97])
+@pytest.mark.parametrize('cut', [True, False])
+def test_an_archive_that_is_cut_short_or_damaged_is_told_by_its_name(tmp_path, at, cut):
+    images = np.random.default_rng(0).integers(0, 255, (60, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / 'set.npz', x=images, y=np.arange(60) % 3)
+    content = (tmp_path / 'set.npz').read_bytes()
+    place = int(at * len(content))
+    rest = b'' if cut else bytes(byte ^ 255 for byte in content[place : place + 9]) + content[place + 9 :]
+    (tmp_path / 'set.npz').write_bytes(content[:place] + rest)
+    with pytest.raises(DataError, match=r'set\.npz'):
+        open_data(source_of(tmp_path / 'set.npz'))
+
+
+def test_labels_that_are_words_are_refused_by_a_sentence(tmp_path):
+    np.savez(tmp_path / 'set.npz', x=np.zeros((60, 6, 6), np.uint8), y=np.array(['a', 'b', 'c'] * 20))
+    with pytest.raises(DataError, match='labels must be integers'):
+        open_data(source_of(tmp_path / 'set.npz'))
+
+
+def test_an_image_too_large_to_be_decoded_is_skipped_like_one_that_is_damaged(tmp_path, image_folder):
+    header = (image_folder / 'cat' / '00.png').read_bytes()
+    size = (100_000).to_bytes(4, 'big')
+    chunk = b'IHDR' + size + size + header[24:29]
+    (image_folder / 'cat' / '00.png').write_bytes(header[:12] + chunk + zlib.crc32(chunk).to_bytes(4, 'big') + header[33:])
+    parts = open_data(source_of(image_folder))
+    assert 'DecompressionBombError' in parts.skipped[str(image_folder / 'cat' / '00.png')]
 
 
 def _coco(folder, image_folder, annotations=()):
