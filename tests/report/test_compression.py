@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from strop.report import CompressionReport, CompressionResult
+from strop.report import CompressionReport, CompressionResult, wording
 from strop.report.compression_result import Export, LayerChange, LayerState, Stage, Tried
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.compressed import compressed
@@ -173,6 +174,19 @@ def test_the_table_of_the_terminal_has_a_row_for_each_stage() -> None:
     assert list(table.columns[0].cells) == ['source', 'prune', 'finetune']
     assert list(table.columns[6].cells)[:2] == ['', '']
     assert list(table.columns[6].cells)[2].endswith('×')
+
+
+def test_the_table_of_changes_names_the_fastest_runtime_where_it_is_not_that_of_the_budget() -> None:
+    result = compressed()
+    told = CompressionReport(result).changes()
+    assert 'fastest of all' not in list(told.columns[0].cells)
+    result.asked.budget['runtime'] = 'eager'
+    quick = [replace(entry, runtime='openvino', median_ms=entry.median_ms / 100) for entry in result.measurements]
+    result.measurements += quick
+    rows = {cells[0]: cells for cells in zip(*(column.cells for column in CompressionReport(result).changes().columns))}
+    after = min(entry.median_ms for entry in quick if entry.batch == 1 and entry.stage == 'finetune')
+    assert rows['fastest of all'][2] == wording.milliseconds(after)
+    assert rows['fastest of all'][4].startswith('OpenVINO, ')
 
 
 # -- in a browser -------------------------------------------------------------------------------------------
