@@ -52,7 +52,7 @@ from strop.pruning import (
     residual_blocks,
     score,
 )
-from strop.report.compression_result import Tried
+from strop.report.compression_result import StageResources, Tried
 
 if TYPE_CHECKING:
     from strop.pruning import Selection
@@ -115,6 +115,8 @@ class Planner:
         self.planned = Planned(model)
         self.counted = self._counted()
         self._done, self._total = 0, 1
+        self._last: tuple[str, nn.Module] | None = None
+        self._resources: dict[str, StageResources] = {}
 
     def plan(self) -> Planned:
         """Make the plan and carry it out."""
@@ -161,7 +163,7 @@ class Planner:
         for share in _WIDTHS:
             lengths = self.ranking.lengths(share)
             narrow = Rung(lengths, (), 0.0, 0.0)
-            times = self._layers(_mark('layers', narrow), partial(self._narrowed, narrow))['shared']
+            times = self._layers(_mark('layers', narrow), partial(self._model, narrow))['shared']
             # Profiles are taken one after the other, in faster and slower moments of the machine; whole models in turns.
             part = self._pace(narrow).share / self._pace(self._whole()).share
             scale = part * sum(whole['shared'].values()) / (sum(times.values()) or 1)
@@ -234,7 +236,7 @@ class Planner:
         """Return how far the outputs of a rung's model are from the whole model's."""
 
         def find() -> float:
-            smaller, _ = self._built(rung)
+            smaller = copy.deepcopy(self._model(rung))
             recalibrate(smaller, self._first)
             with torch.no_grad():
                 gaps = [
@@ -253,7 +255,7 @@ class Planner:
             return Pace(0.0, 0.0)
 
         def find() -> list[float]:
-            pace = self.clock.time(self._built(rung)[0])
+            pace = self.clock.time(self._model(rung))
             return [pace.share, pace.milliseconds]
 
         return Pace(*self.notes.recall(_mark('time', rung), find))
@@ -262,7 +264,7 @@ class Planner:
         """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> float:
-            smaller, _ = self._built(rung)
+            smaller = copy.deepcopy(self._model(rung))
             recalibrate(smaller, self.calibration)
             follows = self.around.follows
             if follows is not None and self.rehearse:
@@ -395,26 +397,28 @@ class Planner:
 
     def _excess(self, rung: Rung, label: str | None = None) -> float:
         """Return what a rung takes as a share of the tightest limit; written down as tried if it has a label."""
-        pace = self._pace(rung)
-        smaller = self._built(rung)[0]
-        costs = resources_of(smaller, self.example)
+        pace, costs = self._pace(rung), self._costs(rung)
         counted = [float(getattr(costs, name) or 0) / limit for name, limit in self.counted.items()]
         if label is not None:
-            recalibrate(smaller, self.calibration[:2])
             self._advance()
-            found = float(self.notes.recall(_mark('untaught', rung), lambda: self.around.judge.score(smaller, 'validation')))
-            self._try(rung, label, found, pace)
+            self._try(rung, label, float(self.notes.recall(_mark('untaught', rung), partial(self._untaught, rung))), pace)
         return max([self.clock.excess(pace), *counted])
 
+    def _untaught(self, rung: Rung) -> float:
+        smaller = copy.deepcopy(self._model(rung))
+        recalibrate(smaller, self.calibration[:2])
+        return self.around.judge.score(smaller, 'validation')
+
     def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
-        costs = resources_of(self._built(rung)[0], self.example)
-        timed = pace is not None and self.around.budget.timed
-        self.planned.tried.append(
-            Tried(
-                label, self.around.name, costs.macs, costs.params, pace.milliseconds if timed and pace else None, found, False,
-                'validation',
-            )
-        )  # fmt: skip
+        costs = self._costs(rung)
+        milliseconds = pace.milliseconds if pace is not None and self.around.budget.timed else None
+        tried = Tried(label, self.around.name, costs.macs, costs.params, milliseconds, found, False, 'validation')
+        self.planned.tried.append(tried)
+
+    def _costs(self, rung: Rung) -> StageResources:
+        if rung.key not in self._resources:
+            self._resources[rung.key] = resources_of(self._model(rung), self.example)
+        return self._resources[rung.key]
 
     def _counted(self) -> dict[str, float]:
         whole = resources_of(self.around.original, self.example)
@@ -426,6 +430,12 @@ class Planner:
         return limits if stored is None else {**limits, 'params': min(stored, limits.get('params', stored))}
 
     # -- how it is carried out -------------------------------------------------------------
+
+    def _model(self, rung: Rung) -> nn.Module:
+        """Return the model of a rung, which stays as it is; the last one is kept."""
+        if self._last is None or self._last[0] != rung.key:
+            self._last = rung.key, self._built(rung)[0]
+        return self._last[1]
 
     def _built(self, rung: Rung, check: bool = False) -> tuple[nn.Module, list[Any]]:
         """Cut a model to a rung: units first, by the names that they were ranked under, then blocks."""
@@ -440,9 +450,6 @@ class Planner:
             smaller, record = remove_blocks(smaller, self.around.data.example(2), names=list(rung.removed))
             records.append(record)
         return (copy.deepcopy(smaller) if smaller is self.model else smaller).eval(), records
-
-    def _narrowed(self, rung: Rung) -> nn.Module:
-        return self._built(rung)[0]
 
     def _record(self, smaller: nn.Module, slicing: Any, error: float | None) -> PruneRecord:
         graph = self.graph
