@@ -383,6 +383,9 @@ class Compression:
             running.status, running.seconds = 'failed', time.monotonic() - begun
             running.warnings.append(f'{type(error).__name__}: {error}')
             self._write(best_effort=True)
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                # A full disk alone does not say where it is.
+                raise OSError(error.errno, error.strerror, os.fspath(work)) from error
             raise
         self.result.stages.remove(running)
         forget(work)

@@ -188,6 +188,17 @@ def test_a_disk_that_is_full_stops_it_with_the_name_of_the_file_and_it_goes_on(w
     assert same(compress(tmp_path / 'out', pictures).model, whole.model)
 
 
+def test_a_disk_that_is_full_in_a_training_is_told_with_the_folder(tmp_path, pictures, monkeypatch):
+    import strop.compression.learning as module
+
+    def full(*args, **options):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(module, 'train', full)
+    with pytest.raises(OSError, match=r'No space left on device.*01-finetune'):
+        compress(tmp_path / 'out', pictures)
+
+
 def test_labels_that_are_no_class_are_found_before_anything_runs(tmp_path, pictures):
     x, y = pictures['train']
     with pytest.raises(DataError, match='none of 0 to 3: sample 0 has 9'):
