@@ -145,30 +145,47 @@ def where_else(name: str, root: Registry, scope: str | None) -> str:
     before, _, bare = name.rpartition('.')
     if is_codebase(before):
         check_codebase(before, f'type={name!r}')
-        own = root.children.get(current_name(before))
-        names = own.module_dict if own is not None else {}
-        return f' {current_name(before)} {version_of(current_name(before))} has no {bare!r}.{near(bare, names)}'
+        package = current_name(before)
+        own = root.children.get(package)
+        if own is not None:
+            own.import_from_location()
+        others = [*_owners(bare, root, but=package), *(['strop'] if _has(root.children.get('strop'), bare) else [])]
+        instead = f' {_have(others)} one: ' + ' or '.join(f"type='{other}.{bare}'" for other in others) + '.' if others else ''
+        return f' {package} {version_of(package)} has no {bare!r}.{instead or near(bare, own.module_dict if own else {})}'
     if before:
         return ''
-    found = []
-    for package in DISTRIBUTIONS:
-        if not installed(package):
-            continue
-        try:
-            check_codebase(package, name)
-        except MissingDependencyError:
-            continue
-        registry = root.children.get(package)
-        if registry is not None:
-            registry.import_from_location()
-            found += [package] if bare in registry.module_dict else []
+    found = _owners(bare, root)
     if found:
-        several = f'{" and ".join(found)} have' if len(found) > 1 else f'{found[0]} has'
-        return f" {several} a {bare!r}: write type='{found[0]}.{bare}', or _scope_='{found[0]}' in the dict around it."
+        return f" {_have(found)} a {bare!r}: write type='{found[0]}.{bare}', or _scope_='{found[0]}' in the dict around it."
     if scope is not None and is_codebase(scope) and not installed(current_name(scope)):
         called = '' if current_name(scope) == scope else f', today {current_name(scope)},'
         return f' The default scope is {scope!r}, which{called} is not installed. {HOW_TO_INSTALL}'
     return ''
+
+
+def _owners(bare: str, root: Registry, but: str = '') -> list[str]:
+    found = []
+    for package in DISTRIBUTIONS:
+        if package == but or not installed(package):
+            continue
+        try:
+            check_codebase(package, bare)
+        except MissingDependencyError:
+            continue
+        found += [package] if _has(root.children.get(package), bare) else []
+    return found
+
+
+def _has(registry: Registry | None, bare: str) -> bool:
+    if registry is None:
+        return False
+    registry.import_from_location()
+    return bare in registry.module_dict
+
+
+def _have(packages: list[str]) -> str:
+    names = ' and '.join('Strop' if package == 'strop' else package for package in packages)
+    return f'{names} {"have" if len(packages) > 1 else "has"}'
 
 
 def of_another_version(error: TypeError) -> ConfigError | None:

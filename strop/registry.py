@@ -23,7 +23,6 @@ from strop.codebases import (
     is_codebase,
     model_config,
     of_another_version,
-    version_of,
     where_else,
 )
 from strop.errors import MissingDependencyError, UnknownTypeError, near
@@ -133,7 +132,7 @@ class Registry(_Registry):
         if other is not None:
             other.import_from_location()
             if name not in other.module_dict:
-                raise UnknownTypeError(f'{codebase} {version_of(codebase)} has no {name!r}.{near(name, other.module_dict)}')
+                raise UnknownTypeError(where_else(f'{codebase}.{name}', self.parent, None).strip())
 
     def _tell_of_two(self, name: str, scope: str | None) -> None:
         """Say it where a name is Strop's and a codebase's, and the scope decides for the codebase's."""

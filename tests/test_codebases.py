@@ -196,6 +196,8 @@ def test_a_wrong_scope_names_the_right_one(mmdet: Registry) -> None:
         MODELS.build(dict(type='TinyNet'))
     with pytest.raises(UnknownTypeError, match=r"has no 'TinyNat'\. Did you mean 'TinyNet'"):
         MODELS.build(dict(type='mmdet.TinyNat'))
+    with pytest.raises(UnknownTypeError, match=r"^mmdet .* has no 'SPOS'\. Strop has one: type='strop\.SPOS'\.$"):
+        MODELS.build(dict(type='mmdet.SPOS'))
 
 
 @absent

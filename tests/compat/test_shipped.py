@@ -45,7 +45,8 @@ def test_an_algorithm_on_a_backbone_of_mmrazors_bases(
 
 
 @pytest.mark.parametrize(
-    ('name', 'batch', 'epochs'), [('imagenet_bs1024_spos', 1024, 300), ('imagenet_bs2048_autoslim', 2048, 50)]
+    ('name', 'batch', 'epochs'),
+    [('imagenet_bs1024_spos', 1024, 300), ('imagenet_bs2048_autoslim', 2048, 50), ('imagenet_bs2048_autoslim_pil', 2048, 50)],
 )
 def test_settings_have_the_names_that_configs_read(tmp_path: Path, name: str, batch: int, epochs: int) -> None:
     (tmp_path / 'config.py').write_text(
@@ -58,6 +59,23 @@ def test_settings_have_the_names_that_configs_read(tmp_path: Path, name: str, ba
     assert config.val == config.test_dataloader
     assert config.train_dataloader.dataset.split == 'train'
     assert config.val_dataloader.dataset.split == 'val'
+
+
+@pytest.mark.parametrize(('name', 'batch', 'epochs'), [('cifar10_darts_supernet', 64, 50), ('cifar10_darts_subnet', 96, 600)])
+def test_settings_of_darts(tmp_path: Path, name: str, batch: int, epochs: int) -> None:
+    (tmp_path / 'config.py').write_text(f"_base_ = ['mmrazor::_base_/settings/{name}.py']\nx = _base_.preprocess_cfg\n")
+    config = load_config(str(tmp_path / 'config.py'))
+    assert config.train_dataloader.batch_size == batch
+    assert config.train_cfg.max_epochs == config.param_scheduler[0].end == epochs
+    cutout = [step.type for step in config.train_dataloader.dataset.pipeline].count('mmcls.Cutout')
+    if name == 'cifar10_darts_subnet':
+        assert cutout == 1
+        assert 'optimizer' in config.optim_wrapper
+    else:
+        halves = config.train_dataloader.dataset.indices, config.train_cfg.mutator_dataloader.dataset.indices
+        assert cutout == 0
+        assert halves == (-25000, 25000)
+        assert set(config.optim_wrapper) == {'constructor', 'architecture', 'mutator'}
 
 
 def test_a_base_is_found_in_a_process_that_has_imported_nothing_yet(workspace: Workspace) -> None:

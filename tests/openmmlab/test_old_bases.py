@@ -11,11 +11,15 @@ import torch
 pytest.importorskip('mmpretrain', reason='the codebases of OpenMMLab have an environment of their own: make test-openmmlab')
 
 import numpy as np
+import yaml
 from PIL import Image
 
+import strop
 from strop.cli.configs import load_config
 from strop.compat.migration import examine
+from strop.data import DefaultDemoInput
 from strop.engine import build_runner
+from strop.registry import MODELS
 
 SPOS = """
 _base_ = [
@@ -102,6 +106,48 @@ model = dict(
 optim_wrapper = dict(accumulative_counts=4)
 """
 
+DARTS = """
+_base_ = [
+    'mmrazor::_base_/settings/cifar10_darts_supernet.py',
+    'mmrazor::_base_/nas_backbones/darts_supernet.py',
+    'mmcls::_base_/default_runtime.py',
+]
+model = dict(
+    type='mmrazor.Darts',
+    architecture=dict(
+        type='ImageClassifier',
+        backbone=_base_.nas_backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=256, topk=(1, 5), cal_acc=True)),
+    mutator=dict(type='mmrazor.NasMutator'),
+    unroll=True)
+model_wrapper_cfg = dict(type='mmrazor.DartsDDP', broadcast_buffers=False, find_unused_parameters=False)
+"""
+
+# As the first 1.x release had it: widths in files of layers, and other words for the mutator.
+SLIMMABLE = """
+_base_ = [
+    'mmrazor::_base_/settings/imagenet_bs2048_autoslim_pil.py',
+    'mmcls::_base_/models/mobilenet_v2_1x.py',
+    'mmcls::_base_/default_runtime.py',
+]
+supernet = _base_.model
+channel_cfg_paths = ['small.yaml', 'large.yaml']
+model = dict(
+    _delete_=True,
+    _scope_='mmrazor',
+    type='SlimmableNetwork',
+    architecture=supernet,
+    channel_cfg_paths=channel_cfg_paths,
+    mutator=dict(
+        type='SlimmableChannelMutator',
+        mutable_cfg=dict(type='SlimmableMutableChannel'),
+        tracer_cfg=dict(type='BackwardTracer', loss_calculator=dict(type='ImageClassifierPseudoLoss'))))
+model_wrapper_cfg = dict(type='mmrazor.SlimmableNetworkDDP', broadcast_buffers=False, find_unused_parameters=True)
+optim_wrapper = dict(accumulative_counts=len(channel_cfg_paths))
+val_cfg = dict(type='mmrazor.SlimmableValLoop')
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -120,11 +166,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runner_of(folder: Path, text: str) -> Any:
     (folder / 'config.py').write_text(text)
     config = load_config('config.py')
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        loader = config[name]
+    loaders = [config.train_dataloader, config.val_dataloader, config.test_dataloader]
+    loaders += [config.train_cfg.mutator_dataloader] if 'mutator_dataloader' in config.train_cfg else []
+    for loader in loaders:
         for step in loader.dataset.pipeline:
-            step.update({key: 64 for key in ('scale', 'crop_size') if key in step})
-        loader.dataset = dict(type='mmcls.CustomDataset', data_prefix='images', pipeline=loader.dataset.pipeline)
+            step.update({key: 64 for key in ('scale', 'crop_size') if step.get(key, 0) > 64})
+        pipeline = loader.dataset.pipeline
+        if pipeline[0].type != 'mmcls.LoadImageFromFile':  # CIFAR-10 has its images in memory
+            pipeline = [dict(type='mmcls.LoadImageFromFile'), *pipeline]
+        loader.dataset = dict(type='mmcls.CustomDataset', data_prefix='images', pipeline=pipeline)
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
     config.train_cfg.max_epochs = 1
     return build_runner(config, work_dir='work')
@@ -141,4 +191,39 @@ def test_a_config_on_the_bases_of_mmrazor_and_mmcls_is_trained(folder: Path, nam
     assert runner.optim_wrapper.optimizer.state
     assert all(torch.isfinite(value).all() for value in runner.model.parameters())
     assert 'accuracy/top1' in runner.val()
+    assert examine(folder / 'config.py').runs
+
+
+def test_darts_of_mmrazor_on_an_image_classifier_is_trained(folder: Path) -> None:
+    runner = runner_of(folder, DARTS)
+    assert type(runner.model.architecture).__module__ == 'mmpretrain.models.classifiers.image'
+    assert examine(folder / 'config.py').runs
+    before = [weight.clone() for weight in runner.model.mutator.parameters()]
+    runner.model.train()
+    batch = next(iter(runner.train_dataloader))
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner.model.train_step([batch, batch], runner.optim_wrapper)
+    changed = [not torch.equal(old, new) for old, new in zip(before, runner.model.mutator.parameters(), strict=True)]
+    assert changed
+    assert any(changed)
+
+
+def test_widths_of_a_classifier_from_the_files_of_the_first_release(folder: Path) -> None:
+    model = MODELS.build(dict(cfg_path='mmpretrain::_base_/models/mobilenet_v2_1x.py'))
+    graph = strop.channel_units(model, DefaultDemoInput((1, 3, 64, 64))(model))
+    for name, share in (('small', 2), ('large', 1)):
+        layers = {'head.fc.out_features_mutable': dict(current_choice=1000, origin_channels=1000)}
+        for unit in graph:
+            for place in unit.placements:
+                if place.axis == 0 and place.tensor.endswith('.weight'):
+                    layer = place.tensor.removesuffix('.weight')
+                    kind = 'num_features' if layer.endswith('bn') else 'out_channels'
+                    layers[f'{layer}.{kind}_mutable'] = dict(current_choice=unit.size // share, origin_channels=unit.size)
+        (folder / f'{name}.yaml').write_text(yaml.safe_dump(layers))
+    runner = runner_of(folder, SLIMMABLE)
+    small, large = runner.model.mutator.subnets
+    assert small == {unit.name: unit.size // 2 for unit in graph}
+    assert large == {unit.name: unit.size for unit in graph}
+    runner.train()
+    assert {name.partition('.')[0] for name in runner.val()} == {'subnet_0', 'subnet_1'}
     assert examine(folder / 'config.py').runs
