@@ -1,4 +1,4 @@
-# For configs written for MMRazor (mmrazor::_base_/...): CIFAR-10 by mmpretrain, the schedule that DARTS trains found cells with.
+# For configs written for MMRazor (mmrazor::_base_/...): CIFAR-10 by mmpretrain, the schedule of DARTS for found cells.
 dataset_type = 'mmcls.CIFAR10'
 preprocess_cfg = dict(mean=[125.307, 122.961, 113.8575], std=[51.5865, 50.847, 51.255], to_rgb=False)
 

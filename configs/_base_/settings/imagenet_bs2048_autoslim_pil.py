@@ -1,4 +1,4 @@
-# For configs written for MMRazor (mmrazor::_base_/...): as imagenet_bs2048_autoslim.py, with images decoded and resized by Pillow.
+# For configs written for MMRazor (mmrazor::_base_/...): as imagenet_bs2048_autoslim.py, images read and resized by Pillow.
 _base_ = ['./imagenet_bs2048_autoslim.py']
 
 train_pipeline = [
