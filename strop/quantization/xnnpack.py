@@ -29,13 +29,15 @@ _BETWEEN = (
 
 
 def xnnpack_quantizer(is_qat: bool = False) -> Any:
-    """Return ExecuTorch's quantizer, kept from two things that it does left to itself.
+    """Return ExecuTorch's quantizer, kept from three things that it does left to itself.
 
     It quantizes all sums, products and concatenations. The residual stream of a transformer, or a position embedding, loses
     more by eight bits than it gains: these ops read memory and multiply nothing. Only those of convolutions are left to it.
 
     And of activations it takes only ReLU into the layer before. What a convolution gives to a ReLU6 would be rounded over its
     whole range, most of which is cut off next. XNNPACK clamps inside the convolution: only the clamped values are rounded.
+
+    It also makes a float of every number that is added, which turns the positions that a model counts into floats.
 
     Args:
         is_qat: For training.
@@ -49,10 +51,27 @@ def xnnpack_quantizer(is_qat: bool = False) -> Any:
     base: Any = xnnpack.XNNPACKQuantizer
 
     class Quantizer(base):  # type: ignore[misc]
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            return _with_integers(super().transform_for_annotation(model))
+
         def annotate(self, model: GraphModule) -> GraphModule:
             return _with_clamps(super().annotate(model))
 
     return Quantizer().set_global(settings).set_filter_function(_taken)
+
+
+def _with_integers(model: GraphModule) -> GraphModule:
+    """Give sums and products of integers their numbers back."""
+    for node in model.graph.nodes:
+        value = node.meta.get('val')
+        if node.target not in _COMBINING or not isinstance(value, torch.Tensor) or value.is_floating_point():
+            continue
+        for number in [found for found in node.all_input_nodes if found.op == 'get_attr']:
+            constant = getattr(model, str(number.target), None)
+            if isinstance(constant, torch.Tensor) and constant.is_floating_point() and constant.numel() == 1:
+                node.args = tuple(int(constant) if given is number else given for given in node.args)
+    model.recompile()
+    return model
 
 
 def _with_clamps(model: GraphModule) -> GraphModule:

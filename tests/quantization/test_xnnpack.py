@@ -92,3 +92,19 @@ def test_a_layer_that_others_read_before_the_clamp_is_rounded_itself():
     ]
     assert 'dequantize' in str(clamp.args[0].target)
     assert result.check.difference <= result.check.limit
+
+
+def test_positions_that_a_model_counts_stay_integers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.embedding = nn.Conv2d(3, 4, 3, padding=1), nn.Embedding(20, 16)
+
+        def forward(self, x):
+            positions = torch.arange(x.shape[-1]) + 2
+            return self.conv(x) + self.embedding(positions * 1)
+
+    net = Net().eval()
+    result = quantize(net, image_batches(), backend='executorch')
+    assert result.check.difference <= result.check.limit
+    assert result.record.sqnr_db > 25
