@@ -65,8 +65,8 @@ _WIDTHS = (0.35, 0.7, 1.0)
 _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 #: Seconds that finding out what units are worth may take, about.
 _SECONDS = 240.0
-#: A measured time this little below the limit is near enough.
-_NEAR = 0.97
+#: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
+_NEAR, _FAR, _MORE = 0.97, 0.8, 6
 
 
 class Planner:
@@ -361,8 +361,9 @@ class Planner:
             return None
         last = high
         shares = {index: self._excess(ladder[index]) for index in (low, high)}
-        for number in range(max(1, self.tries)):
-            if high - low <= 1 or shares[high] > _NEAR:
+        for number in range(max(1, self.tries) + _MORE):
+            enough = number >= self.tries and shares[high] > _FAR
+            if high - low <= 1 or shares[high] > _NEAR or enough:
                 break
             middle = _between(ladder, low, high, shares) if number % 3 != 2 else (low + high) // 2
             shares[middle] = self._excess(ladder[middle], f'{label}, step {middle} of {last}')

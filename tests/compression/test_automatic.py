@@ -222,3 +222,14 @@ def test_a_unit_without_effect_is_found_harmless(tmp_path, pictures, by_count):
     )
     assert found.model.used.out_features == 16
     assert found.model.idle.out_features < 16
+
+
+def test_one_try_does_not_end_in_a_far_smaller_model(tmp_path, pictures, by_count):
+    found = compress(tmp_path / 'out', pictures, {'latency': 0.8}, tries=1)
+    plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
+    first = plan['candidates'][0]
+    ladder = [entry for entry in found.result.tried if entry.label.startswith('least harm')]
+    larger = [entry.latency_ms for entry in ladder if entry.latency_ms > 0.8]
+    # It lies in the upper part of the budget, or the next larger model was measured and breaks it.
+    assert first['share'] > 0.8 * 0.8 or larger
+    assert first['share'] > min(entry.latency_ms for entry in ladder)
