@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from strop.quantization.smoothing import smooth
 
 # A runtime rounds at other places than the reference; this much is allowed even where quantization itself costs less.
 _LEAST_LIMIT, _LARGEST_LIMIT = 0.02, 0.2
+_ALONE = 8  # samples that are compared one by one
 
 
 def quantize(
@@ -346,55 +347,79 @@ class Quantized:
             check_structure(path)
             return Check(self.backend.name, self.backend.version, None, None, (), ran=False)
         run = prepared_file(self.backend, path)
-        # One code that tips over tips others behind it; at worst the rounding noise of a whole network is another one, which
-        # differs from the first by 1.4 times its size, and in one sample by more than in many.
-        limit = max(_LEAST_LIMIT, min(2 * 10 ** (-min(self.record.sqnr_db, 300) / 20), _LARGEST_LIMIT))
+        # One code that tips over tips others behind it; at worst the rounding noise of a whole network is another one.
+        limit = max(_LEAST_LIMIT, min(10 ** (-min(self.record.sqnr_db, 300) / 20), _LARGEST_LIMIT))
         return compared(self.model, run, self.backend, self._calls(), limit)
 
-    def _calls(self) -> list[Call]:
-        """Return what to compare on: the example, and one sample where the batch size is open."""
-        one = self._sample()
-        if not self.backend.open_batch:
-            return [one]
-        return [self.example] if batch_size(self.example) in (None, 1) else [self.example, one]
+    def _calls(self) -> list[list[Call]]:
+        """Return what to compare on, by batch size: the example where the batch size is open, and samples one by one.
+
+        The limit is the noise of many samples; that of a single one scatters about it, so that several are taken together.
+        """
+        size = batch_size(self.example)
+        alone = [self.example] if size in (None, 1) else [rows(self.example, at, at + 1) for at in range(min(size, _ALONE))]
+        return [alone] if not self.backend.open_batch or size in (None, 1) else [[self.example], alone]
 
 
-def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterable[Call], limit: float) -> Check:
+def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterable[Sequence[Call]], limit: float) -> Check:
     """Compare what a runtime gives with the quantized model.
+
+    Args:
+        model: The quantized model.
+        run: Runs the file.
+        entry: The backend.
+        calls: Inputs, those of one batch size together: the limit holds for each output over all of them.
+        limit: The largest root of the mean square of the difference, relative to that of the output.
 
     Raises:
         ExportError: If they differ by more than the limit; the message says in which output, for which sample.
     """
     worst, sizes = 0.0, []
-    for args, kwargs in calls:
-        with torch.no_grad():
-            expected = tensors_of(model(*args, **kwargs))
-        size = batch_size((args, kwargs)) or 1
-        try:
-            with quiet():
-                actual = run(tensors_of((args, kwargs)))
-        except Exception as error:
-            raise ExportError(
-                f'{entry.name} fails on the quantized model at batch {size}: {type(error).__name__}: {str(error)[:500]}'
-            ) from error
-        if [tuple(value.shape) for value in actual] != [tuple(value.shape) for value in expected]:
-            raise ExportError(
-                f'{entry.name} gives outputs of the shapes {[tuple(value.shape) for value in actual]} at batch {size}, the '
-                f'quantized model {[tuple(value.shape) for value in expected]}.'
-            )
-        for index, (found, wanted) in enumerate(zip(actual, expected)):
-            difference = (found.double() - wanted.double()).nan_to_num(nan=float('inf'))
-            relative = float(difference.square().mean().sqrt() / wanted.double().square().mean().sqrt().clamp_min(1e-12))
+    for group in calls:
+        size = batch_size(group[0]) or 1
+        pairs = [_both(model, run, entry, call, size) for call in group]
+        for index, outputs in enumerate(zip(*pairs)):
+            found, wanted = (torch.cat([pair[side].reshape(-1) for pair in outputs]).double() for side in (0, 1))
+            difference = (found - wanted).nan_to_num(nan=float('inf'))
+            relative = float(difference.square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(1e-12))
             worst = max(worst, relative)
             if not relative <= limit:
-                place = tuple(int(i) for i in (difference.abs() == difference.abs().max()).nonzero()[0])
+                gaps = [
+                    (actual.double() - expected.double()).nan_to_num(nan=float('inf')).abs() for actual, expected in outputs
+                ]
+                at = max(range(len(gaps)), key=lambda number: float(gaps[number].max()))
+                place = tuple(int(i) for i in (gaps[at] == gaps[at].max()).nonzero()[0])
+                sample = f' of sample {at}' if len(group) > 1 else ''
                 raise ExportError(
                     f'The file for {entry.name} does not compute what the quantized model does: output {index} differs by '
-                    f'{relative:.1%} of its size at batch {size} (at most {limit:.1%}); the largest difference is at {place}: '
-                    f'{float(found[place]):.6g} instead of {float(wanted[place]):.6g}. The file is not kept.'
+                    f'{relative:.1%} of its size at batch {size} (at most {limit:.1%}); the largest difference is at '
+                    f'{place}{sample}: {float(outputs[at][0][place]):.6g} instead of {float(outputs[at][1][place]):.6g}. '
+                    'The file is not kept.'
                 )
         sizes.append(size)
     return Check(entry.name, entry.version, worst, limit, tuple(sizes))
+
+
+def _both(
+    model: Callable[..., Any], run: Run, entry: Backend, call: Call, size: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return for each output what the runtime gives and what the quantized model gives."""
+    args, kwargs = call
+    with torch.no_grad():
+        expected = tensors_of(model(*args, **kwargs))
+    try:
+        with quiet():
+            actual = run(tensors_of((args, kwargs)))
+    except Exception as error:
+        raise ExportError(
+            f'{entry.name} fails on the quantized model at batch {size}: {type(error).__name__}: {str(error)[:500]}'
+        ) from error
+    if [tuple(value.shape) for value in actual] != [tuple(value.shape) for value in expected]:
+        raise ExportError(
+            f'{entry.name} gives outputs of the shapes {[tuple(value.shape) for value in actual]} at batch {size}, the '
+            f'quantized model {[tuple(value.shape) for value in expected]}.'
+        )
+    return list(zip(actual, expected))
 
 
 def float_graph(graph: GraphModule) -> GraphModule:

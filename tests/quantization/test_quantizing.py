@@ -311,7 +311,7 @@ def test_a_runtime_that_computes_something_else_is_an_error_that_says_where(tmp_
 
 def test_an_output_of_another_shape_is_an_error():
     with pytest.raises(ExportError, match='outputs of the shapes'):
-        compared(lambda x: x, lambda tensors: [tensors[0][:1]], backend('onnxruntime'), [((torch.rand(2, 3),), {})], 0.1)
+        compared(lambda x: x, lambda tensors: [tensors[0][:1]], backend('onnxruntime'), [[((torch.rand(2, 3),), {})]], 0.1)
 
 
 def test_latencies_are_measured_beside_the_float_model():
@@ -322,3 +322,19 @@ def test_latencies_are_measured_beside_the_float_model():
     assert times.ratio('int8', 'f32').value > 0
     run = result.prepare()
     assert sqnr(result(image_batches()[0][:2]), run(image_batches()[0][:2])[0]) > 25
+
+
+def test_samples_of_one_batch_size_are_held_to_the_limit_together():
+    calls = [((torch.full((1, 4), float(number + 1)),), {}) for number in range(4)]
+
+    def off_by(gaps):
+        left = iter(gaps)
+        return lambda tensors: [tensors[0] + next(left)]
+
+    # The outputs have a mean square of 7.5; the differences one of 0.04 / 4 and 4 / 4.
+    check = compared(lambda x: x, off_by([0.2, 0, 0, 0]), backend('onnxruntime'), [calls], 0.05)
+    assert check.difference == pytest.approx((0.01 / 7.5) ** 0.5)
+    with pytest.raises(ExportError, match=r'differs by 36\.5% .* at \(0, 0\) of sample 2: 5 instead of 3'):
+        compared(lambda x: x, off_by([0, 0, 2.0, 0]), backend('onnxruntime'), [calls], 0.2)
+    with pytest.raises(ExportError, match='differs by inf'):
+        compared(lambda x: x, off_by([0, 0, float('nan'), 0]), backend('onnxruntime'), [calls], 0.2)
