@@ -313,7 +313,7 @@ class Planner:
                 name = f'{label}, step {index} of {len(ladder) - 1}'
                 planned.candidates.append(Candidate(name, rung, self._pace(rung), self._harm(rung)))
         if not planned.candidates:
-            label, rung = min(ends.items(), key=lambda item: self._excess(item[1], item[0]))
+            label, rung = min(ends.items(), key=lambda item: self._excess(item[1]))
             pace = self._pace(rung)
             planned.warnings.append(
                 f'The budget ({self.around.budget}) cannot be reached by pruning: the smallest model that can be reached '
@@ -324,9 +324,8 @@ class Planner:
                 )
                 + 'and was taken.'
             )
-            return Candidate(
-                f'{label}, step {len(self._ladders[label]) - 1} of {len(self._ladders[label]) - 1}', rung, pace, 0.0
-            )
+            last = len(self._ladders[label]) - 1
+            return Candidate(f'{label}, step {last} of {last}', rung, pace, self._harm(rung))
         return self._best(planned.candidates)
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
@@ -347,8 +346,8 @@ class Planner:
             self._advance()
         chosen = max(candidates, key=lambda found: (found.score or 0.0, -found.harm))
         planned.explanation.append(
-            f'{len(candidates)} models keep the budget. Taught for {self.rehearse} steps as the stage `{follows.kind}` will, '
-            f'their {self.around.judge.choice} on the validation samples is '
+            f'{len(candidates)} models keep the budget. Taught for about {self.rehearse} steps as the stage `{follows.kind}` '
+            f'will, their {self.around.judge.choice} on the validation samples is '
             + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates)
             + f'. Taken was: {chosen.label}.'
         )

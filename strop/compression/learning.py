@@ -56,12 +56,12 @@ class LearningStage(StageSettings):
         Args:
             model: The model; it stays as it is.
             around: The data and the original model.
-            steps: So many batches, one epoch at most.
+            steps: So many batches; beyond one epoch the nearest number of whole epochs.
         """
         student, folder = copy.deepcopy(model), around.work / 'rehearsal'
         objective, along = self.objective(student, around)
         loader = around.data.loader(derive_seed(around.seed, 'rehearsal'), steps)
-        schedule = replace(self.schedule, epochs=1, checkpoint_steps=None)
+        schedule = replace(self.schedule, epochs=max(1, round(steps / len(loader))), checkpoint_steps=None)
         forget(folder)
         found = train(student, loader, objective, schedule, folder, seed=around.seed % 2**31, trained=along)
         forget(folder)

@@ -58,7 +58,7 @@ def test_the_number_of_steps_is_known_before():
     assert DistillStage(epochs=3).steps(100, 32) == 9
 
 
-def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tmp_path, parts):
+def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tmp_path, parts, monkeypatch):
     model = small_net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     judge, work = Judge(parts, small_net()), tmp_path / 'work'
@@ -66,6 +66,10 @@ def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tm
     stage = FinetuneStage(epochs=50, lr=0.1)
     first, second = stage.rehearse(model, around, 2), stage.rehearse(model, around, 2)
     assert first == second
+    losses = []
+    monkeypatch.setattr('strop.compression.learning.call', lambda model, inputs: losses.append(1) or model(inputs))
+    stage.rehearse(model, around, 7)  # an epoch has three batches
+    assert len(losses) == 6
     assert first > judge.score(model, 'validation')
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not (work / 'rehearsal').exists()
