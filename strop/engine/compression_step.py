@@ -205,7 +205,7 @@ class CompressionStep:
                 self.mutator.set_subnet(self.mutator.sample_subnet())
 
     def _teach(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        assert self.teacher is not None
+        assert self.teacher is not None, 'the hook is there for a teacher alone'
         # Loops put whole trees of modules into train mode, and the teacher may be in one.
         self.teacher.eval()
         args, kwargs = self.teacher_inputs(args, kwargs)

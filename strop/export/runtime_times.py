@@ -396,7 +396,7 @@ class _Bench:
             run = compiled(_apart(Positional(model, self._inputs)), self._threads, precision)
             return [_Ready(stage, runtime, precision, run)]
         load = backends()[runtime].load
-        assert load is not None
+        assert load is not None, 'both ONNX runtimes load files'
         found = []
         for path, batch in self._onnx(model):
             run = load(path, self._threads, precision)
