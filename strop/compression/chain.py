@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from strop.compression.artefact import FILE, MODEL, Artefact, check_artefact, copy_file, write_loader
 from strop.compression.budget import verdicts
+from strop.compression.checkpoint import Finished, locked, remove
 from strop.compression.data_source import DataSource, open_data
 from strop.compression.measuring import measured
 from strop.compression.model_source import ModelSource, state_digest
@@ -29,7 +30,6 @@ from strop.compression.recipe import NamedStage, Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import (
     REFERENCE,
-    IntegerFile,
     Outcome,
     State,
     Surroundings,
@@ -45,19 +45,12 @@ from strop.export.folder import atomic_folder
 from strop.export.recipe import plain_of
 from strop.files import atomic_write, read_json
 from strop.mutables import extract, space_of
-from strop.pruning import PruneRecord
 from strop.randomness import derive_seed, seeded
 from strop.report import compression_result as results
 from strop.report.compression import CompressionReport
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 #: The folder of checkpoints inside an output folder; it may be deleted once a compression is done.
 STAGES = 'stages'
-_DONE = 'stage.json'
 _OWNER = 'run.json'
 
 
@@ -84,20 +77,6 @@ class Compressed:
     def met(self) -> bool | None:
         """Whether the budget was met; None without one."""
         return self.result.outcome.met
-
-
-@dataclass
-class _Finished:
-    """A stage as its checkpoint holds it."""
-
-    entry: results.Stage
-    tried: list[results.Tried]
-    exports: list[results.Export]
-    integers: list[IntegerFile]
-    records: list[Any]
-    choices: dict[str, Any] | None
-    folder: Path
-    documents: list[str]
 
 
 class Compression:
@@ -220,7 +199,7 @@ class Compression:
         if from_stage is not None:
             self.recipe.stage(from_stage)
         begun = self._claim(resume)
-        lock = _locked(self.folder / STAGES)
+        lock = locked(self.folder / STAGES)
         try:
             for left in (self.folder / STAGES).glob('.[0-9]*'):
                 shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
@@ -242,16 +221,16 @@ class Compression:
         digests = self.recipe.digests(model_digest, self.data.digest(), self.threads)
         self.result = self._begun()
         state = State(copy.deepcopy(self.supernet))
-        finished: list[_Finished] = [self._source(digests[0] if digests else model_digest)]
+        finished: list[Finished] = [self._source(digests[0] if digests else model_digest)]
         again = False
         for number, (stage, digest) in enumerate(zip(self.recipe.stages, digests), 1):
             again = again or stage.name == from_stage
             folder = self.folder / STAGES / f'{number:02d}-{stage.name}'
-            done = None if again else _read(folder, digest)
+            done = None if again else Finished.read(folder, digest)
             kept = done is not None and done.entry.status == 'done'
             if done is None or not kept:  # what was left out may be possible by now
                 if folder.exists():
-                    _removed(folder)
+                    remove(folder)
                 done = self._stage(stage, digest, folder, state)
                 again = again or done.entry.status == 'done'  # what follows was made from what is made anew
             self._take(done, state)
@@ -325,15 +304,15 @@ class Compression:
             ],
         )
 
-    def _source(self, digest: str) -> _Finished:
+    def _source(self, digest: str) -> Finished:
         """Score the model as it is; kept like a stage."""
         folder = self.folder / STAGES / '00-source'
         identity = f'{state_digest(self.supernet)}-{self.data.digest()}'
-        done = _read(folder, identity)
+        done = Finished.read(folder, identity)
         searched = self.original is not self.supernet
         if done is None:
             if folder.exists():
-                _removed(folder)
+                remove(folder)
             begun = time.monotonic()
             self.progress.begin(results.SOURCE)
             entry = results.Stage(
@@ -345,15 +324,15 @@ class Compression:
                 explanation=['The largest subnet; its weights were not trained yet.'] if searched else [],
             )
             entry.seconds = time.monotonic() - begun
-            done = _Finished(entry, [], [], [], [], None, folder, [])
+            done = Finished(entry, [], [], [], [], None, folder, [])
             with atomic_folder(folder) as temporary:
-                _write_stage(temporary, identity, done)
+                done.write(temporary, identity)
         self.result.stages.append(done.entry)
         self.progress.end(results.SOURCE, done.entry.seconds, done.entry.scores)
         self._write()
         return done
 
-    def _stage(self, stage: NamedStage, digest: str, folder: Path, state: State) -> _Finished:
+    def _stage(self, stage: NamedStage, digest: str, folder: Path, state: State) -> Finished:
         """Run one stage and make its checkpoint."""
         work = folder.with_name(f'{folder.name}.work')
         if work.exists() and (not (work / 'digest').is_file() or (work / 'digest').read_text() != digest):
@@ -378,7 +357,7 @@ class Compression:
                 done.entry.seconds = time.monotonic() - begun
                 for name, content in found.documents.items():
                     atomic_write(temporary / f'{name}.json', json.dumps(content, indent=1, default=str) + '\n')
-                _write_stage(temporary, digest, done)
+                done.write(temporary, digest)
         except (StropError, OSError, MemoryError) as error:
             running.status, running.seconds = 'failed', time.monotonic() - begun
             running.warnings.append(f'{type(error).__name__}: {error}')
@@ -410,7 +389,7 @@ class Compression:
             follows=self.recipe.teacher_after(stage.name),
         )
 
-    def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> _Finished:
+    def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> Finished:
         example = self.data.example(1)
         model = state.model if found.model is None else _contiguous(found.model.eval())
         entry = results.Stage(
@@ -431,7 +410,7 @@ class Compression:
             entry.status, entry.scores, entry.scored_on = 'skipped', dict(last.scores), last.scored_on
         if stage.kind == 'prune':
             entry.layers = layer_changes(before, layers_of(model, example), found.latencies, found.latencies_after)
-        return _Finished(
+        return Finished(
             entry,
             found.tried,
             found.exports,
@@ -455,7 +434,7 @@ class Compression:
         """Return the last stage that is done."""
         return next(entry for entry in reversed(self.result.stages) if entry.status == 'done')
 
-    def _save(self, model: nn.Module, state: State, done: _Finished, folder: Path) -> None:
+    def _save(self, model: nn.Module, state: State, done: Finished, folder: Path) -> None:
         records = [*state.records, *done.records]
         save_slim(
             model,
@@ -469,7 +448,7 @@ class Compression:
         """Return a copy of the model before pruning: of a supernet, the subnet that the search took out."""
         return extract(self.supernet, choices) if choices else copy.deepcopy(self.supernet)
 
-    def _take(self, done: _Finished, state: State) -> None:
+    def _take(self, done: Finished, state: State) -> None:
         """Put what a stage gave into the state, from its checkpoint alone, so that a resumed run is the same run."""
         state.records += done.records
         state.integers += done.integers
@@ -487,7 +466,7 @@ class Compression:
 
     # -- the end ---------------------------------------------------------------------------
 
-    def _finish(self, state: State, finished: list[_Finished]) -> Compressed:
+    def _finish(self, state: State, finished: list[Finished]) -> Compressed:
         """Measure, compare with the budget, and write the artefact."""
         self.progress.begin('measure')
         begun = time.monotonic()
@@ -516,7 +495,7 @@ class Compression:
         }
         return Compressed(state.model, self.result, self.folder, integers)
 
-    def _artefact(self, state: State, finished: list[_Finished]) -> None:
+    def _artefact(self, state: State, finished: list[Finished]) -> None:
         folder, source = self.folder, self.source
         example = self.data.example(2)
         factory, args = source.factory if source is not None else (None, None)
@@ -604,23 +583,6 @@ class Compression:
 # -- internals --------------------------------------------------------------------------------------------
 
 
-def _locked(folder: Path) -> int | None:
-    """Take the lock of a folder, which the kernel gives up when the process ends; None where there is no such lock.
-
-    Raises:
-        StoreError: If another process works there.
-    """
-    if fcntl is None:
-        return None
-    handle = os.open(folder / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise StoreError(f'Another process is compressing into {folder.parent}. Wait for it, or give another output.') from None
-    return handle
-
-
 def _contiguous(model: nn.Module) -> nn.Module:
     """Lay every tensor of a model out as its class does; training turns them for speed."""
     return model.to(memory_format=torch.contiguous_format)
@@ -635,47 +597,6 @@ def _named(example: Any) -> dict[str, torch.Tensor]:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob('*') if file.is_file())
-
-
-def _removed(folder: Path) -> None:
-    """Delete a checkpoint such that one that is half deleted is not taken for a whole one."""
-    (folder / _DONE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_stage(folder: Path, digest: str, done: _Finished) -> None:
-    content = {
-        'digest': digest,
-        'entry': asdict(done.entry),
-        'tried': [asdict(entry) for entry in done.tried],
-        'exports': [asdict(entry) for entry in done.exports],
-        'integers': [{**asdict(entry), 'path': entry.path.name} for entry in done.integers],
-        'records': [record.to_dict() for record in done.records],
-        'choices': done.choices,
-        'documents': done.documents,
-    }
-    atomic_write(folder / _DONE, json.dumps(content, indent=1) + '\n')
-
-
-def _read(folder: Path, digest: str) -> _Finished | None:
-    """Return the stage that a checkpoint holds, if it is of this digest."""
-    path = folder / _DONE
-    if not path.is_file():
-        return None
-    content = read_json(path, 'a stage of a compression')
-    if content.get('digest') != digest:
-        return None
-    stage = results.CompressionResult.from_dict({'version': results.VERSION, 'stages': [content['entry']]}).stages[0]
-    return _Finished(
-        stage,
-        [results.Tried(**entry) for entry in content['tried']],
-        [results.Export(**entry) for entry in content['exports']],
-        [IntegerFile(**{**entry, 'path': folder / entry['path']}) for entry in content['integers']],
-        [PruneRecord.from_dict(record) for record in content['records']],
-        content['choices'],
-        folder,
-        content['documents'],
-    )
 
 
 __all__ = ['STAGES', 'Compressed', 'Compression']
