@@ -9,9 +9,10 @@
    time that it saves. That orders models from the original to the smallest that can be reached. What a block's harm counts
    beside that of channels is tried at several weights, since it says little about what training repairs; that makes several
    such ladders, beside one that takes the same share from every unit.
-4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget.
-5. Each of these is taught for some steps as the next stage of the recipe will teach it. The one with the best score on the
-   validation samples is the plan.
+4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget. Where the
+   recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder.
+5. Each of these, or the few that are best without training, is taught for some steps as the next stage of the recipe will teach
+   it. The one with the best score on the validation samples is the plan.
 
 A recipe that limits only the drop of the score goes down the first ladder as far as models keep it that were taught for some
 steps.
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.compression.clock import Clock, Pace
+from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
 from strop.compression.plan import Candidate, Notes, Planned
 from strop.compression.scoring import call, main_output
@@ -67,6 +69,10 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _SECONDS = 240.0
 #: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
+#: Of more models within the budget than this only the best without training are taught.
+_TAUGHT = 6
+#: The ladders that are tried with smaller images as well.
+_BESIDE_IMAGES = ('least harm', 'harm of blocks × 4')
 
 
 class Planner:
@@ -80,6 +86,7 @@ class Planner:
         importance_loss: The loss for one.
         selection: What may be pruned, how far, in which multiples.
         depth: Whether residual blocks may go.
+        resolution: Whether images may be made smaller.
         tries: How many models of a ladder are measured whole, beside its ends.
         rehearse: Steps that candidates are taught for; 0 takes the one that is harmed least.
         calibration: Batches of inputs.
@@ -98,12 +105,14 @@ class Planner:
         importance_loss: Any,
         selection: Selection,
         depth: bool,
+        resolution: bool,
         tries: int,
         rehearse: int,
         calibration: list[Any],
     ) -> None:
         self.model, self.around, self.importance = model, around, importance
-        self.tries, self.rehearse, self.calibration = tries, rehearse, calibration
+        self.tries, self.rehearse = tries, rehearse
+        self._calibrations: dict[int | None, list[Any]] = {around.data.side: calibration}
         self.example = around.data.example(1)
         self.graph = channel_units(model, self.example)
         judge = build_importance(importance, seed=around.seed)
@@ -114,15 +123,21 @@ class Planner:
         self.notes = Notes(around.work / 'plan.json')
         self.planned = Planned(model)
         self.counted = self._counted()
+        self.sides: list[int] = []
+        if resolution:
+            self.sides, why = smaller_sides(model, around.data)
+            self.planned.warnings += [f'Images cannot be made smaller than this: {why}.'] if why else []
         self._done, self._total = 0, 1
         self._last: tuple[str, nn.Module] | None = None
         self._resources: dict[str, StageResources] = {}
+        self._missed: dict[str, Sequence[Rung]] = {}
 
     def plan(self) -> Planned:
         """Make the plan and carry it out."""
         planned = self.planned
         ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
         trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
+        ladders += 3 if self.sides and not self._only_score() else 0
         self._total = trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
         self.pricing = self._priced()
         planned.worths = self._worths()
@@ -133,7 +148,8 @@ class Planner:
             chosen = self._within_budget()
         if chosen.rung.key != self._whole().key:
             planned.model, planned.records = self._built(chosen.rung, check=True)
-            planned.latencies_after = self._layers('layers after', planned.model)['layers']
+            planned.latencies_after = self._layers('layers after', planned.model, self._view(chosen.rung))['layers']
+        planned.side = chosen.rung.side
         planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
         planned.removed = chosen.rung.removed
         for entry in planned.tried:
@@ -146,7 +162,7 @@ class Planner:
 
     def _priced(self) -> Pricing:
         """Measure the layers of the whole model and of narrower ones."""
-        whole = self._layers('layers', self.model)
+        whole = self._layers('layers', self.model, self.around)
         planned = self.planned
         planned.latencies = whole['layers']
         slowest = sorted(planned.latencies.items(), key=lambda item: -item[1])[:4]
@@ -163,7 +179,7 @@ class Planner:
         for share in _WIDTHS:
             lengths = self.ranking.lengths(share)
             narrow = Rung(lengths, (), 0.0, 0.0)
-            times = self._layers(_mark('layers', narrow), partial(self._model, narrow))['shared']
+            times = self._layers(_mark('layers', narrow), partial(self._model, narrow), self.around)['shared']
             # Profiles are taken one after the other, in faster and slower moments of the machine; whole models in turns.
             part = self._pace(narrow).share / self._pace(self._whole()).share
             scale = part * sum(whole['shared'].values()) / (sum(times.values()) or 1)
@@ -176,9 +192,9 @@ class Planner:
         )
         return pricing
 
-    def _layers(self, key: str, model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any]:
+    def _layers(self, key: str, model: nn.Module | Callable[[], nn.Module], around: Surroundings) -> dict[str, Any]:
         def find() -> dict[str, Any]:
-            shared, found = self.clock.layers(model if isinstance(model, nn.Module) else model())
+            shared, found = self.clock.layers(model if isinstance(model, nn.Module) else model(), around.data)
             return {
                 'shared': shared, 'layers': {name: layer.latency.median_ms for name, layer in found.items()},
                 'milliseconds': found.whole.median_ms, 'runtime': found.runtime, 'precision': found.precision,
@@ -213,7 +229,7 @@ class Planner:
 
     def _compare(self) -> None:
         """Choose the batches that models are compared on, and what the whole model gives for them."""
-        batches = self.calibration
+        batches = self._calibration(self._whole())
 
         def find() -> int:
             begun = time.monotonic()
@@ -224,24 +240,40 @@ class Planner:
             # Two forwards for each trial: one for the statistics of norms, one to compare.
             return int(max(1, min(len(batches) // 2 or 1, _SECONDS / max(2 * once * trials, 1e-9))))
 
-        many = self.notes.recall('batches', find)
-        self._first, self._second = batches[:many], batches[many : 2 * many] or batches[:many]
+        self._many = int(self.notes.recall('batches', find))
+        first, second = self._halves(self._whole())
         # Its norms are measured on the same batches, or their change would be taken for harm.
         whole = copy.deepcopy(self.model)
-        recalibrate(whole, self._first)
+        recalibrate(whole, first)
         with torch.no_grad():
-            self._wanted = [main_output(call(whole, inputs), inputs) for inputs in self._second]
+            self._wanted = [main_output(call(whole, inputs), inputs) for inputs in second]
+
+    def _view(self, rung: Rung) -> Surroundings:
+        """Return the data and the judge for the images that a rung's model takes."""
+        return self.around if rung.side is None else self.around.at(rung.side)
+
+    def _calibration(self, rung: Rung) -> list[Any]:
+        around = self._view(rung)
+        if around.data.side not in self._calibrations:
+            self._calibrations[around.data.side] = around.data.inputs('calibration')
+        return self._calibrations[around.data.side]
+
+    def _halves(self, rung: Rung) -> tuple[list[Any], list[Any]]:
+        """Return batches for the statistics of norms, and others to compare on."""
+        batches, many = self._calibration(rung), self._many
+        return batches[:many], batches[many : 2 * many] or batches[:many]
 
     def _harm(self, rung: Rung) -> float:
         """Return how far the outputs of a rung's model are from the whole model's."""
 
         def find() -> float:
             smaller = copy.deepcopy(self._model(rung))
-            recalibrate(smaller, self._first)
+            first, second = self._halves(rung)
+            recalibrate(smaller, first)
             with torch.no_grad():
                 gaps = [
                     _distance(main_output(call(smaller, inputs), inputs), answer)
-                    for inputs, answer in zip(self._second, self._wanted)
+                    for inputs, answer in zip(second, self._wanted)
                 ]
             value = sum(gaps) / len(gaps)
             return value if math.isfinite(value) else 1e6
@@ -255,7 +287,7 @@ class Planner:
             return Pace(0.0, 0.0)
 
         def find() -> list[float]:
-            pace = self.clock.time(self._model(rung))
+            pace = self.clock.time(self._model(rung), self._view(rung).data)
             return [pace.share, pace.milliseconds]
 
         return Pace(*self.notes.recall(_mark('time', rung), find))
@@ -264,12 +296,11 @@ class Planner:
         """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> float:
-            smaller = copy.deepcopy(self._model(rung))
-            recalibrate(smaller, self.calibration)
-            follows = self.around.follows
-            if follows is not None and self.rehearse:
-                return follows.rehearse(smaller, self.around, self.rehearse)
-            return self.around.judge.score(smaller, 'validation')
+            smaller, around = copy.deepcopy(self._model(rung)), self._view(rung)
+            recalibrate(smaller, self._calibration(rung))
+            if around.follows is not None and self.rehearse:
+                return around.follows.rehearse(smaller, around, self.rehearse)
+            return around.judge.score(smaller, 'validation')
 
         return float(self.notes.recall(_mark('score', rung), find))
 
@@ -302,18 +333,13 @@ class Planner:
         if self._excess(whole, 'as it is') <= 1:
             planned.explanation.append('The model keeps the budget as it is; nothing was removed.')
             return Candidate('as it is', whole, self._pace(whole), 0.0)
-        ends = {}
+        if self.sides:
+            self._smaller_images()
         for label, ladder in self._ladders.items():
-            index = self._first_within(label, ladder)
-            if index is None:
-                ends[label] = ladder[-1]
-                continue
-            rung = ladder[index]
-            if all(found.rung.key != rung.key for found in planned.candidates):
-                name = f'{label}, step {index} of {len(ladder) - 1}'
-                planned.candidates.append(Candidate(name, rung, self._pace(rung), self._harm(rung)))
+            self._reach(label, ladder)
         if not planned.candidates:
-            label, rung = min(ends.items(), key=lambda item: self._excess(item[1]))
+            label, missed = min(self._missed.items(), key=lambda item: self._excess(item[1][-1]))
+            rung = missed[-1]
             pace = self._pace(rung)
             planned.warnings.append(
                 f'The budget ({self.around.budget}) cannot be reached by pruning: the smallest model that can be reached '
@@ -324,9 +350,28 @@ class Planner:
                 )
                 + 'and was taken.'
             )
-            last = len(self._ladders[label]) - 1
+            last = len(missed) - 1
             return Candidate(f'{label}, step {last} of {last}', rung, pace, self._harm(rung))
         return self._best(planned.candidates)
+
+    def _reach(self, label: str, ladder: Sequence[Rung]) -> int | None:
+        """Look on a ladder for a model within the budget; return its place, or None if there is none."""
+        index = self._first_within(label, ladder)
+        if index is None:
+            self._missed[label] = ladder
+        elif all(found.rung.key != ladder[index].key for found in self.planned.candidates):
+            rung, name = ladder[index], f'{label}, step {index} of {len(ladder) - 1}'
+            self.planned.candidates.append(Candidate(name, rung, self._pace(rung), self._harm(rung)))
+        return index
+
+    def _smaller_images(self) -> None:
+        """Make images smaller until that alone keeps the budget, and by some of that way with what ladders take out."""
+        whole = self.around.data.side or self.around.data.image_side or 1
+        kept = next(iter(self._ladders.values()))[0]
+        index = self._reach('smaller images', [kept, *(sized([kept], side, whole)[0] for side in self.sides)])
+        for side in between(self.sides, None if index is None else index - 1):
+            for label in [label for label in self._ladders if label in _BESIDE_IMAGES]:
+                self._reach(f'images of {side}, {label}', sized(self._ladders[label], side, whole))
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
         """Return the candidate that learns best; without a stage that trains the one that is harmed least."""
@@ -341,13 +386,18 @@ class Planner:
                 + f'. Taken was: {chosen.label}.'
             )
             return chosen
+        if len(candidates) > _TAUGHT:
+            planned.explanation.append(
+                f'{len(candidates)} models keep the budget; the {_TAUGHT} best without training were taught.'
+            )
+            candidates = sorted(candidates, key=lambda found: -self._untaught(found.rung))[:_TAUGHT]
         for found in candidates:
             found.score = self._rehearsed(found.rung)
             self._advance()
         chosen = max(candidates, key=lambda found: (found.score or 0.0, -found.harm))
         planned.explanation.append(
-            f'{len(candidates)} models keep the budget. Taught for about {self.rehearse} steps as the stage `{follows.kind}` '
-            f'will, their {self.around.judge.choice} on the validation samples is '
+            f'{len(candidates)} models that keep the budget were taught for about {self.rehearse} steps, as the stage '
+            f'`{follows.kind}` will; their {self.around.judge.choice} on the validation samples is '
             + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates)
             + f'. Taken was: {chosen.label}.'
         )
@@ -356,6 +406,8 @@ class Planner:
     def _first_within(self, label: str, ladder: Sequence[Rung]) -> int | None:
         """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
         low, high = 0, len(ladder) - 1
+        if self._excess(ladder[low]) <= 1:
+            return low
         if high == 0 or self._excess(ladder[high], f'{label}, step {high} of {high}') > 1:
             return None
         last = high
@@ -401,13 +453,16 @@ class Planner:
         counted = [float(getattr(costs, name) or 0) / limit for name, limit in self.counted.items()]
         if label is not None:
             self._advance()
-            self._try(rung, label, float(self.notes.recall(_mark('untaught', rung), partial(self._untaught, rung))), pace)
+            self._try(rung, label, self._untaught(rung), pace)
         return max([self.clock.excess(pace), *counted])
 
     def _untaught(self, rung: Rung) -> float:
-        smaller = copy.deepcopy(self._model(rung))
-        recalibrate(smaller, self.calibration[:2])
-        return self.around.judge.score(smaller, 'validation')
+        def find() -> float:
+            smaller = copy.deepcopy(self._model(rung))
+            recalibrate(smaller, self._calibration(rung)[:2])
+            return self._view(rung).judge.score(smaller, 'validation')
+
+        return float(self.notes.recall(_mark('untaught', rung), find))
 
     def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
         costs = self._costs(rung)
@@ -417,7 +472,7 @@ class Planner:
 
     def _costs(self, rung: Rung) -> StageResources:
         if rung.key not in self._resources:
-            self._resources[rung.key] = resources_of(self._model(rung), self.example)
+            self._resources[rung.key] = resources_of(self._model(rung), self._view(rung).data.example(1))
         return self._resources[rung.key]
 
     def _counted(self) -> dict[str, float]:
@@ -476,6 +531,12 @@ class Planner:
         planned, pricing = self.planned, self.pricing
         by_name = {worth.name: worth for worth in planned.worths}
         whole = pricing.milliseconds({})
+        if planned.side is not None:
+            before = self.around.data.side or self.around.data.image_side
+            planned.explanation.append(
+                f'The images get smaller, from {before} pixels (the short side) to {planned.side}: the model and its files '
+                'take such images.'
+            )
         if planned.removed:
             planned.explanation.append(
                 'Taken out whole: '

@@ -324,7 +324,7 @@ class Compression:
                 explanation=['The largest subnet; its weights were not trained yet.'] if searched else [],
             )
             entry.seconds = time.monotonic() - begun
-            done = Finished(entry, [], [], [], [], None, folder, [])
+            done = Finished(entry, [], [], [], [], None, None, folder, [])
             with atomic_folder(folder) as temporary:
                 done.write(temporary, identity)
         self.result.stages.append(done.entry)
@@ -345,9 +345,9 @@ class Compression:
         begun = time.monotonic()
         try:
             with atomic_folder(folder) as temporary:
-                around = self._around(stage, temporary, work)
+                around = self._around(stage, temporary, work, state.side)
                 before = (
-                    {} if state.choices is None and stage.kind == 'search' else layers_of(state.model, self.data.example(1))
+                    {} if state.choices is None and stage.kind == 'search' else layers_of(state.model, around.data.example(1))
                 )
                 with seeded(self.recipe.seed, f'stage {stage.name}'):
                     found = stage.settings.run(replace(state, model=copy.deepcopy(state.model)), around)
@@ -373,12 +373,12 @@ class Compression:
                 raise StoreError(f'{integer.path} is gone.')
         return done
 
-    def _around(self, stage: NamedStage, folder: Path, work: Path) -> Surroundings:
+    def _around(self, stage: NamedStage, folder: Path, work: Path, side: int | None) -> Surroundings:
         return Surroundings(
             name=stage.name,
             original=self.original,
-            data=self.data,
-            judge=self.judge,
+            data=self.data.at(side),
+            judge=self.judge.at(side),
             budget=self.recipe.budget,
             seed=derive_seed(self.recipe.seed, f'stage {stage.name}'),
             threads=self.threads,
@@ -390,21 +390,22 @@ class Compression:
         )
 
     def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> Finished:
-        example = self.data.example(1)
+        side = found.side or state.side
+        example = self.data.at(side).example(1)
         model = state.model if found.model is None else _contiguous(found.model.eval())
         entry = results.Stage(
             stage.name,
             stage.kind,
             settings=stage.settings.to_dict(),
             explanation=found.explanation,
-            resources=self._resources(stage, found, model),
+            resources=self._resources(stage, found, model, example),
             curve=[{**point} for point in found.curve],
             warnings=found.warnings,
         )
         if found.scores:
             entry.scores, entry.scored_on = found.scores, 'test'
         elif found.model is not None:
-            entry.scores, entry.scored_on = self.judge.scores(model), 'test'
+            entry.scores, entry.scored_on = self.judge.at(side).scores(model), 'test'
         if found.skipped:
             last = self._last()
             entry.status, entry.scores, entry.scored_on = 'skipped', dict(last.scores), last.scored_on
@@ -417,15 +418,16 @@ class Compression:
             [replace(integer, path=folder / integer.path.name) for integer in found.integers],
             found.records,
             found.choices,
+            found.side,
             folder,
             [f'{name}.json' for name in found.documents],
         )
 
-    def _resources(self, stage: NamedStage, found: Outcome, model: nn.Module) -> results.StageResources:
+    def _resources(self, stage: NamedStage, found: Outcome, model: nn.Module, example: Any) -> results.StageResources:
         """Return what the model costs after a stage; the size of a quantized one is that of its file."""
         if stage.kind == 'export' or found.skipped:
             return replace(self._last().resources)
-        costs = resources_of(model, self.data.example(1))
+        costs = resources_of(model, example)
         file = next((integer.path for integer in found.integers if integer.of == stage.name), None)
         # How many bytes its activations take is up to the runtime; what it took there is among the measurements.
         return costs if file is None else replace(costs, size_mb=file.stat().st_size / 1e6, peak_memory_mb=None)
@@ -454,6 +456,7 @@ class Compression:
         state.integers += done.integers
         if done.choices is not None:
             state.choices = done.choices
+        state.side = done.side or state.side
         if (done.folder / MODEL).is_dir():
             state.model = load_recipe(done.folder / MODEL, factory=lambda **_: self._whole_model(state.choices))
         if done.entry.kind == 'search' or (done.entry.kind == 'finetune' and self._whole):
@@ -477,15 +480,19 @@ class Compression:
             self.original,
             state.model,
             state.integers,
-            self.data,
-            self.judge,
+            self.data.at(state.side),
+            self.judge.at(state.side),
             self.recipe,
             self.folder / STAGES / 'measurements.json',
             lambda done, total: self.progress.advance('measure', done, total),
         )
         self._judge_budget(alone)
         self._write()
-        atomic_write(self.folder / 'README.md', readme(self.result, self.source))
+        images = None if state.side is None else list(self.data.at(state.side).example(1).shape[1:])
+        atomic_write(
+            self.folder / 'README.md',
+            readme(self.result, self.source, images),
+        )
         CompressionReport(self.result).write(self.folder)
         self.progress.end('measure', time.monotonic() - begun, {})
         integers = {
@@ -497,7 +504,7 @@ class Compression:
 
     def _artefact(self, state: State, finished: list[Finished]) -> None:
         folder, source = self.folder, self.source
-        example = self.data.example(2)
+        example = self.data.at(state.side).example(2)
         factory, args = source.factory if source is not None else (None, None)
         # The mark of a whole artefact goes first and comes last.
         (folder / FILE).unlink(missing_ok=True)

@@ -34,6 +34,7 @@ class Finished:
         integers: Quantized models that it made.
         records: What it removed.
         choices: The subnet, after a search.
+        side: Short side of the images that its model takes, if the stage changed it.
         folder: The checkpoint.
         documents: Names of further files of it.
     """
@@ -44,6 +45,7 @@ class Finished:
     integers: list[IntegerFile]
     records: list[Any]
     choices: dict[str, Any] | None
+    side: int | None
     folder: Path
     documents: list[str]
 
@@ -62,6 +64,7 @@ class Finished:
             'integers': [{**asdict(entry), 'path': entry.path.name} for entry in self.integers],
             'records': [record.to_dict() for record in self.records],
             'choices': self.choices,
+            'side': self.side,
             'documents': self.documents,
         }
         atomic_write(folder / _DONE, json.dumps(content, indent=1) + '\n')
@@ -83,6 +86,7 @@ class Finished:
             [IntegerFile(**{**entry, 'path': folder / entry['path']}) for entry in content['integers']],
             [PruneRecord.from_dict(record) for record in content['records']],
             content['choices'],
+            content.get('side'),
             folder,
             content['documents'],
         )

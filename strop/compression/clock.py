@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from strop.compression.parts import DataParts
 from strop.compression.scoring import main_output
 from strop.compression.stage import Surroundings
 from strop.errors import StropError
@@ -51,20 +52,25 @@ class Clock:
         #: The backend that quantizes for this runtime, if the recipe does.
         self.backend = wanted if wanted in around.backends and backends()[wanted].available else None
         self.precision = 'int8' if self.backend else 'f32'
-        self.sample = around.data.example(1)
         #: Where times of layers are measured: eager if the runtime does not tell.
         self.layers_runtime = self.runtime if self.runtime in PRECISIONS else 'eager'
         self.warnings: list[str] = []
-        self._whole = self._prepared(around.original) if budget.relative_to == 'quantized' else self._float(around.original)
+        prepare = self._prepared if budget.relative_to == 'quantized' else self._float
+        self._whole = prepare(around.original, around.at(None).data)
         trial = measure({'whole': self._whole}, runs=5, threads=budget.threads)['whole'].median_ms
         self._calls = max(1, min(_MOST_CALLS, round(_SAMPLE_MS / max(trial, 1e-6))))
         self.whole_ms = measure({'whole': self._whole}, runs=_ROUNDS, calls=self._calls, threads=budget.threads)[
             'whole'
         ].median_ms
 
-    def time(self, model: nn.Module) -> Pace:
-        """Return the time of a model, measured in turns with that of what the budget is of."""
-        entries = {'model': self._prepared(model), 'whole': self._whole}
+    def time(self, model: nn.Module, data: DataParts) -> Pace:
+        """Return the time of a model, measured in turns with that of what the budget is of.
+
+        Args:
+            model: The model.
+            data: The data as it sees them.
+        """
+        entries = {'model': self._prepared(model, data), 'whole': self._whole}
         times = measure(entries, runs=_ROUNDS, calls=self._calls, threads=self.around.budget.threads)
         return Pace(times.ratio('model', 'whole').value, times['model'].median_ms)
 
@@ -75,24 +81,29 @@ class Clock:
         shares += [pace.milliseconds / budget.latency_ms] if budget.latency_ms is not None else []
         return max(shares, default=0.0)
 
-    def layers(self, model: nn.Module) -> tuple[dict[str, float], LayerTimes]:
+    def layers(self, model: nn.Module, data: DataParts) -> tuple[dict[str, float], LayerTimes]:
         """Return layer -> milliseconds, and the measurement that they are from.
 
         What belongs to no layer (norms, additions, reordering) is shared out, since it shrinks with the tensors that the layers
         give.
+
+        Args:
+            model: The model.
+            data: The data as it sees them.
         """
+        sample = data.example(1)
         threads = self.around.budget.threads
         try:
             if self.backend is not None and 'int8' in PRECISIONS[self.layers_runtime]:
-                found = layer_times(model, self.sample, quantized=self._quantized(model), threads=threads)
+                found = layer_times(model, sample, quantized=self._quantized(model, data), threads=threads)
             else:
-                found = layer_times(model, self.sample, runtime=self.layers_runtime, threads=threads)
+                found = layer_times(model, sample, runtime=self.layers_runtime, threads=threads)
         except StropError as error:
             if self.layers_runtime == 'eager':
                 raise
             self.layers_runtime = 'eager'
             self.warnings.append(f'{error} The times of layers are those of eager PyTorch.')
-            found = layer_times(model, self.sample, runtime='eager', threads=threads)
+            found = layer_times(model, sample, runtime='eager', threads=threads)
         times = {name: layer.latency.median_ms for name, layer in found.items()}
         known = sum(times.values())
         scale = max(found.whole.median_ms / known, 1.0) if known else 1.0
@@ -100,20 +111,20 @@ class Clock:
 
     # -- internals -------------------------------------------------------------------------
 
-    def _float(self, model: nn.Module) -> Callable[[], Any]:
-        return runtime(self.runtime).prepare(*_positional(model, self.sample), threads=self.around.budget.threads)
+    def _float(self, model: nn.Module, data: DataParts) -> Callable[[], Any]:
+        return runtime(self.runtime).prepare(*_positional(model, data.example(1)), threads=self.around.budget.threads)
 
-    def _quantized(self, model: nn.Module) -> Any:
-        batches = self.around.data.inputs('calibration', limit=2)
+    def _quantized(self, model: nn.Module, data: DataParts) -> Any:
+        batches = data.inputs('calibration', limit=2)
         # Ranges do not change what a kernel takes, so the quickest ones do.
         return quantize(model, batches, backend=str(self.backend), activation='min_max', check=False)
 
-    def _prepared(self, model: nn.Module) -> Callable[[], Any]:
+    def _prepared(self, model: nn.Module, data: DataParts) -> Callable[[], Any]:
         """Return a call that runs a model once, quantized if the recipe does that."""
         if self.backend is None:
-            return self._float(model)
-        result = self._quantized(model)
-        args, kwargs = _call_of(self.sample)
+            return self._float(model, data)
+        result = self._quantized(model, data)
+        args, kwargs = _call_of(data.example(1))
         run = result._runnable(result.model, self.around.budget.threads, None, (args, kwargs))
         return partial(run, *args, **kwargs)
 

@@ -109,18 +109,24 @@ class Rung:
         removed: Blocks that are taken out.
         milliseconds: Predicted time.
         harm: Sum of what its cuts do alone.
+        side: Short side of its images, in pixels; None if they are those that the model had.
     """
 
     lengths: Mapping[str, int]
     removed: tuple[str, ...]
     milliseconds: float
     harm: float
+    side: int | None = None
 
     @property
     def key(self) -> str:
         """What tells rungs apart: equal models have equal keys."""
         return ', '.join(
-            [*(f'{name} {length}' for name, length in self.lengths.items()), *(f'- {name}' for name in self.removed)]
+            [
+                *(f'{name} {length}' for name, length in self.lengths.items()),
+                *(f'- {name}' for name in self.removed),
+                *([] if self.side is None else [f'images of {self.side}']),
+            ]
         )
 
 

@@ -127,7 +127,7 @@ class FinetuneStage(LearningStage):
         judge = around.judge
 
         def losses(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
-            return {'loss': judge.loss(call(student, inputs), targets, inputs, self.smoothing)}
+            return {'loss': judge.loss(call(student, around.data.seen(inputs)), targets, inputs, self.smoothing)}
 
         return losses, None
 
@@ -194,7 +194,7 @@ class DistillStage(LearningStage):
             with seeded(around.seed, 'distiller'):
                 distiller = distiller_for(
                     student, teacher, around.data.example(2), features=self.features, logits=False,
-                    features_weight=self.features_weight,
+                    features_weight=self.features_weight, teacher_inputs=around.data.at(None).example(2),
                 )  # fmt: skip
 
         def found(learner: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
@@ -204,12 +204,12 @@ class DistillStage(LearningStage):
             if distiller is None:
                 with torch.no_grad():
                     answers = call(teacher, inputs)
-                outputs = call(learner, inputs)
+                outputs = call(learner, around.data.seen(inputs))
             else:
                 with distiller.record(teacher, learner):
                     with torch.no_grad():
                         answers = call(teacher, inputs)
-                    outputs = call(learner, inputs)
+                    outputs = call(learner, around.data.seen(inputs))
                 losses['loss_features'] = distiller.loss()
             if self.soft:
                 losses['loss_teacher'] = self.soft * judge.divergence(outputs, answers, inputs, self.temperature)

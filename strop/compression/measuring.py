@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def measured(
         original: That model.
         model: The model that came out.
         integers: Quantized files of both.
-        data: For inputs.
-        judge: Scores what each runtime computes.
+        data: For inputs, as the model that came out sees them.
+        judge: Scores what each runtime computes of that.
         recipe: Runtimes, batch sizes and threads.
         cache: A file in which the times are kept.
         tell: Called with (done, in all).
@@ -66,6 +67,7 @@ def measured(
     threads = recipe.budget.threads
     key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads, 'alone']
     key += [recipe.budget.chosen_runtime if recipe.budget.timed else None]
+    key += [] if data.side is None else [data.side]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     content = read_json(cache, 'measurements') if cache.is_file() else {}
@@ -86,22 +88,22 @@ def _times(
     recipe: Recipe,
     tell: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    def score(run: nn.Module) -> float:
-        return judge.score(run, 'test')
-
+    judges = {stage: judge.at(None) if stage == reference else judge for stage in subjects}
+    scores = {stage: partial(each.score, part='test') for stage, each in judges.items()}
     times = measure_runtimes(
         subjects,
         data.example(2),
+        inputs_of={reference: data.at(None).example(2)},
         batches=recipe.batches,
         threads=recipe.budget.threads,
         only=recipe.runtimes or None,
-        score=score if len(data.test) <= _SCORED else None,
+        score=scores if len(data.test) <= _SCORED else None,
         tell=tell,
     )
     found = times.to_dict()
     others = [stage for stage in subjects if stage != reference]
     ratios = [entry for stage in others for entry in times.speedups(reference, stage)]
-    alone = _alone(subjects, data, recipe)
+    alone = _alone(subjects, reference, data, recipe)
     if alone is not None:
         pairs = [entry for stage in others for entry in alone.speedups(reference, stage)]
         ratios += [{**entry, 'what': f'{entry["what"]}, with no other runtime in turns'} for entry in pairs]
@@ -113,13 +115,14 @@ def _times(
     }
 
 
-def _alone(subjects: dict[str, list[Any]], data: DataParts, recipe: Recipe) -> RuntimeTimes | None:
+def _alone(subjects: dict[str, list[Any]], reference: str, data: DataParts, recipe: Recipe) -> RuntimeTimes | None:
     """Measure the models for one sample on the runtime of the budget, in 32-bit floats and in integers, and nothing else."""
     if not recipe.budget.timed:
         return None
     return measure_runtimes(
         subjects,
         data.example(2),
+        inputs_of={reference: data.at(None).example(2)},
         batches=(1,),
         threads=recipe.budget.threads,
         only=(recipe.budget.chosen_runtime,),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from strop.compression.model_source import ModelSource
 from strop.report.compression_result import CompressionResult
 
 
-def readme(result: CompressionResult, source: ModelSource | None) -> str:
+def readme(result: CompressionResult, source: ModelSource | None, images: Sequence[int] | None = None) -> str:
     """Return the README of a finished compression, as Markdown.
 
     Args:
         result: What was done and measured.
         source: What builds the original model.
+        images: Shape (C, H, W) of the images that the model takes, if they are smaller than those of the data.
     """
     first = result.stages[0]
     lines = [
@@ -25,6 +28,7 @@ def readme(result: CompressionResult, source: ModelSource | None) -> str:
         *_loading(source),
         '```',
         '',
+        *_inputs(result.model.input_shape, images),
         '| | MACs | parameters | weights, MB | scores on test samples |',
         '|---|---:|---:|---:|---|',
     ]
@@ -75,6 +79,18 @@ def readme(result: CompressionResult, source: ModelSource | None) -> str:
         '- `stages/`: checkpoints, from which the run goes on or is repeated from a stage; they may be deleted.',
     ]  # fmt: skip
     return '\n'.join(lines) + '\n'
+
+
+def _inputs(whole: Sequence[int] | None, images: Sequence[int] | None) -> list[str]:
+    if images is None:
+        return []
+    before, after = (' × '.join(map(str, shape)) for shape in ((whole or [])[1:], images[1:]))
+    return [
+        f'The model and its files take images of {after} pixels, where the original takes {before}. They were made smaller by',
+        f"`torch.nn.functional.interpolate(images, size=({', '.join(map(str, images[1:]))}), mode='bilinear')`, after",
+        'they were normalised.',
+        '',
+    ]
 
 
 def _loading(source: ModelSource | None) -> list[str]:

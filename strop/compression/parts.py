@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -43,6 +44,8 @@ class DataParts:
         batch_size: Samples in a batch.
         skipped: File that could not be read -> why.
         tokens: Whether the samples are texts.
+        side: Short side of the images as the model sees them, in pixels; None are whole ones. The samples themselves, and what
+            `loader` gives, are whole in any case, since a teacher sees whole images.
     """
 
     name: str
@@ -55,6 +58,22 @@ class DataParts:
     batch_size: int = 32
     skipped: dict[str, str] = field(default_factory=dict)
     tokens: bool = False
+    side: int | None = None
+
+    def at(self, side: int | None) -> DataParts:
+        """Return the same samples as a model of images with another short side sees them; None are whole ones."""
+        return replace(self, side=side)
+
+    def seen(self, inputs: Any) -> Any:
+        """Return whole inputs as the model sees them."""
+        return inputs if self.side is None else smaller_images(inputs, self.side)
+
+    @property
+    def image_side(self) -> int | None:
+        """The short side of the whole images, in pixels; None if inputs are no single batch of images."""
+        inputs = self.at(None).example(1)
+        images = isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point()
+        return int(min(inputs.shape[-2:])) if images else None
 
     @property
     def scored_by_label(self) -> bool:
@@ -67,7 +86,8 @@ class DataParts:
 
     def batches(self, part: str, size: int | None = None) -> Iterator[tuple[Any, Any]]:
         """Yield (inputs, targets) of a part, in order and without augmentation, except for `train`, which is as it is."""
-        yield from DataLoader(getattr(self, part), size or self.batch_size, num_workers=0, collate_fn=collated)
+        for inputs, targets in DataLoader(getattr(self, part), size or self.batch_size, num_workers=0, collate_fn=collated):
+            yield self.seen(inputs), targets
 
     def inputs(self, part: str, size: int | None = None, limit: int | None = None) -> list[Any]:
         """Return the inputs of the first batches of a part."""
@@ -81,10 +101,10 @@ class DataParts:
     def example(self, size: int = 2) -> Any:
         """Return the inputs of the first `size` calibration samples, repeated if there are fewer."""
         chosen = [self.calibration[index % len(self.calibration)] for index in range(size)]
-        return collated(chosen)[0]
+        return self.seen(collated(chosen)[0])
 
     def loader(self, seed: int, batches: int | None = None) -> DataLoader:
-        """Return a loader of the training part whose order and augmentation are a function of (seed, epoch).
+        """Return a loader of the training part, of whole inputs, whose order and augmentation are a function of (seed, epoch).
 
         Args:
             seed: Of the order.
@@ -130,6 +150,24 @@ def collated(samples: Sequence[Any]) -> tuple[Any, Any]:
     """
     inputs, targets = torch.utils.data.default_collate(list(samples))
     return inputs, targets
+
+
+def smaller_images(images: Tensor, side: int) -> Tensor:
+    """Return images with another short side, between pixels by straight lines (bilinear, centres of pixels aligned).
+
+    Args:
+        images: Shape (N, C, H, W).
+        side: Pixels of the shorter of H and W; the longer keeps its proportion, rounded.
+
+    >>> smaller_images(torch.ones(1, 3, 8, 16), 4).shape
+    torch.Size([1, 3, 4, 8])
+    """
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    if short == side:
+        return images
+    size = (round(height * side / short), round(width * side / short))
+    return F.interpolate(images, size=size, mode='bilinear', align_corners=False)
 
 
 def _missing(target: Any) -> bool:
@@ -273,4 +311,4 @@ def _labels_of(samples: Any) -> np.ndarray | None:
     return labels if isinstance(labels, np.ndarray) else None
 
 
-__all__ = ['NO_LABEL', 'PARTS', 'DataParts', 'Pairs', 'check_classes', 'collated', 'given_parts']
+__all__ = ['NO_LABEL', 'PARTS', 'DataParts', 'Pairs', 'check_classes', 'collated', 'given_parts', 'smaller_images']

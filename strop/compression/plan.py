@@ -51,6 +51,7 @@ class Planned:
         candidates: The models that keep the budget, with what they score.
         lengths: Unit -> length.
         removed: Blocks that were taken out.
+        side: Short side of the images that it takes; None if it takes those that it took.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Planned:
     candidates: list[Candidate] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    side: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON holds it."""
@@ -71,11 +73,13 @@ class Planned:
             'units': [{**asdict(worth), 'harm': {str(cut): harm for cut, harm in worth.harm.items()}} for worth in self.worths],
             'lengths': self.lengths,
             'removed': list(self.removed),
+            'side': self.side,
             'layers_ms': self.latencies,
             'layers_after_ms': self.latencies_after,
             'candidates': [
                 {'label': found.label, 'lengths': dict(found.rung.lengths), 'removed': list(found.rung.removed),
-                 'share': found.pace.share, 'milliseconds': found.pace.milliseconds, 'harm': found.harm, 'score': found.score}
+                 'side': found.rung.side, 'share': found.pace.share, 'milliseconds': found.pace.milliseconds,
+                 'harm': found.harm, 'score': found.score}
                 for found in self.candidates
             ],
         }  # fmt: skip

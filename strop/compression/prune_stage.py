@@ -41,6 +41,8 @@ class PruneStage(StageSettings):
         max_ratio: No unit loses more than this share.
         recalibrate: Measure batch-norm statistics again.
         depth: Whether the automatic plan may take out residual blocks as well.
+        resolution: Whether the automatic plan may make the images smaller as well, down to half a side. The model and its files
+            then take smaller images, which the README of the result says.
         tries: How many models of each order the automatic plan measures, beside the ends.
         rehearse: Steps that the automatic plan teaches its candidates for, as the next stage that trains will; 0 takes the one
             whose outputs move least.
@@ -59,6 +61,7 @@ class PruneStage(StageSettings):
     max_ratio: float = 0.9
     recalibrate: bool = True
     depth: bool = True
+    resolution: bool = False
     tries: int = 5
     rehearse: int = 60
 
@@ -84,7 +87,7 @@ class PruneStage(StageSettings):
                 raise ConfigError(f'`{name}` of the stage `prune` must be a positive whole number, but got {value!r}.')
         if not isinstance(self.rehearse, int) or isinstance(self.rehearse, bool) or self.rehearse < 0:
             raise ConfigError(f'`rehearse` of the stage `prune` is a number of steps, 0 or more, but got {self.rehearse!r}.')
-        for name in ('recalibrate', 'depth'):
+        for name in ('recalibrate', 'depth', 'resolution'):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f'`{name}` of the stage `prune` is true or false, but got {getattr(self, name)!r}.')
         build_importance(self.importance)
@@ -188,7 +191,7 @@ class PruneStage(StageSettings):
         """Return the counted limits that the model does not keep yet, as numbers for the traced batch."""
         if self.budget is not None:
             return dict(self.budget)
-        whole = resources_of(around.original, around.data.example(1))
+        whole = resources_of(around.original, around.at(None).data.example(1))
         now = resources_of(model, around.data.example(1))
         limits: dict[str, float] = {}
         for name, given in around.budget.counted.items():
@@ -215,6 +218,7 @@ class PruneStage(StageSettings):
                 round_to=self.round_to, ignored=self.ignored, limits=self.limits or {}, max_ratio=self.max_ratio
             ),
             depth=self.depth,
+            resolution=self.resolution,
             tries=self.tries,
             rehearse=self.rehearse,
             calibration=batches,
@@ -226,8 +230,10 @@ class PruneStage(StageSettings):
         found.latencies |= planned.latencies
         found.latencies_after |= planned.latencies_after
         found.documents['plan'] = planned.to_dict()
-        if self.recalibrate and planned.records:
-            recalibrate(planned.model, batches)
+        found.side = planned.side
+        if self.recalibrate and (planned.records or planned.side):
+            view = around.at(planned.side or around.data.side)
+            recalibrate(planned.model, view.data.inputs('calibration'))
         return planned.model
 
 
@@ -238,11 +244,11 @@ def importance_data(around: Surroundings, model: nn.Module) -> tuple[list[Any], 
     """
     judge, teacher = around.judge, around.original
     found = []
-    for inputs, targets in around.data.batches('calibration'):
+    for inputs, targets in around.data.at(None).batches('calibration'):
         if not judge.learns:
             with torch.no_grad():
                 targets = main_output(call(teacher, inputs), inputs)
-        found.append((inputs, targets))
+        found.append((around.data.seen(inputs), targets))
 
     def loss(pruned: nn.Module, batch: Any) -> Tensor:
         inputs, targets = batch

@@ -105,21 +105,25 @@ class QuantizeStage(StageSettings):
                 ],
             )
         found = Outcome()
-        jobs: list[tuple[str, nn.Module]] = [(around.name, state.model)]
-        changed = any(
-            first.shape != second.shape or not torch.equal(first, second)
-            for first, second in zip(state.model.state_dict().values(), around.original.state_dict().values())
-        ) or len(state.model.state_dict()) != len(around.original.state_dict())
+        jobs: list[tuple[str, nn.Module, Surroundings]] = [(around.name, state.model, around)]
+        changed = (
+            around.data.side is not None
+            or any(
+                first.shape != second.shape or not torch.equal(first, second)
+                for first, second in zip(state.model.state_dict().values(), around.original.state_dict().values())
+            )
+            or len(state.model.state_dict()) != len(around.original.state_dict())
+        )
         if self.baseline and changed and entry.load is not None:
-            jobs.append((REFERENCE, around.original))
-        for number, (of, model) in enumerate(jobs):
+            jobs.append((REFERENCE, around.original, around.at(None)))
+        for number, (of, model, view) in enumerate(jobs):
             around.tell(number, len(jobs))
             path = around.folder / f'{"original-" if of == REFERENCE else ""}{entry.name}-int8{entry.suffix}'
-            result = self._quantized(model, entry, around, found if of != REFERENCE else None)
+            result = self._quantized(model, entry, view, found if of != REFERENCE else None)
             check = result.export(path)
             scores: dict[str, float] = {}
             if entry.load is not None:
-                scores = around.judge.scores(file_run(entry, path, around.threads), 'test')
+                scores = view.judge.scores(file_run(entry, path, around.threads), 'test')
             score = scores.get(around.judge.metric)
             found.integers.append(IntegerFile(entry.name, path, of, score, scores))
             if of == REFERENCE:
@@ -140,7 +144,7 @@ class QuantizeStage(StageSettings):
         options: dict[str, Any] = {}
         drop = self.max_drop
         if drop is None and around.budget.accuracy_drop is not None and said is not None:
-            whole = judge.score(around.original, 'validation')
+            whole = around.at(None).judge.score(around.original, 'validation')
             now = judge.score(model, 'validation')
             drop = around.budget.accuracy_drop - 100 * (whole - now)
             if drop < 0:

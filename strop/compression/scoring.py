@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,6 +111,12 @@ class Judge:
         #: Whether stages may learn from labels.
         self.learns = self.labelled and data.labels
 
+    def at(self, side: int | None) -> Judge:
+        """Return a judge of models that see images with another short side; the original sees whole ones as before."""
+        other = copy.copy(self)
+        other.data = self.data.at(side)
+        return other
+
     @property
     def metric(self) -> str:
         """The name of the main score on the test part."""
@@ -195,7 +202,7 @@ class Judge:
         if part not in self._answers:
             with torch.no_grad():
                 self._answers[part] = [
-                    main_output(call(self.original, inputs), inputs).float() for inputs, _ in self.data.batches(part)
+                    main_output(call(self.original, inputs), inputs).float() for inputs, _ in self.data.at(None).batches(part)
                 ]
         return self._answers[part]
 

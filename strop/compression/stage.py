@@ -53,12 +53,14 @@ class State:
     Args:
         model: The plain model, in eval mode on the CPU; it may be changed.
         choices: The subnet that it is of a supernet.
+        side: Short side of the images that it takes, in pixels; None are whole ones.
         records: What pruning and removing of blocks recorded, in order.
         integers: The quantized models so far.
     """
 
     model: nn.Module
     choices: dict[str, Any] | None = None
+    side: int | None = None
     records: list[Any] = field(default_factory=list)
     integers: list[IntegerFile] = field(default_factory=list)
 
@@ -70,6 +72,7 @@ class Outcome:
     Args:
         model: The new model; None if it is the one before.
         choices: The subnet, after a search.
+        side: Short side of the images that the new model takes; None if it is the one before.
         records: What is to be kept beside those of earlier stages.
         integers: Quantized models that it made, in its folder.
         explanation: What was chosen and why, in sentences.
@@ -86,6 +89,7 @@ class Outcome:
 
     model: nn.Module | None = None
     choices: dict[str, Any] | None = None
+    side: int | None = None
     records: list[Any] = field(default_factory=list)
     integers: list[IntegerFile] = field(default_factory=list)
     explanation: list[str] = field(default_factory=list)
@@ -107,8 +111,8 @@ class Surroundings:
     Args:
         name: The stage's name.
         original: The model before compression, with its weights; stages leave it as it is.
-        data: The data.
-        judge: What scores models.
+        data: The data, as the model sees them.
+        judge: What scores models that see them so.
         budget: The budget of the recipe.
         seed: Of everything random in this stage.
         threads: Threads of PyTorch.
@@ -131,6 +135,10 @@ class Surroundings:
     progress: Progress
     backends: tuple[str, ...] = ()
     follows: LearningStage | None = None
+
+    def at(self, side: int | None) -> Surroundings:
+        """Return the same for a model of images with another short side; None is what the original model sees."""
+        return self if side == self.data.side else replace(self, data=self.data.at(side), judge=self.judge.at(side))
 
     def params_within_size(self) -> float | None:
         """Return how many parameters a file within `size_mb` holds, about; None where the budget does not limit it."""

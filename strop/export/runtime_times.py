@@ -189,8 +189,9 @@ def measure_runtimes(
     precisions: Iterable[str] = FLOATS,
     rounds: int = 30,
     seconds: float = 30.0,
-    score: Callable[[nn.Module], float] | None = None,
+    score: Callable[[nn.Module], float] | Mapping[str, Callable[[nn.Module], float]] | None = None,
     memory: bool = True,
+    inputs_of: Mapping[str, Any] | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> RuntimeTimes:
     """Measure several models on every runtime that is installed.
@@ -210,8 +211,9 @@ def measure_runtimes(
         precisions: Of floats: `'f32'`, `'bf16'`.
         rounds: Most rounds of one batch size.
         seconds: Time for the rounds of one batch size; there are fewer where they take longer, but at least five.
-        score: Judges a model, called with each as its runtime computes it.
+        score: Judges a model, called with each as its runtime computes it; or name -> what judges that model.
         memory: Measure memory in fresh processes (ONNX Runtime and OpenVINO, Linux).
+        inputs_of: Name -> example inputs of a model that takes others than the rest, such as smaller images.
         tell: Called with how many preparations of how many are done.
 
     Raises:
@@ -236,7 +238,10 @@ def measure_runtimes(
     if not subjects:
         raise ConfigError('There is no model to measure: `models` is a mapping of names to models.')
     _check_files(subjects)
-    given = Inputs.of(inputs).to('cpu')
+    for name in inputs_of or {}:
+        if name not in subjects:
+            raise ConfigError(f'`inputs_of` names {name!r}, which is none of the models.{near(name, subjects)}')
+    given = {stage: Inputs.of((inputs_of or {}).get(stage, inputs)).to('cpu') for stage in subjects}
     missing = _not_installed(wanted)
     gone = {entry['runtime'] for entry in missing}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -289,7 +294,7 @@ class _Bench:
 
     def __init__(
         self,
-        inputs: Inputs,
+        inputs: Mapping[str, Inputs],
         threads: int,
         wanted: Sequence[str],
         floats: Sequence[str],
@@ -331,7 +336,7 @@ class _Bench:
         try:
             for ready in make():
                 for batch in self._batches if ready.batch is None else (ready.batch,):
-                    ready.run(self.tensors(batch))
+                    ready.run(self.tensors(stage, batch))
                 found.append(ready)
         except Exception as error:
             reason = f'{type(error).__name__}: {" ".join(str(error).split())[:400]}'
@@ -339,18 +344,25 @@ class _Bench:
             return []
         return found
 
-    def tensors(self, batch: int) -> list[torch.Tensor]:
-        """Return the tensors of inputs of a batch size."""
-        inputs = self._inputs if self._inputs.batch == batch else self._inputs.with_batch(batch)
-        return list(inputs.tensors().values())
+    def tensors(self, stage: str, batch: int) -> list[torch.Tensor]:
+        """Return the tensors of a model's inputs of a batch size."""
+        return list(self._given(stage, batch).tensors().values())
 
-    def scores(self, ready: Sequence[_Ready], score: Callable[[nn.Module], float] | None) -> dict[tuple[str, str, str], float]:
+    def _given(self, stage: str, batch: int | None) -> Inputs:
+        """Return the inputs of a model; of None those of the batch size that was given."""
+        inputs = self._inputs[stage]
+        return inputs if batch is None or inputs.batch == batch else inputs.with_batch(batch)
+
+    def scores(
+        self, ready: Sequence[_Ready], score: Callable[[nn.Module], float] | Mapping[str, Callable[[nn.Module], float]] | None
+    ) -> dict[tuple[str, str, str], float]:
         """Return key -> score, of what takes any batch size."""
         found = {}
-        for each in ready if score is not None else ():
-            if each.batch is None:
+        for each in ready:
+            judge = score.get(each.stage) if isinstance(score, Mapping) else score
+            if judge is not None and each.batch is None:
                 try:
-                    found[each.key] = float(score(RuntimeModel(each.run, list(self._inputs.kwargs)).eval()))  # type: ignore[misc]
+                    found[each.key] = float(judge(RuntimeModel(each.run, list(self._inputs[each.stage].kwargs)).eval()))
                 except StropError:
                     raise
                 except Exception as error:
@@ -365,7 +377,7 @@ class _Bench:
         found = {}
         for each in ready:
             if each.path is not None and each.batch in (None, 1):
-                peak = process_memory_mb(each.path, each.runtime, self.tensors(1), self._threads, each.precision)
+                peak = process_memory_mb(each.path, each.runtime, self.tensors(each.stage, 1), self._threads, each.precision)
                 if peak is not None:
                     found[each.key] = peak
         return found
@@ -374,11 +386,10 @@ class _Bench:
         self, ready: Sequence[_Ready], batch: int, rounds: int, seconds: float
     ) -> list[tuple[_Ready, Latency]]:  # fmt: skip
         """Time everything that takes a batch size, in the same rounds."""
-        tensors = self.tensors(batch)
         entries = {', '.join(each.key): each for each in ready if each.batch in (None, batch)}
         if not entries:
             return []
-        calls = {name: partial(each.run, tensors) for name, each in entries.items()}
+        calls = {name: partial(each.run, self.tensors(each.stage, batch)) for name, each in entries.items()}
         trial = measure(calls, runs=2, warmup=1, threads=self._threads)
         lap = sum(min(latency.samples_ms) for latency in trial.values())
         # The first call of a sample finds the caches full of other models: short ones would be timed by that alone.
@@ -390,31 +401,32 @@ class _Bench:
     # -- what prepares them ----------------------------------------------------------------
 
     def _plain(self, stage: str, model: nn.Module, runtime: str, precision: str) -> list[_Ready]:
+        inputs = self._inputs[stage]
         if runtime == 'eager':
-            return [_Ready(stage, runtime, precision, _eager(Positional(model, self._inputs), precision))]
+            return [_Ready(stage, runtime, precision, _eager(Positional(model, inputs), precision))]
         if runtime == 'compile':
-            run = compiled(_apart(Positional(model, self._inputs)), self._threads, precision)
+            run = compiled(_apart(Positional(model, inputs)), self._threads, precision)
             return [_Ready(stage, runtime, precision, run)]
         load = backends()[runtime].load
         assert load is not None, 'both ONNX runtimes load files'
         found = []
-        for path, batch in self._onnx(model):
+        for path, batch in self._onnx(stage, model):
             run = load(path, self._threads, precision)
-            found.append(_Ready(stage, runtime, precision, run if batch else _ordered(run, self._inputs, model), path, batch))
+            found.append(_Ready(stage, runtime, precision, run if batch else _ordered(run, inputs, model), path, batch))
         return found
 
-    def _onnx(self, model: nn.Module) -> list[tuple[Path, int | None]]:
+    def _onnx(self, stage: str, model: nn.Module) -> list[tuple[Path, int | None]]:
         """Return the ONNX files of a model: one for every batch size, or one for each where it cannot be left open."""
         if id(model) not in self._written:
             path = self._folder / f'{len(self._written)}.onnx'
             try:
-                export_onnx(model, self._inputs, path, check=False)
+                export_onnx(model, self._inputs[stage], path, check=False)
                 self._written[id(model)] = [(path, None)]
             except StropError:
                 found = []
                 for batch in self._batches:
                     fixed = path.with_name(f'{path.stem}-{batch}.onnx')
-                    fixed.write_bytes(onnx_bytes(Positional(model, self._inputs), tuple(self.tensors(batch))))
+                    fixed.write_bytes(onnx_bytes(Positional(model, self._inputs[stage]), tuple(self.tensors(stage, batch))))
                     found.append((fixed, batch))
                 self._written[id(model)] = found  # type: ignore[assignment]
         return self._written[id(model)]
@@ -425,7 +437,7 @@ class _Bench:
         runtime = _RUNTIME_OF.get(entry.name, entry.name)
         for batch in (None,) if entry.open_batch else self._batches:
             path = self._folder / f'{len(list(self._folder.iterdir()))}{entry.suffix}'
-            inputs = self._inputs if batch is None else self._inputs.with_batch(batch)
+            inputs = self._given(stage, batch)
             entry.write(graph, quantized.example if batch is None else (inputs.args, inputs.kwargs), path)
             found.append(_Ready(stage, runtime, precision, prepared(entry, path, self._threads), path, batch))
         return found

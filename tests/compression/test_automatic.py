@@ -27,12 +27,12 @@ class Counted:
         self.whole = count(around.original, self.sample).macs
         self.whole_ms, self.warnings, self.timed = 1.0, [], []
 
-    def time(self, model):
-        share = 0.1 + 0.9 * count(model, self.sample).macs / self.whole
+    def time(self, model, data):
+        share = 0.1 + 0.9 * count(model, data.example(1)).macs / self.whole
         self.timed.append(share)
         return Pace(share, share)
 
-    def layers(self, model):
+    def layers(self, model, data):
         times = {
             name: 0.1 + 0.9 * cost.macs / self.whole for name, cost in count(model, self.sample).modules.items() if cost.macs
         }
@@ -102,7 +102,7 @@ def test_candidates_are_taught_as_the_next_stage_will_and_the_best_learner_is_ta
     best = max(candidate['score'] for candidate in plan['candidates'])
     assert next(candidate for candidate in plan['candidates'] if candidate['label'] == chosen.label)['score'] == best
     assert any(
-        'Taught for about 3 steps as the stage `distill` will' in text for text in found.result.stage('prune').explanation
+        'were taught for about 3 steps, as the stage `distill` will' in text for text in found.result.stage('prune').explanation
     )
 
 
@@ -142,17 +142,17 @@ def test_what_was_found_out_is_not_found_out_again(tmp_path, pictures, by_count,
     times = []
     measure = Counted.time
 
-    def dies(self, model):
+    def dies(self, *of):
         if len(times) == 6:  # four are of the whole model and of three narrower ones
             raise Stop
-        times.append(measure(self, model))
+        times.append(measure(self, *of))
         return times[-1]
 
     monkeypatch.setattr(Counted, 'time', dies)
     with pytest.raises(Stop):
         compress(tmp_path / 'out', pictures, {'latency': 0.5})
     harms = []
-    monkeypatch.setattr(Counted, 'time', lambda self, model: times.append(measure(self, model)) or times[-1])
+    monkeypatch.setattr(Counted, 'time', lambda self, *of: times.append(measure(self, *of)) or times[-1])
     monkeypatch.setattr(automatic, '_distance', lambda *tensors: harms.append(1) or 1.0)
     resumed = compress(tmp_path / 'out', pictures, {'latency': 0.5})
     monkeypatch.undo()
@@ -238,3 +238,79 @@ def test_one_try_does_not_end_in_a_far_smaller_model(tmp_path, pictures, by_coun
     # It lies in the upper part of the budget, or the next larger model was measured and breaks it.
     assert first['share'] > 0.8 * 0.8 or larger
     assert first['share'] > min(entry.latency_ms for entry in ladder)
+
+
+def smaller(folder, pictures, *after, **stage):
+    settings = {'round_to': 4, 'max_ratio': 0.3, 'depth': False, 'resolution': True, **stage}
+    return strop.compress(
+        small_net(), pictures, stages=[{'finetune': {'epochs': 3, 'lr': 0.1}}, {'prune': settings}, *after],
+        budget={'runtime': 'eager', 'latency': 0.45}, output=folder, threads=1, runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+
+
+def test_images_get_smaller_where_the_recipe_allows_it(tmp_path, pictures, by_count):
+    """The lengths that may go do not keep the budget; half the pixels do."""
+    after = [{'distill': {'epochs': 2, 'hard': 1.0, 'features': ['3']}}, {'export': {'formats': ['pt2']}}]
+    found = smaller(tmp_path / 'out', pictures, *after, rehearse=2)
+    plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
+    side = plan['side']
+    assert side in (4, 6)
+    assert {candidate['side'] for candidate in plan['candidates']} <= {4, 6}
+    assert any('from 8 pixels (the short side) to' in text for text in found.result.stage('prune').explanation)
+    # Scores, costs and files are of the smaller images.
+    images, labels = pictures['test']
+    shrunk = torch.nn.functional.interpolate(images, size=(side, side), mode='bilinear')
+    accuracy = float((found.model(shrunk).argmax(1) == labels).double().mean())
+    assert found.result.stage('distill').scores['accuracy'] == pytest.approx(accuracy)
+    assert found.result.stage('distill').resources.macs == count(found.model, shrunk[:1]).macs
+    program = torch.export.load(found.folder / 'exports' / 'model.pt2').module()
+    torch.testing.assert_close(program(shrunk), found.model(shrunk))
+    assert torch.load(found.folder / 'example.pt')[0].shape == (2, 1, side, side)
+    assert f'take images of {side} × {side} pixels' in (found.folder / 'README.md').read_text()
+    loaded = strop.load(found.folder, factory=small_net)
+    assert torch.equal(loaded(shrunk), found.model(shrunk))
+    # The original is scored on whole ones.
+    assert found.result.stage('finetune').resources.macs == count(small_net(), images[:1]).macs
+    again = smaller(tmp_path / 'out', pictures, *after, rehearse=2)
+    assert again.result.stage('distill').scores == found.result.stage('distill').scores
+    assert torch.equal(again.model(shrunk), found.model(shrunk))
+
+
+def test_the_original_is_quantized_for_whole_images_beside_smaller_ones(tmp_path, pictures, by_count):
+    runtime = pytest.importorskip('onnxruntime')
+    found = smaller(tmp_path / 'out', pictures, {'quantize': {'backend': 'onnxruntime', 'activation': 'min_max'}}, rehearse=0)
+    side = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())['side']
+    images, labels = pictures['test']
+    shrunk = torch.nn.functional.interpolate(images, size=(side, side), mode='bilinear')
+    said = found.result.stage('quantize')
+    accuracies = []
+    for name, given in (('original-', images), ('', shrunk)):
+        session = runtime.InferenceSession(found.folder / 'stages' / '03-quantize' / f'{name}onnxruntime-int8.onnx')
+        assert session.get_inputs()[0].shape[1:] == list(given.shape[1:])
+        answers = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: given.numpy()})[0])
+        accuracies.append(float((answers.argmax(1) == labels).double().mean()))
+    assert any(f'The original, quantized alike, has accuracy {accuracies[0]:.4f}' in text for text in said.explanation)
+    assert said.scores['accuracy'] == pytest.approx(accuracies[1])
+
+
+def test_images_stay_where_nobody_allows_smaller_ones(tmp_path, pictures, by_count):
+    found = smaller(tmp_path / 'out', pictures, resolution=False)
+    assert found.met is False
+    assert json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())['side'] is None
+
+
+def test_a_model_of_one_size_of_images_keeps_it_and_says_why(tmp_path, pictures, by_count):
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.out = nn.Linear(64, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.out(self.hidden(x.flatten(1)).relu())
+
+    found = strop.compress(
+        Placed(), pictures, stages=[{'prune': {'round_to': 4, 'resolution': True}}],
+        budget={'runtime': 'eager', 'latency': 0.7}, output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    assert any('Placed does not take images of 6 pixels' in text for text in found.result.stage('prune').warnings)
+    assert found.model.hidden.out_features < 16

@@ -19,7 +19,7 @@ def finished(folder):
         [results.Tried('step 1', 'prune', 10, 2, 0.5, 0.25, True, 'validation')],
         [results.Export('model.onnx', 'onnx', 'onnxruntime', 0.0, 12)],
         [IntegerFile('openvino', folder / 'model.xml', 'quantize', 0.5, {'accuracy': 0.5})],
-        [], {'depth': 2}, folder, ['plan.json'],
+        [], {'depth': 2}, 24, folder, ['plan.json'],
     )  # fmt: skip
 
 

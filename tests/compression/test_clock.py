@@ -38,7 +38,7 @@ def clock(parts, tmp_path, backends=(), **budget):
 
 def test_a_share_is_of_what_the_budget_is_of(parts, tmp_path):
     found = clock(parts, tmp_path, latency=0.5, runtime='eager')
-    whole, part = found.time(Heavy(40).eval()), found.time(Heavy(4).eval())
+    whole, part = found.time(Heavy(40).eval(), parts), found.time(Heavy(4).eval(), parts)
     assert part.share < 0.7 * whole.share
     assert part.milliseconds < whole.milliseconds
     assert found.precision == 'f32'
@@ -52,7 +52,7 @@ def test_the_excess_is_that_of_the_tightest_limit(parts, tmp_path):
 
 def test_layers_add_up_to_the_whole_forward(parts, tmp_path):
     found = clock(parts, tmp_path, latency=0.5, runtime='eager')
-    times, measured = found.layers(Heavy(10).eval())
+    times, measured = found.layers(Heavy(10).eval(), parts)
     assert set(times) == {*(f'layers.{index}' for index in range(10)), 'out'}
     assert sum(times.values()) >= 0.99 * measured.whole.median_ms
 
@@ -62,4 +62,4 @@ def test_a_quantized_clock_measures_integers(parts, tmp_path):
     pytest.importorskip('nncf')
     found = clock(parts, tmp_path, ('openvino',), latency=0.5, runtime='openvino', relative_to='quantized')
     assert found.precision == 'int8'
-    assert found.time(Heavy(4).eval()).share < 1
+    assert found.time(Heavy(4).eval(), parts).share < 1

@@ -80,3 +80,16 @@ def test_a_loader_of_some_batches_gives_the_first_of_the_epoch(parts):
     assert len(some) == len(parts.loader(3, 2)) == 2
     assert all(torch.equal(first, second) for first, second in zip(some, whole))
     assert len(parts.loader(3, 99)) == len(parts.loader(3))
+
+
+def test_a_model_of_smaller_images_sees_them_and_its_teacher_whole_ones(parts):
+    half = parts.at(4)
+    assert half.example(2).shape == (2, 1, 4, 4)
+    assert half.inputs('test', limit=1)[0].shape[2:] == (4, 4)
+    whole, _ = next(iter(half.loader(0)))
+    assert whole.shape[2:] == (8, 8)
+    assert half.seen(whole).shape[2:] == (4, 4)
+    assert half.image_side == parts.image_side == 8
+    assert half.digest() == parts.digest()
+    assert parts.example(2).shape == (2, 1, 8, 8)
+    assert torch.equal(half.at(None).example(2), parts.example(2))

@@ -11,6 +11,7 @@ from torch import nn
 from strop.compression.parts import given_parts
 from strop.compression.scoring import Judge, main_output
 from strop.errors import ConfigError, DataError, TrainingError
+from tests.compression.conftest import small_net
 
 
 def _parts(x, y=None, **options):
@@ -96,3 +97,18 @@ def test_outputs_that_are_not_finite_are_an_error():
         Judge(parts, Constant([[float('nan'), 0.0]]))
     with pytest.raises(TrainingError, match='NaN or infinite'):
         Judge(parts, Constant([[1.0, 0.0]])).scores(Constant([[float('inf'), 0.0]]))
+
+
+def test_a_judge_of_smaller_images_compares_with_what_the_original_says_of_whole_ones(parts, judge):
+    seen = []
+
+    def run(inputs):
+        seen.append(tuple(inputs.shape[2:]))
+        return small_net()(inputs)
+
+    half = judge.at(4).scores(run)
+    assert set(seen) == {(4, 4)}
+    answers = torch.cat([small_net()(inputs) for inputs in parts.inputs('test')]).argmax(1)
+    mine = torch.cat([small_net()(inputs) for inputs in parts.at(4).inputs('test')]).argmax(1)
+    assert half['agreement'] == pytest.approx(float((answers == mine).double().mean()))
+    assert judge.scores(small_net())['agreement'] == 1

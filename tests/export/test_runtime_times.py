@@ -199,3 +199,31 @@ def test_one_file_is_not_two_models(tmp_path: Path) -> None:
 def test_a_score_that_fails_says_where() -> None:
     with pytest.raises(EstimateError, match='net as eager computes it in f32: ZeroDivisionError'):
         measure_runtimes({'net': _net()}, ROWS, batches=(1,), only=('eager',), rounds=1, score=lambda model: 1 / 0)
+
+
+def test_a_model_of_other_inputs_is_measured_and_scored_on_them() -> None:
+    pytest.importorskip('onnxruntime')
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = torch.rand(2, 1, 16, 16)
+    seen: dict[str, list[int]] = {'whole': [], 'half': []}
+
+    def judge(name: str, side: int) -> Any:
+        def score(model: nn.Module) -> float:
+            seen[name].append(side)
+            return float(model(images[..., :side, :side]).sum())
+
+        return score
+
+    times = measure_runtimes(
+        {'whole': pooled, 'half': pooled}, images, inputs_of={'half': images[..., :8, :8]}, batches=(1,),
+        only=('eager', 'onnxruntime'), precisions=('f32',), rounds=2, memory=False,
+        score={'whole': judge('whole', 16), 'half': judge('half', 8)},
+    )  # fmt: skip
+    assert times.missing == ()
+    scores = {(row.stage, row.runtime): row.score for row in times.rows}
+    for stage, side in (('whole', 16), ('half', 8)):
+        expected = float(pooled(images[..., :side, :side]).detach().sum())
+        assert scores[stage, 'eager'] == pytest.approx(expected, abs=1e-5)
+        assert scores[stage, 'onnxruntime'] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match="`inputs_of` names 'hal'"):
+        measure_runtimes({'half': pooled}, images, inputs_of={'hal': images}, rounds=1)
