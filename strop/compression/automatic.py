@@ -38,7 +38,7 @@ from strop.compression.clock import Clock, Pace
 from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
 from strop.compression.plan import Candidate, Notes, Planned
-from strop.compression.scoring import call, main_output
+from strop.compression.scoring import call, main_output, with_better_norms
 from strop.compression.stage import Surroundings, resources_of
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
@@ -296,8 +296,8 @@ class Planner:
         """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> float:
-            smaller, around = copy.deepcopy(self._model(rung)), self._view(rung)
-            recalibrate(smaller, self._calibration(rung))
+            around = self._view(rung)
+            smaller = with_better_norms(self._model(rung), self._calibration(rung), around.judge)
             if around.follows is not None and self.rehearse:
                 return around.follows.rehearse(smaller, around, self.rehearse)
             return around.judge.score(smaller, 'validation')
@@ -458,9 +458,8 @@ class Planner:
 
     def _untaught(self, rung: Rung) -> float:
         def find() -> float:
-            smaller = copy.deepcopy(self._model(rung))
-            recalibrate(smaller, self._calibration(rung)[:2])
-            return self._view(rung).judge.score(smaller, 'validation')
+            judge = self._view(rung).judge
+            return judge.score(with_better_norms(self._model(rung), self._calibration(rung)[:2], judge), 'validation')
 
         return float(self.notes.recall(_mark('untaught', rung), find))
 

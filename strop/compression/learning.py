@@ -32,6 +32,7 @@ class LearningStage(StageSettings):
     clip: float | None = 5.0
     precision: str | None = None
     checkpoint_steps: int | None = None
+    freeze_norms: bool = False
 
     def __post_init__(self) -> None:
         self.schedule  # noqa: B018 - it checks the values

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strop.compression.automatic import Planner
 from strop.compression.budget import Budget
-from strop.compression.scoring import call, main_output
+from strop.compression.scoring import call, main_output, with_better_norms
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.pruning import IMPORTANCES, build_importance, prune, recalibrate, remove_blocks
@@ -39,7 +39,8 @@ class PruneStage(StageSettings):
         ignored: Patterns of units, layers or parameters whose channels stay.
         limits: pattern -> ratio, or (least, most).
         max_ratio: No unit loses more than this share.
-        recalibrate: Measure batch-norm statistics again.
+        recalibrate: Measure batch-norm statistics again; the automatic plan takes them if they do better on the validation
+            samples.
         depth: Whether the automatic plan may take out residual blocks as well.
         resolution: Whether the automatic plan may make the images smaller as well, down to half a side. The model and its files
             then take smaller images, which the README of the result says.
@@ -233,7 +234,7 @@ class PruneStage(StageSettings):
         found.side = planned.side
         if self.recalibrate and (planned.records or planned.side):
             view = around.at(planned.side or around.data.side)
-            recalibrate(planned.model, view.data.inputs('calibration'))
+            return with_better_norms(planned.model, view.data.inputs('calibration'), view.judge)
         return planned.model
 
 

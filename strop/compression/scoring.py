@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from strop.compression.parts import DataParts, check_classes
 from strop.errors import ConfigError, DataError, TrainingError
+from strop.pruning import recalibrate
 
 #: Takes inputs, gives outputs: a model, or a file in its runtime.
 Run = Callable[[Any], Any]
@@ -227,8 +228,28 @@ class Judge:
         return found
 
 
+def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module:
+    """Return a copy with the statistics of its batch norms measured again, if it then scores better on the validation samples.
+
+    Where much was cut they are far off without it; but those that a model was trained with are of many more samples than there
+    may be here.
+
+    Args:
+        model: The model; it stays as it is.
+        batches: Batches of inputs to measure them on.
+        judge: What scores it.
+
+    Returns:
+        A copy in any case.
+    """
+    kept, again = copy.deepcopy(model), copy.deepcopy(model)
+    if not recalibrate(again, batches):
+        return kept
+    return again if judge.score(again, 'validation') > judge.score(kept, 'validation') else kept
+
+
 def _shapes(inputs: Any) -> str:
     return ', '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
 
-__all__ = ['Judge', 'Run', 'call', 'main_output']
+__all__ = ['Judge', 'Run', 'call', 'main_output', 'with_better_norms']

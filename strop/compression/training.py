@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from strop.engine import build_runner
 from strop.errors import ConfigError, listed, near
 from strop.files import atomic_write
+from strop.quantization.qat import freeze_batch_norms
 from strop.randomness import seeded
 
 #: (student, inputs, targets, step) -> name -> loss.
@@ -41,6 +42,8 @@ class Schedule:
         clip: Largest norm of the gradients.
         precision: None, `bfloat16` or `float16`.
         checkpoint_steps: A checkpoint every so many steps; one an epoch by default.
+        freeze_norms: Keep the statistics of batch norms as they are. Those of a few hundred samples are worse than those that
+            the model was trained with.
 
     Raises:
         ConfigError: If a value is not what it can be.
@@ -57,8 +60,11 @@ class Schedule:
     clip: float | None = 5.0
     precision: str | None = None
     checkpoint_steps: int | None = None
+    freeze_norms: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.freeze_norms, bool):
+            raise ConfigError(f'`freeze_norms` is true or false, but got {self.freeze_norms!r}.')
         for name in ('epochs', 'checkpoint_steps'):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -83,14 +89,25 @@ class Lesson(BaseModel):
         student: The model that learns.
         objective: Gives the losses of a batch.
         trained: Modules of the objective that are trained along, such as projections of a distiller.
+        freeze_norms: Whether batch norms of the student stay in eval mode.
     """
 
-    def __init__(self, student: nn.Module, objective: Objective, trained: nn.Module | None = None) -> None:
+    def __init__(
+        self, student: nn.Module, objective: Objective, trained: nn.Module | None = None, freeze_norms: bool = False
+    ) -> None:
         super().__init__()
         self.student = student
         self.trained = trained if trained is not None else nn.Identity()
         self.objective = objective
+        self.freeze_norms = freeze_norms
         self.step = 0
+
+    def train(self, mode: bool = True) -> Lesson:
+        """Set the mode, which frozen norms do not follow."""
+        super().train(mode)
+        if self.freeze_norms:
+            freeze_batch_norms(self.student)
+        return self
 
     def forward(self, inputs: Any, targets: Any = None, mode: str = 'tensor') -> Any:
         """Return the losses, or in any other mode what the student gives."""
@@ -187,7 +204,7 @@ def train(
         TrainingError: If a loss is not finite.
     """
     total = schedule.epochs * len(loader)
-    lesson = Lesson(student.to(memory_format=torch.channels_last), objective, trained)
+    lesson = Lesson(student.to(memory_format=torch.channels_last), objective, trained, schedule.freeze_norms)
     optimizer: dict[str, Any] = {'lr': schedule.lr, 'weight_decay': schedule.weight_decay}
     optimizer |= {'type': 'SGD', 'momentum': 0.9, 'nesterov': True} if schedule.optimizer == 'sgd' else {'type': 'AdamW'}
     wrapper: dict[str, Any] = {'type': 'OptimWrapper', 'optimizer': optimizer}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from strop.compression.parts import given_parts
-from strop.compression.scoring import Judge, main_output
+from strop.compression.scoring import Judge, main_output, with_better_norms
 from strop.errors import ConfigError, DataError, TrainingError
 from tests.compression.conftest import small_net
 
@@ -112,3 +112,27 @@ def test_a_judge_of_smaller_images_compares_with_what_the_original_says_of_whole
     mine = torch.cat([small_net()(inputs) for inputs in parts.at(4).inputs('test')]).argmax(1)
     assert half['agreement'] == pytest.approx(float((answers == mine).double().mean()))
     assert judge.scores(small_net())['agreement'] == 1
+
+
+def test_norms_are_measured_again_where_that_does_better(parts, judge):
+    class Normed(nn.Module):
+        """Gives the norm of each quarter's mean; the right class if the statistics are those of the data."""
+
+        def __init__(self, mean):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.norm.running_mean += torch.tensor(mean)
+
+        def forward(self, x):
+            return self.norm(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+    batches = parts.inputs('calibration')
+    off, right = Normed([0.0, 0.0, 0.0, 9.0]), Normed([0.25] * 4)
+    mended = with_better_norms(off, batches, judge)
+    assert judge.score(mended) > judge.score(off)
+    assert off.norm.running_mean[3] == 9  # what was given stays as it is
+    # Statistics of one class alone are worse than those that it has.
+    mine, _ = parts.calibration[0]
+    kept = with_better_norms(right, [mine[None].repeat(8, 1, 1, 1)], judge)
+    assert kept is not right
+    assert torch.equal(kept.norm.running_mean, right.norm.running_mean)

@@ -71,3 +71,11 @@ def test_a_loss_that_is_not_finite_stops_the_training(parts, tmp_path):
 def test_a_schedule_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Schedule(**options)
+
+
+def test_frozen_norms_keep_their_statistics_while_weights_learn(judge, parts, tmp_path):
+    model = _run(judge, parts, tmp_path / 'a', epochs=2, freeze_norms=True).model
+    before = small_net().state_dict()
+    for name, tensor in model.state_dict().items():
+        statistic = 'running' in name or 'tracked' in name
+        assert torch.equal(tensor, before[name]) == statistic, name
