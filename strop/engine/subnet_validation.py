@@ -50,6 +50,7 @@ class SubnetValLoop(ValLoop):
         self.evaluate_fixed_subnet = evaluate_fixed_subnet
         self.estimator_cfg = estimator_cfg
         self.scorer = Scorer(runner, self.dataloader, self.evaluator, calibrate_sample_num, fp16)
+        self._meter: ResourceMeter | None = None
 
     def run(self) -> dict[str, float]:
         """Validate and return the metrics."""
@@ -69,12 +70,14 @@ class SubnetValLoop(ValLoop):
         return metrics
 
     def _subnets(self, algorithm: Any, mutator: Any) -> dict[str, float]:
-        meter = ResourceMeter(algorithm, sample_batch(self.runner, self.dataloader), self.estimator_cfg)
+        # It runs every choice once, which takes longer than validating; what subnets cost does not change with their weights.
+        if self._meter is None or self._meter.algorithm is not algorithm:
+            self._meter = ResourceMeter(algorithm, sample_batch(self.runner, self.dataloader), self.estimator_cfg)
         metrics: dict[str, float] = {}
         for kind in KINDS:
             with seeded(self.runner.seed or 0, 'validation', self.runner.iter):
                 subnet = mutator.space.subnet(mutator.sample_choices(kind))
-            values = {**self.scorer.metrics(subnet), **meter.measure(subnet)}
+            values = {**self.scorer.metrics(subnet), **self._meter.measure(subnet)}
             metrics.update({f'{kind}_subnet.{name}': value for name, value in values.items()})
         return metrics
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from strop.engine import SubnetValLoop, build_runner
+from strop.engine import SubnetValLoop, build_runner, subnet_validation
 from strop.estimators import count
 from strop.mutables import extract
 from strop.registry import LOOPS
@@ -57,6 +57,20 @@ def test_validation_during_training_does_not_change_it(tmp_path):
         runner.train()
         states.append(runner.model.state_dict())
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_what_subnets_cost_is_found_out_once(tmp_path, monkeypatch):
+    made = []
+    meter = subnet_validation.ResourceMeter
+    monkeypatch.setattr(subnet_validation, 'ResourceMeter', lambda *given: made.append(given) or meter(*given))
+    runner, first = validated(tmp_path, calibrate_sample_num=0)
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            parameter.zero_()
+    second = runner.val_loop.run()
+    assert len(made) == 1
+    for name in ('max_subnet.flops', 'max_subnet.params', 'min_subnet.flops', 'min_subnet.params'):
+        assert second[name] == first[name] > 0
 
 
 def test_numbers_of_a_fixed_subnet_have_no_prefix(tmp_path):
