@@ -475,7 +475,7 @@ class Planner:
         return self._resources[rung.key]
 
     def _counted(self) -> dict[str, float]:
-        whole = resources_of(self.around.original, self.example)
+        whole = resources_of(self.around.original, self.around.at(None).data.example(1))
         limits = {
             name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
             for name, given in self.around.budget.counted.items()

@@ -474,6 +474,13 @@ class Compression:
         self.progress.begin('measure')
         begun = time.monotonic()
         self._artefact(state, finished)
+        images = None if state.side is None else list(self.data.at(state.side).example(1).shape[1:])
+        if images is not None:
+            after, before = (' × '.join(map(str, shape[-2:])) for shape in (images, self.data.at(None).example(1).shape))
+            self.result.warnings.append(
+                f'The model and its files take images of {after} pixels, where the original takes {before}; README.md says how '
+                'they were made smaller. Figures of both are of their own images.'
+            )
         alone = measured(
             self.result,
             self.reference,
@@ -488,11 +495,7 @@ class Compression:
         )
         self._judge_budget(alone)
         self._write()
-        images = None if state.side is None else list(self.data.at(state.side).example(1).shape[1:])
-        atomic_write(
-            self.folder / 'README.md',
-            readme(self.result, self.source, images),
-        )
+        atomic_write(self.folder / 'README.md', readme(self.result, self.source, images))
         CompressionReport(self.result).write(self.folder)
         self.progress.end('measure', time.monotonic() - begun, {})
         integers = {

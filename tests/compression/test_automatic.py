@@ -267,6 +267,9 @@ def test_images_get_smaller_where_the_recipe_allows_it(tmp_path, pictures, by_co
     torch.testing.assert_close(program(shrunk), found.model(shrunk))
     assert torch.load(found.folder / 'example.pt')[0].shape == (2, 1, side, side)
     assert f'take images of {side} × {side} pixels' in (found.folder / 'README.md').read_text()
+    assert any(
+        f'take images of {side} × {side} pixels, where the original takes 8 × 8' in text for text in found.result.warnings
+    )
     loaded = strop.load(found.folder, factory=small_net)
     assert torch.equal(loaded(shrunk), found.model(shrunk))
     # The original is scored on whole ones.
