@@ -71,8 +71,6 @@ _SECONDS = 240.0
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
-#: The ladders that are tried with smaller images as well.
-_BESIDE_IMAGES = ('least harm', 'harm of blocks × 4')
 
 
 class Planner:
@@ -137,7 +135,7 @@ class Planner:
         planned = self.planned
         ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
         trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
-        ladders += 3 if self.sides and not self._only_score() else 0
+        ladders += 4 if self.sides and not self._only_score() else 0
         self._total = trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
         self.pricing = self._priced()
         planned.worths = self._worths()
@@ -365,13 +363,13 @@ class Planner:
         return index
 
     def _smaller_images(self) -> None:
-        """Make images smaller until that alone keeps the budget, and by some of that way with what ladders take out."""
+        """Make images smaller until that alone keeps the budget, and by some of that way with cuts of least harm."""
         whole = self.around.data.side or self.around.data.image_side or 1
-        kept = next(iter(self._ladders.values()))[0]
+        first = next(iter(self._ladders))
+        kept = self._ladders[first][0]
         index = self._reach('smaller images', [kept, *(sized([kept], side, whole)[0] for side in self.sides)])
         for side in between(self.sides, None if index is None else index - 1):
-            for label in [label for label in self._ladders if label in _BESIDE_IMAGES]:
-                self._reach(f'images of {side}, {label}', sized(self._ladders[label], side, whole))
+            self._reach(f'images of {side}, {first}', sized(self._ladders[first], side, whole))
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
         """Return the candidate that learns best; without a stage that trains the one that is harmed least."""

@@ -59,21 +59,21 @@ def sized(ladder: Sequence[Rung], side: int, whole: int) -> list[Rung]:
 
 
 def between(sides: Sequence[int], index: int | None) -> list[int]:
-    """Return a few sides for which something else must go as well: at thirds of the way to the first that is small enough.
+    """Return a few sides for which something else must go as well: at quarters of the way to one that is small enough.
 
     Args:
         sides: From the largest to the smallest.
         index: The place of the first that is small enough by itself; None if none is, and the smallest is then among them.
 
     >>> between([208, 192, 176, 160, 144, 128], 4)
-    [192, 176]
+    [192, 176, 160]
     >>> between([28, 24], 0)
     []
     """
     larger = sides if index is None else sides[:index]
     if not larger:
         return []
-    chosen = {larger[len(larger) // 3], larger[2 * len(larger) // 3]}
+    chosen = {larger[quarter * len(larger) // 4] for quarter in (1, 2, 3)}
     return sorted(chosen if index is not None else {*chosen, sides[-1]}, reverse=True)
 
 
