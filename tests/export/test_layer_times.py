@@ -206,3 +206,16 @@ def test_a_quantized_file_with_other_layers_is_refused() -> None:
         wiring.rename(['a', 'b'], owners)
     with pytest.raises(EstimateError, match='cannot be told apart'):
         wiring.rename(['a', 'b', 'c'], {**owners, 'b': nn.Linear(4, 5)})
+
+
+def test_steps_that_openvino_adds_may_have_another_number_in_each_program() -> None:
+    pytest.importorskip('openvino')
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16,
+    )  # fmt: skip
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    ids = torch.arange(8)[None]
+    times = layer_times(model, {'input_ids': ids, 'attention_mask': torch.ones_like(ids)}, runtime='openvino', rounds=3)
+    assert {'encoder.layer.0.attention.self.query', 'encoder.layer.0.intermediate.dense'} <= set(times)
