@@ -9,7 +9,7 @@ WikiText-2. Each is one recipe that the command line runs: prune by the automati
 - `prune`: pruned and taught in the same way, in floats, to the time that the chain reached, or as near as it comes.
 
 Ratios are of paired rounds with intervals; the scores that count are those that OpenVINO computes of the int8 file on the test
-part. A killed benchmark goes on inside the recipe that ran; cases that `--out` holds already and that are not asked for stay in it.
+part. A killed benchmark goes on inside the recipe that ran; what `--out` holds of other cases stays in it.
 
     python benchmarks/compression.py --out benchmarks/results/compression.json
     python benchmarks/compression.py --cases resnet20 --quick
