@@ -87,6 +87,7 @@ class Planner:
         resolution: Whether images may be made smaller.
         tries: How many models of a ladder are measured whole, beside its ends.
         rehearse: Steps that candidates are taught for; 0 takes the one that is harmed least.
+        recalibrate: Whether norms are measured again where that does better.
         calibration: Batches of inputs.
 
     Raises:
@@ -106,20 +107,27 @@ class Planner:
         resolution: bool,
         tries: int,
         rehearse: int,
+        recalibrate: bool,
         calibration: list[Any],
     ) -> None:
         self.model, self.around, self.importance = model, around, importance
-        self.tries, self.rehearse = tries, rehearse
+        self.tries, self.rehearse, self.recalibrates = tries, rehearse, recalibrate
         self._calibrations: dict[int | None, list[Any]] = {around.data.side: calibration}
         self.example = around.data.example(1)
         self.graph = channel_units(model, self.example)
         judge = build_importance(importance, seed=around.seed)
         found = score(self.graph, model, judge, data=importance_data, loss=importance_loss, seed=around.seed)
         self.ranking = Ranking(self.graph, model, found, selection)
-        self.blocks = list(residual_blocks(model, around.data.example(2))) if depth else []
+        needs = () if around.follows is None else around.follows.needs
+        self.blocks = [
+            block
+            for block in (residual_blocks(model, around.data.example(2)) if depth else ())
+            if not any(path == block or path.startswith(f'{block}.') for path in needs)
+        ]
         self.clock = Clock(around)
         self.notes = Notes(around.work / 'plan.json')
         self.planned = Planned(model)
+        self._tried: dict[str, Tried] = {}
         self.counted = self._counted()
         self.sides: list[int] = []
         if resolution:
@@ -150,9 +158,9 @@ class Planner:
         planned.side = chosen.rung.side
         planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
         planned.removed = chosen.rung.removed
-        for entry in planned.tried:
-            entry.chosen = entry.label == chosen.label
-        planned.warnings += self.clock.warnings
+        for key, entry in self._tried.items():
+            entry.chosen = key == chosen.rung.key
+        planned.tried = list(self._tried.values())
         self._explain(chosen)
         return planned
 
@@ -196,11 +204,13 @@ class Planner:
             return {
                 'shared': shared, 'layers': {name: layer.latency.median_ms for name, layer in found.items()},
                 'milliseconds': found.whole.median_ms, 'runtime': found.runtime, 'precision': found.precision,
-                'threads': found.threads,
+                'threads': found.threads, 'warnings': list(self.clock.warnings),
             }  # fmt: skip
 
         self._advance()
-        return self.notes.recall(key, find)
+        known: dict[str, Any] = self.notes.recall(key, find)
+        self.planned.warnings += [text for text in known['warnings'] if text not in self.planned.warnings]
+        return known
 
     def _worths(self) -> list[Worth]:
         """Cut each unit alone, take out each block alone, and compare the outputs with the whole model's."""
@@ -252,9 +262,12 @@ class Planner:
 
     def _calibration(self, rung: Rung) -> list[Any]:
         around = self._view(rung)
-        if around.data.side not in self._calibrations:
-            self._calibrations[around.data.side] = around.data.inputs('calibration')
-        return self._calibrations[around.data.side]
+        side = around.data.side
+        if side not in self._calibrations:
+            # Those of the images that it had, and of one other size: they may be large.
+            self._calibrations = {self.around.data.side: self._calibrations[self.around.data.side]}
+            self._calibrations[side] = around.data.inputs('calibration')
+        return self._calibrations[side]
 
     def _halves(self, rung: Rung) -> tuple[list[Any], list[Any]]:
         """Return batches for the statistics of norms, and others to compare on."""
@@ -290,12 +303,17 @@ class Planner:
 
         return Pace(*self.notes.recall(_mark('time', rung), find))
 
+    def _normed(self, rung: Rung, batches: list[Any]) -> nn.Module:
+        """Return a copy of a rung's model with the norms that it will have."""
+        model = self._model(rung)
+        return with_better_norms(model, batches, self._view(rung).judge) if self.recalibrates else copy.deepcopy(model)
+
     def _rehearsed(self, rung: Rung) -> float:
         """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> float:
             around = self._view(rung)
-            smaller = with_better_norms(self._model(rung), self._calibration(rung), around.judge)
+            smaller = self._normed(rung, self._calibration(rung))
             if around.follows is not None and self.rehearse:
                 return around.follows.rehearse(smaller, around, self.rehearse)
             return around.judge.score(smaller, 'validation')
@@ -349,7 +367,8 @@ class Planner:
                 + 'and was taken.'
             )
             last = len(missed) - 1
-            return Candidate(f'{label}, step {last} of {last}', rung, pace, self._harm(rung))
+            name = self._tried[rung.key].label if rung.key in self._tried else f'{label}, step {last} of {last}'
+            return Candidate(name, rung, pace, self._harm(rung))
         return self._best(planned.candidates)
 
     def _reach(self, label: str, ladder: Sequence[Rung]) -> int | None:
@@ -358,8 +377,8 @@ class Planner:
         if index is None:
             self._missed[label] = ladder
         elif all(found.rung.key != ladder[index].key for found in self.planned.candidates):
-            rung, name = ladder[index], f'{label}, step {index} of {len(ladder) - 1}'
-            self.planned.candidates.append(Candidate(name, rung, self._pace(rung), self._harm(rung)))
+            rung = ladder[index]
+            self.planned.candidates.append(Candidate(self._tried[rung.key].label, rung, self._pace(rung), self._harm(rung)))
         return index
 
     def _smaller_images(self) -> None:
@@ -404,7 +423,7 @@ class Planner:
     def _first_within(self, label: str, ladder: Sequence[Rung]) -> int | None:
         """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
         low, high = 0, len(ladder) - 1
-        if self._excess(ladder[low]) <= 1:
+        if self._excess(ladder[low], f'{label}, step 0 of {high}') <= 1:
             return low
         if high == 0 or self._excess(ladder[high], f'{label}, step {high} of {high}') > 1:
             return None
@@ -456,8 +475,7 @@ class Planner:
 
     def _untaught(self, rung: Rung) -> float:
         def find() -> float:
-            judge = self._view(rung).judge
-            return judge.score(with_better_norms(self._model(rung), self._calibration(rung)[:2], judge), 'validation')
+            return self._view(rung).judge.score(self._normed(rung, self._calibration(rung)[:2]), 'validation')
 
         return float(self.notes.recall(_mark('untaught', rung), find))
 
@@ -465,7 +483,7 @@ class Planner:
         costs = self._costs(rung)
         milliseconds = pace.milliseconds if pace is not None and self.around.budget.timed else None
         tried = Tried(label, self.around.name, costs.macs, costs.params, milliseconds, found, False, 'validation')
-        self.planned.tried.append(tried)
+        self._tried.setdefault(rung.key, tried)
 
     def _costs(self, rung: Rung) -> StageResources:
         if rung.key not in self._resources:
@@ -562,7 +580,7 @@ class Planner:
             planned.explanation.append(
                 f'{len(planned.tried)} models were measured on {self.clock.runtime} in {self.clock.precision}; the one chosen '
                 f'takes {chosen.pace.milliseconds:.3f} ms, where the {self.around.budget.relative_to} model takes '
-                f'{self.clock.whole_ms:.3f} ms.'
+                f'{self.notes.recall("whole", lambda: self.clock.whole_ms):.3f} ms.'
             )
 
     def _advance(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -141,8 +142,8 @@ class Verdict:
 
     Args:
         name: The limit.
-        wanted: What was allowed.
-        reached: What came out.
+        wanted: What was allowed; NaN where that is not known.
+        reached: What came out; likewise.
         met: Whether that is within the limit.
         sentence: The same in words.
     """
@@ -155,7 +156,7 @@ class Verdict:
 
 
 def verdicts(budget: Budget, before: Mapping[str, float], after: Mapping[str, float]) -> list[Verdict]:
-    """Compare what came out with every limit for which there is a figure.
+    """Compare what came out with every limit; one without a figure is not met.
 
     Args:
         budget: The limits.
@@ -169,6 +170,10 @@ def verdicts(budget: Budget, before: Mapping[str, float], after: Mapping[str, fl
     for name, given in budget.limits.items():
         figure = 'latency_ms' if name == 'latency' else name
         if figure not in after or (name in ('macs', 'params', 'latency') and figure not in before):
+            sentence = f'The budget {name} ≤ {given} could not be judged: there is no such figure of what came out.'
+            if figure in after:
+                sentence = f'The budget {name} ≤ {given} could not be judged: there is no such figure of what it is a share of.'
+            found.append(Verdict(name, math.nan, float(after.get(figure, math.nan)), False, sentence))
             continue
         if name == 'latency':
             wanted = float(given) * before[figure]

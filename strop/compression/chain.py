@@ -25,7 +25,7 @@ from strop.compression.model_source import ModelSource, state_digest
 from strop.compression.page import readme
 from strop.compression.parts import DataParts
 from strop.compression.progress import Progress
-from strop.compression.quantize_stage import planned_backends
+from strop.compression.quantize_stage import FOR_RUNTIME, QuantizeStage, planned_backends
 from strop.compression.recipe import NamedStage, Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import (
@@ -221,11 +221,12 @@ class Compression:
         digests = self.recipe.digests(model_digest, self.data.digest(), self.threads)
         self.result = self._begun()
         state = State(copy.deepcopy(self.supernet))
-        finished: list[Finished] = [self._source(digests[0] if digests else model_digest)]
+        finished: list[Finished] = [self._source()]
         again = False
         for number, (stage, digest) in enumerate(zip(self.recipe.stages, digests), 1):
-            again = again or stage.name == from_stage
             folder = self.folder / STAGES / f'{number:02d}-{stage.name}'
+            if stage.name == from_stage:
+                self._forget_from(number)
             done = None if again else Finished.read(folder, digest)
             kept = done is not None and done.entry.status == 'done'
             if done is None or not kept:  # what was left out may be possible by now
@@ -240,6 +241,12 @@ class Compression:
             self.progress.end(stage.name, done.entry.seconds, done.entry.scores, kept)
             self._write()
         return self._finish(state, finished)
+
+    def _forget_from(self, number: int) -> None:
+        """Delete the checkpoints of a stage and of those behind it, the last ones first, so that none is left of an old run."""
+        for folder in sorted((self.folder / STAGES).glob('[0-9]*-*'), reverse=True):
+            if folder.is_dir() and int(folder.name.partition('-')[0]) >= number:
+                remove(folder)
 
     def _claim(self, resume: bool) -> bool:
         """Make the folder, or see that it holds a run of the same model and data that may go on; return whether it was made."""
@@ -304,7 +311,7 @@ class Compression:
             ],
         )
 
-    def _source(self, digest: str) -> Finished:
+    def _source(self) -> Finished:
         """Score the model as it is; kept like a stage."""
         folder = self.folder / STAGES / '00-source'
         identity = f'{state_digest(self.supernet)}-{self.data.digest()}'
@@ -554,7 +561,7 @@ class Compression:
 
     def _judge_budget(self, alone: Sequence[results.Measurement]) -> None:
         budget, result = self.recipe.budget, self.result
-        first, last = result.stage(self.reference), next(stage for stage in reversed(result.stages) if stage.kind != 'export')
+        first, last = result.stage(self.reference), self._judged()
         before: dict[str, float] = {'macs': float(first.resources.macs or 0), 'params': float(first.resources.params or 0)}
         after: dict[str, float] = {'macs': float(last.resources.macs or 0), 'params': float(last.resources.params or 0)}
         files = [export.bytes for export in result.exports if export.precision == 'int8']
@@ -566,8 +573,6 @@ class Compression:
         times = {(entry.stage, entry.precision): entry.median_ms for entry in alone}
         if budget.timed:
             reference = times.get((self.reference, 'int8' if budget.relative_to == 'quantized' else 'f32'))
-            if reference is not None:
-                before['latency_ms'] = reference
             own = {
                 precision: ms
                 for (stage, precision), ms in times.items()
@@ -575,12 +580,27 @@ class Compression:
             }
             if own:
                 after['latency_ms'] = own.get('int8', own.get('f32', 0.0))
+            if reference is None and budget.relative_to == 'quantized':
+                reference = own.get('int8')  # nothing was taken away: it is the quantized original itself
+            if reference is not None:
+                before['latency_ms'] = reference
         found = verdicts(budget, before, after)
         result.outcome = results.Outcome(
             all(verdict.met for verdict in found) if found else None, [verdict.sentence for verdict in found]
         )
         if found and not result.outcome.met:
             result.outcome.sentences.append('The nearest that could be reached is in this folder, whole and checked.')
+
+    def _judged(self) -> results.Stage:
+        """Return the stage whose figures count: the last, and of several quantized ones that for the budget's runtime."""
+        budget, made = self.recipe.budget, [stage for stage in self.result.stages if stage.kind != 'export']
+        if budget.timed or budget.runtime is not None:
+            wanted = FOR_RUNTIME[budget.chosen_runtime]
+            for stage in self.recipe.stages:
+                settings = stage.settings
+                if isinstance(settings, QuantizeStage) and settings.chosen(budget) == wanted:
+                    return next((entry for entry in made if entry.name == stage.name), made[-1])
+        return made[-1]
 
     def _write(self, best_effort: bool = False) -> None:
         try:

@@ -17,7 +17,7 @@ _LEAST = 0.5
 
 
 def smaller_sides(model: nn.Module, data: DataParts) -> tuple[list[int], str]:
-    """Return which sides images may have, from the largest to half of what the model sees now, or none and why.
+    """Return which sides images may have, from the largest to half of what the model sees now; if none, why.
 
     A model takes another size if what it gives has the same shape for it, and is finite: a classifier that averages over all
     places does, one with an embedding for each place does not.
@@ -32,16 +32,20 @@ def smaller_sides(model: nn.Module, data: DataParts) -> tuple[list[int], str]:
     wanted = _shape(model, data)
     step = 8 if whole >= 128 else 4 if whole >= 24 else 2
     sides = range((whole - 1) // step * step, 0, -step)
-    found: list[int] = []
+    name, found, reasons = type(model).__name__, list[int](), list[str]()
     for side in (side for side in sides if side >= _LEAST * whole):
         try:
             fits = _shape(model, data.at(side)) == wanted
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            return found, f'{type(model).__name__} does not take images of {side} pixels ({str(error).splitlines()[0][:200]})'
-        if not fits:
-            return found, f'{type(model).__name__} gives outputs of another shape for images of {side} pixels'
-        found.append(side)
-    return found, '' if found else f'images of {whole} pixels are too small for it'
+            problem = f'{name} gives outputs of another shape for images of {side} pixels'
+        except Exception as error:  # whatever a model of the user does
+            fits = False
+            said = (str(error).splitlines() or [''])[0][:200]
+            problem = f'{name} does not take images of {side} pixels ({type(error).__name__}: {said})'
+        if fits:
+            found.append(side)
+        else:
+            reasons.append(problem)
+    return found, '' if found else [*reasons, f'images of {whole} pixels are too small for it'][0]
 
 
 def sized(ladder: Sequence[Rung], side: int, whole: int) -> list[Rung]:

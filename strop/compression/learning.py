@@ -38,6 +38,11 @@ class LearningStage(StageSettings):
         self.schedule  # noqa: B018 - it checks the values
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Paths of modules that the model must still have."""
+        return ()
+
+    @property
     def schedule(self) -> Schedule:
         """How long and how fast."""
         return Schedule(**{name: getattr(self, name) for name in Schedule.__dataclass_fields__})
@@ -178,6 +183,11 @@ class DistillStage(LearningStage):
                 '(or `labels: false` '
                 'forbids them): leave `hard` out.'
             )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The modules whose outputs are compared."""
+        return tuple(self.features or ())
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Train, and say what from."""

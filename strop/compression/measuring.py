@@ -67,7 +67,7 @@ def measured(
     threads = recipe.budget.threads
     key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads, 'alone']
     key += [recipe.budget.chosen_runtime if recipe.budget.timed else None]
-    key += [] if data.side is None else [data.side]
+    key += [data.side, data.digest(), list(subjects)]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     content = read_json(cache, 'measurements') if cache.is_file() else {}

@@ -118,8 +118,14 @@ class DataParts:
         )  # fmt: skip
 
     def digest(self) -> str:
-        """Return a hash of the first and last samples of each part, and of how many there are."""
+        """Return a hash of how many samples each part has, of the first, middle and last of each but `train`, and of labels.
+
+        Samples of `train` may come out otherwise each time; calibration samples are some of them.
+        """
         found = hashlib.sha256(json.dumps([self.name, self.counts(), self.labels, self.batch_size]).encode())
+        for part in PARTS:
+            labels = _labels_of(getattr(self, part))
+            found.update(b'' if labels is None else np.ascontiguousarray(labels).tobytes())
         for part in PARTS[1:]:
             samples = getattr(self, part)
             for index in {0, len(samples) // 2, len(samples) - 1}:

@@ -102,6 +102,13 @@ class PruneStage(StageSettings):
                 'macs, params, size_mb, latency or accuracy_drop.'
             )
 
+        if self.resolution and not (self._plans(budget) and (budget.timed or budget.counted or budget.size_mb is not None)):
+            raise ConfigError(
+                '`resolution` belongs to the automatic plan, which makes images smaller for a limit of time or size: give the '
+                'recipe a budget with a latency, or `how: automatic` beside macs, params or size_mb, and leave `ratio` and '
+                '`budget` of the stage out.'
+            )
+
     def describe(self) -> str:
         """Return how far it goes."""
         if self.ratio is not None:
@@ -113,6 +120,10 @@ class PruneStage(StageSettings):
     def looks_ahead(self, budget: Budget) -> bool:
         """Whether candidates are taught as the next stage will teach what comes out."""
         return self.rehearse > 0 and self._plans(budget)
+
+    def sees_backends(self, budget: Budget) -> bool:
+        """Whether it measures, or has to know how many bytes a parameter takes in the end."""
+        return self._plans(budget) or budget.size_mb is not None
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Prune, and say why."""
@@ -190,11 +201,14 @@ class PruneStage(StageSettings):
 
     def _counted(self, model: nn.Module, around: Surroundings) -> dict[str, Any]:
         """Return the counted limits that the model does not keep yet, as numbers for the traced batch."""
-        if self.budget is not None:
-            return dict(self.budget)
-        whole = resources_of(around.original, around.at(None).data.example(1))
         now = resources_of(model, around.data.example(1))
         limits: dict[str, float] = {}
+        if self.budget is not None:
+            asked = dict(self.budget)
+            if asked.get('macs') is not None:  # a number is of one sample; two samples are traced
+                asked['macs'] = 2 * PruningBudget(macs=asked['macs']).limit('macs', float(now.macs or 0))
+            return asked
+        whole = resources_of(around.original, around.at(None).data.example(1))
         for name, given in around.budget.counted.items():
             limit = PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
             if float(getattr(now, name) or 0) > limit:
@@ -222,6 +236,7 @@ class PruneStage(StageSettings):
             resolution=self.resolution,
             tries=self.tries,
             rehearse=self.rehearse,
+            recalibrate=self.recalibrate,
             calibration=batches,
         ).plan()
         found.records += planned.records

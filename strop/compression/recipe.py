@@ -18,7 +18,7 @@ from strop.compression.export_stage import ExportStage
 from strop.compression.learning import DistillStage, FinetuneStage, LearningStage
 from strop.compression.model_source import ModelSource
 from strop.compression.prune_stage import PruneStage
-from strop.compression.quantize_stage import FOR_RUNTIME, QuantizeStage
+from strop.compression.quantize_stage import FOR_RUNTIME, QuantizeStage, planned_backends
 from strop.compression.search_stage import SearchStage
 from strop.compression.stage import StageSettings
 from strop.errors import ConfigError, StropError, SubnetError, UnsafeFileError, listed, near, try_import
@@ -179,6 +179,15 @@ class Recipe:
             chosen = runtime(self.budget.chosen_runtime)
             for module in chosen.modules:
                 try_import(module, chosen.extra or 'demo')
+        if self.budget.latency is not None and self.budget.relative_to == 'quantized':
+            wanted = FOR_RUNTIME[self.budget.chosen_runtime]
+            quantizers = [stage.settings for stage in self.stages if isinstance(stage.settings, QuantizeStage)]
+            if not any(settings.baseline and settings.chosen(self.budget) == wanted for settings in quantizers):
+                raise ConfigError(
+                    'The budget is a share of the time of the quantized original (relative_to: quantized), but no stage '
+                    f'`quantize` makes that for {self.budget.chosen_runtime}: add {{quantize: {{backend: {wanted}}}}} with its '
+                    '`baseline`, or leave relative_to out.'
+                )
 
     def stage(self, name: str) -> NamedStage:
         """Return a stage by its name.
@@ -221,13 +230,15 @@ class Recipe:
             data: Hash of the data.
             threads: Threads that are computed with.
         """
-        current = hashlib.sha256(
-            json.dumps([VERSION, model, data, self.seed, threads, self.budget.to_dict()]).encode()
-        ).hexdigest()
+        given = [None if self.model is None else self.model.args, None if self.data is None else self.data.to_dict()]
+        begun = json.dumps([VERSION, model, data, self.seed, threads, self.budget.to_dict(), *given], default=str)
+        current = hashlib.sha256(begun.encode()).hexdigest()
+        backends = planned_backends([stage.settings for stage in self.stages], self.budget)
         found = []
         for stage in self.stages:
             ahead = self.teacher_after(stage.name) if stage.settings.looks_ahead(self.budget) else None
             settings = [stage.settings.to_dict(), *([ahead.kind, ahead.to_dict()] if ahead is not None else [])]
+            settings += [backends, self.budget.chosen_runtime] if stage.settings.sees_backends(self.budget) else []
             text = json.dumps([current, stage.kind, *settings], sort_keys=True, default=str)
             current = hashlib.sha256(text.encode()).hexdigest()
             found.append(current[:16])

@@ -245,7 +245,11 @@ def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module
     kept, again = copy.deepcopy(model), copy.deepcopy(model)
     if not recalibrate(again, batches):
         return kept
-    return again if judge.score(again, 'validation') > judge.score(kept, 'validation') else kept
+    try:
+        before = judge.score(kept, 'validation')
+    except TrainingError:  # its outputs are not finite as it is
+        return again
+    return again if judge.score(again, 'validation') > before else kept
 
 
 def _shapes(inputs: Any) -> str:

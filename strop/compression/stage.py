@@ -205,6 +205,10 @@ class StageSettings(ABC):
         """Whether what it does depends on the next stage that trains."""
         return False
 
+    def sees_backends(self, budget: Budget) -> bool:
+        """Whether what it does depends on what the recipe quantizes for, and on the runtime of the budget."""
+        return False
+
     @abstractmethod
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Do the work of the stage."""

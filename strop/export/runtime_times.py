@@ -238,9 +238,10 @@ def measure_runtimes(
     if not subjects:
         raise ConfigError('There is no model to measure: `models` is a mapping of names to models.')
     _check_files(subjects)
-    for name in inputs_of or {}:
-        if name not in subjects:
-            raise ConfigError(f'`inputs_of` names {name!r}, which is none of the models.{near(name, subjects)}')
+    for what, names in (('inputs_of', inputs_of or {}), ('score', score if isinstance(score, Mapping) else {})):
+        for name in names:
+            if name not in subjects:
+                raise ConfigError(f'`{what}` names {name!r}, which is none of the models.{near(name, subjects)}')
     given = {stage: Inputs.of((inputs_of or {}).get(stage, inputs)).to('cpu') for stage in subjects}
     missing = _not_installed(wanted)
     gone = {entry['runtime'] for entry in missing}

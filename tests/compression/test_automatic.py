@@ -171,6 +171,8 @@ def test_a_budget_that_cannot_be_reached_gives_the_smallest_and_says_so(tmp_path
     assert 'cannot be reached by pruning' in found.result.stage('prune').warnings[0]
     labels = [entry.label for entry in found.result.tried]
     assert len(labels) == len(set(labels))
+    # One model, once: the ends of most orders are the same model.
+    assert len({(entry.macs, entry.params) for entry in found.result.tried}) == len(labels)
     assert sum(entry.chosen for entry in found.result.tried) == 1
     assert found.met is False
     widths = [module.out_channels for module in found.model.modules() if isinstance(module, nn.Conv2d)]
@@ -254,8 +256,12 @@ def test_images_get_smaller_where_the_recipe_allows_it(tmp_path, pictures, by_co
     found = smaller(tmp_path / 'out', pictures, *after, rehearse=2)
     plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
     side = plan['side']
+    alone = [candidate for candidate in plan['candidates'] if candidate['label'].startswith('smaller images')]
+    beside = [candidate for candidate in plan['candidates'] if candidate['label'].startswith('images of 6, least harm')]
+    assert [candidate['side'] for candidate in alone] == [4]
+    assert [candidate['side'] for candidate in beside] == [6]
+    assert alone[0]['lengths'] != beside[0]['lengths']
     assert side in (4, 6)
-    assert {candidate['side'] for candidate in plan['candidates']} <= {4, 6}
     assert any('from 8 pixels (the short side) to' in text for text in found.result.stage('prune').explanation)
     # Scores, costs and files are of the smaller images.
     images, labels = pictures['test']
@@ -317,3 +323,27 @@ def test_a_model_of_one_size_of_images_keeps_it_and_says_why(tmp_path, pictures,
     )  # fmt: skip
     assert any('Placed does not take images of 6 pixels' in text for text in found.result.stage('prune').warnings)
     assert found.model.hidden.out_features < 16
+
+
+def test_of_many_candidates_the_best_without_training_are_taught(tmp_path, pictures, by_count, monkeypatch):
+    monkeypatch.setattr(automatic, '_TAUGHT', 1)
+    stages = [{'finetune': {'epochs': 3, 'lr': 0.1}}, {'prune': {'round_to': 4, 'rehearse': 2}}, {'distill': {'epochs': 1}}]
+    found = strop.compress(
+        small_net(), pictures, stages=stages, budget={'runtime': 'eager', 'latency': 0.5}, output=tmp_path / 'out', threads=1,
+        runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
+    untaught = {entry.label: entry.score for entry in found.result.tried}
+    taught = [candidate['label'] for candidate in plan['candidates'] if candidate['score'] is not None]
+    assert len(plan['candidates']) > 1
+    assert len(taught) == 1
+    assert untaught[taught[0]] == max(untaught[candidate['label']] for candidate in plan['candidates'])
+
+
+def test_blocks_stay_whose_features_are_distilled(tmp_path, pictures, by_count):
+    after = {'distill': {'epochs': 1, 'features': ['3.body.0']}}
+    found = strop.compress(
+        small_net(), pictures, stages=[{'prune': {'round_to': 4, 'rehearse': 1}}, after], output=tmp_path / 'out', threads=1,
+        budget={'runtime': 'eager', 'latency': 0.6}, runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    assert isinstance(found.model[3].body[0], nn.Conv2d)

@@ -20,8 +20,13 @@ def test_every_limit_is_compared_with_what_came_out():
     assert 'NOT met: 1.4 points of 1 points' in found['accuracy_drop'].sentence
 
 
-def test_a_limit_without_a_figure_has_no_verdict():
-    assert verdicts(Budget(latency_ms=3.0, runtime='eager'), {}, {'macs': 1.0}) == []
+def test_a_limit_without_a_figure_is_not_met():
+    (found,) = verdicts(Budget(latency_ms=3.0, runtime='eager'), {}, {'macs': 1.0})
+    assert not found.met
+    assert found.sentence == 'The budget latency_ms ≤ 3.0 could not be judged: there is no such figure of what came out.'
+    (found,) = verdicts(Budget(latency=0.5, runtime='eager'), {}, {'latency_ms': 1.0})
+    assert not found.met
+    assert found.sentence.endswith('no such figure of what it is a share of.')
 
 
 @pytest.mark.parametrize(

@@ -262,3 +262,37 @@ def test_the_recipe_of_an_artefact_is_what_was_asked_for(whole):
     content = json.loads((whole.folder / 'recipe.json').read_text())
     assert [next(iter(stage)) for stage in content['stages']] == ['finetune', 'prune', 'distill']
     assert content['seed'] == 0
+
+
+def test_a_run_from_a_stage_that_was_killed_behind_it_leaves_nothing_of_the_old_run(whole, pictures, tmp_path):
+    compress(tmp_path / 'out', pictures)
+    stages = tmp_path / 'out' / 'stages'
+    # What a plan that was measured again would do: the new checkpoint is not the one that the next stage was made from.
+    with pytest.raises(Killed):
+        compress(tmp_path / 'out', pictures, from_stage='prune', progress=KillAt('prune', None))
+    assert (stages / '02-prune').is_dir()
+    assert not (stages / '03-distill').exists()
+    assert same(compress(tmp_path / 'out', pictures).model, whole.model)
+
+
+def test_scores_of_runtimes_are_of_the_data_of_this_run(pictures, tmp_path):
+    options = {'stages': [{'prune': {'ratio': 0.5}}]}
+    compress(tmp_path / 'out', pictures, **options)
+    images, labels = pictures['test']
+    found = compress(tmp_path / 'out', {**pictures, 'test': (images, labels.roll(1))}, **options)
+    rows = [entry for entry in found.result.measurements if (entry.stage, entry.precision) == ('prune', 'f32')]
+    assert [entry.score for entry in rows] == pytest.approx([found.result.stage('prune').scores['accuracy']] * len(rows))
+
+
+def test_the_drop_is_that_of_the_file_for_the_runtime_of_the_budget(pictures, tmp_path):
+    pytest.importorskip('openvino')
+    pytest.importorskip('onnxruntime')
+    quantizers = [
+        {'quantize': {'backend': name, 'activation': 'min_max', 'baseline': False}} for name in ('onnxruntime', 'openvino')
+    ]
+    found = compress(
+        tmp_path / 'out', pictures, stages=[*STAGES[:1], *quantizers], budget={'runtime': 'onnxruntime', 'accuracy_drop': 50.0},
+        runtimes=['onnxruntime'],
+    )  # fmt: skip
+    first, judged = found.result.stage('finetune').scores['accuracy'], found.result.stage('quantize').scores['accuracy']
+    assert f'{100 * (first - judged):.4g} points of 50 points' in found.result.outcome.sentences[0]

@@ -29,7 +29,7 @@ def test_sizes_go_on_from_those_that_the_model_sees_now():
     assert smaller_sides(POOLED, parts_of(32, 32).at(24))[0] == [20, 16, 12]
 
 
-def test_outputs_of_another_shape_end_the_list():
+def test_outputs_of_another_shape_are_no_classifier():
     found, why = smaller_sides(nn.Conv2d(1, 1, 3), parts_of(8, 8))
     assert found == []
     assert why == 'Conv2d gives outputs of another shape for images of 6 pixels'
@@ -38,7 +38,26 @@ def test_outputs_of_another_shape_end_the_list():
 def test_a_model_that_fails_on_other_sizes_keeps_its_own():
     found, why = smaller_sides(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), parts_of(8, 8))
     assert found == []
-    assert why.startswith('Sequential does not take images of 6 pixels (')
+    assert why.startswith('Sequential does not take images of 6 pixels (RuntimeError: ')
+
+
+def test_sizes_that_a_model_refuses_are_passed_over():
+    class Picky(nn.Module):
+        def forward(self, x):
+            assert x.shape[-1] % 16 == 0
+            return x.mean((2, 3))
+
+    assert smaller_sides(Picky(), parts_of(32, 32)) == ([16], '')
+
+
+def test_whatever_a_model_raises_is_a_reason():
+    class Odd(nn.Module):
+        def forward(self, x):
+            if x.shape[-1] < 8:
+                raise TypeError
+            return x.mean((2, 3))
+
+    assert smaller_sides(Odd(), parts_of(8, 8)) == ([], 'Odd does not take images of 6 pixels (TypeError: )')
 
 
 def test_rows_are_no_images():

@@ -93,3 +93,11 @@ def test_a_model_of_smaller_images_sees_them_and_its_teacher_whole_ones(parts):
     assert half.digest() == parts.digest()
     assert parts.example(2).shape == (2, 1, 8, 8)
     assert torch.equal(half.at(None).example(2), parts.example(2))
+
+
+def test_another_label_of_a_training_sample_is_another_digest(pictures):
+    images, labels = pictures['train']
+    other = labels.clone()
+    other[5] = (other[5] + 1) % 4
+    first, second = (given_parts({**pictures, 'train': (images, given)}, calibration=4) for given in (labels, other))
+    assert first.digest() != second.digest()

@@ -68,3 +68,11 @@ def test_it_has_to_be_said_how_far():
     with pytest.raises(ConfigError, match='not told how far'):
         PruneStage().check(Budget())
     PruneStage().check(Budget(macs=0.5))
+
+
+def test_a_limit_of_the_stage_is_of_one_sample_as_a_share_and_as_a_number(tmp_path, pictures):
+    share = compress(tmp_path / 'share', pictures, {'budget': {'macs': 0.5}, 'round_to': 1})
+    whole = share.result.stage('source').resources.macs
+    number = compress(tmp_path / 'number', pictures, {'budget': {'macs': whole // 2}, 'round_to': 1})
+    assert share.result.stage('prune').resources.macs == number.result.stage('prune').resources.macs
+    assert 0.4 * whole < number.result.stage('prune').resources.macs <= 0.5 * whole

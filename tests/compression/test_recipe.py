@@ -95,6 +95,21 @@ def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message)
         ({'model': {'source': 'timm:resnet10t', 'weights': '/none.pth'}}, ConfigError, "no file '/none.pth'"),
         ({'data': {'source': 'digits', 'labels': False}}, ConfigError, "stage 'finetune'.*Use `distill`"),
         ({'stages': ['prune'], 'budget': {'threads': 1}}, ConfigError, 'not told how far'),
+        (
+            {'budget': {'latency': 0.5, 'runtime': 'eager', 'relative_to': 'quantized'}},
+            ConfigError,
+            'no stage `quantize` makes',
+        ),
+        (
+            {'stages': [{'prune': {'ratio': 0.5, 'resolution': True}}]},
+            ConfigError,
+            '`resolution` belongs to the automatic plan',
+        ),
+        (
+            {'stages': [{'prune': {'resolution': True}}], 'budget': {'accuracy_drop': 1.0}},
+            ConfigError,
+            '`resolution` belongs to the automatic plan',
+        ),
     ],
 )
 def test_what_would_fail_later_fails_at_the_check(change, error, message):
@@ -182,3 +197,25 @@ def test_a_plan_is_made_again_if_the_stage_that_teaches_its_candidates_changes()
     assert first[1] != second[1]
     assert first[2] != second[2]
     assert digests(0.1, 0.5)[1] == digests(0.2, 0.5)[1]
+
+
+def test_a_plan_is_made_again_if_something_else_is_quantized_for(monkeypatch):
+    def digests(*after, **prune):
+        stages = [{'prune': prune}, 'distill', *after]
+        return Recipe.of({'model': 'timm:resnet10t', 'data': 'digits', 'stages': stages, 'budget': {'latency': 0.5}}).digests(
+            'model', 'data', 1
+        )
+
+    pytest.importorskip('onnxruntime')
+    floats, integers = digests(), digests({'quantize': {'backend': 'onnxruntime'}})
+    assert floats[0] != integers[0]
+    # How far a ratio goes does not depend on what comes after it.
+    assert digests(ratio=0.5)[0] == digests({'quantize': {'backend': 'onnxruntime'}}, ratio=0.5)[0]
+
+
+def test_other_arguments_of_the_model_or_the_data_are_another_run():
+    def first(**change):
+        return Recipe.of({**WHOLE, **change}).digests('m', 'd', 1)[0]
+
+    assert first(data={'source': 'digits', 'batch_size': 64, 'augment': False}) != first()
+    assert first(model={**WHOLE['model'], 'args': {**WHOLE['model']['args'], 'drop_rate': 0.2}}) != first()
