@@ -37,17 +37,14 @@ from torch import Tensor, nn
 from strop.compression.clock import Clock, Pace
 from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
-from strop.compression.plan import Candidate, Notes, Planned
+from strop.compression.plan import Candidate, Notes, Planned, record_of
 from strop.compression.scoring import call, main_output, with_better_norms
 from strop.compression.stage import Surroundings, resources_of
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
 from strop.pruning import Budget as PruningBudget
 from strop.pruning import (
-    PruneRecord,
     Ranking,
-    Step,
-    UnitChange,
     build_importance,
     recalibrate,
     remove_blocks,
@@ -515,32 +512,13 @@ class Planner:
             smaller = slicing.apply(self.model)
             if check:
                 error = verify(self.model, smaller, slicing, self.example)
-                records.append(self._record(smaller, slicing, error))
+                costs = [resources_of(model, self.example) for model in (self.model, smaller)]
+                options = {'importance': self.importance, 'seed': self.around.seed, 'budget': str(self.around.budget)}
+                records.append(record_of(self.graph, slicing, costs[0], costs[1], error, **options))
         if rung.removed:
             smaller, record = remove_blocks(smaller, self.around.data.example(2), names=list(rung.removed))
             records.append(record)
         return (copy.deepcopy(smaller) if smaller is self.model else smaller).eval(), records
-
-    def _record(self, smaller: nn.Module, slicing: Any, error: float | None) -> PruneRecord:
-        graph = self.graph
-        before, after = resources_of(self.model, self.example), resources_of(smaller, self.example)
-        lengths = slicing.lengths
-        kept = {name: tuple(slicing.indices[name].tolist()) for name, n in lengths.items() if n < graph.units[name].size}
-        channels = sum(graph.units[name].size for name in lengths) or 1
-        ratio = 1 - sum(lengths.values()) / channels
-        return PruneRecord(
-            units=tuple(
-                UnitChange(name, unit.role, unit.size, lengths.get(name, unit.size)) for name, unit in graph.units.items()
-            ),
-            steps=(Step(ratio, kept, int(after.macs or 0), int(after.params or 0), error),),
-            macs=(int(before.macs or 0), int(after.macs or 0)),
-            params=(int(before.params or 0), int(after.params or 0)),
-            importance=self.importance,
-            scope='planned',
-            seed=self.around.seed,
-            budget=str(self.around.budget),
-            frozen=len(graph.frozen),
-        )
 
     def _explain(self, chosen: Candidate) -> None:
         planned, pricing = self.planned, self.pricing

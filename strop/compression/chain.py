@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from strop.compression.artefact import FILE, MODEL, Artefact, check_artefact, copy_file, write_loader
-from strop.compression.budget import verdicts
 from strop.compression.checkpoint import Finished, locked, remove
 from strop.compression.data_source import DataSource, open_data
 from strop.compression.measuring import measured
 from strop.compression.model_source import ModelSource, state_digest
+from strop.compression.outcome import outcome_of
 from strop.compression.page import readme
 from strop.compression.parts import DataParts
 from strop.compression.progress import Progress
-from strop.compression.quantize_stage import FOR_RUNTIME, QuantizeStage, planned_backends
+from strop.compression.quantize_stage import planned_backends
 from strop.compression.recipe import NamedStage, Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import (
@@ -500,7 +500,7 @@ class Compression:
             self.folder / STAGES / 'measurements.json',
             lambda done, total: self.progress.advance('measure', done, total),
         )
-        self._judge_budget(alone)
+        self.result.outcome = outcome_of(self.recipe, self.result, self.reference, self.judge.metric, alone)
         self._write()
         atomic_write(self.folder / 'README.md', readme(self.result, self.source, images))
         CompressionReport(self.result).write(self.folder)
@@ -558,49 +558,6 @@ class Compression:
             None if source is not None else lambda **_: copy.deepcopy(original),
             self._trusts('model'),
         )
-
-    def _judge_budget(self, alone: Sequence[results.Measurement]) -> None:
-        budget, result = self.recipe.budget, self.result
-        first, last = result.stage(self.reference), self._judged()
-        before: dict[str, float] = {'macs': float(first.resources.macs or 0), 'params': float(first.resources.params or 0)}
-        after: dict[str, float] = {'macs': float(last.resources.macs or 0), 'params': float(last.resources.params or 0)}
-        files = [export.bytes for export in result.exports if export.precision == 'int8']
-        after['size_mb'] = min(files) / 1e6 if files else float(last.resources.size_mb or 0)
-        metric = self.judge.metric
-        whole, now = first.scores.get(metric), last.scores.get(metric)
-        if whole is not None and now is not None:
-            after['accuracy_drop'] = 100 * (whole - now)
-        times = {(entry.stage, entry.precision): entry.median_ms for entry in alone}
-        if budget.timed:
-            reference = times.get((self.reference, 'int8' if budget.relative_to == 'quantized' else 'f32'))
-            own = {
-                precision: ms
-                for (stage, precision), ms in times.items()
-                if stage != self.reference and precision in ('int8', 'f32')
-            }
-            if own:
-                after['latency_ms'] = own.get('int8', own.get('f32', 0.0))
-            if reference is None and budget.relative_to == 'quantized':
-                reference = own.get('int8')  # nothing was taken away: it is the quantized original itself
-            if reference is not None:
-                before['latency_ms'] = reference
-        found = verdicts(budget, before, after)
-        result.outcome = results.Outcome(
-            all(verdict.met for verdict in found) if found else None, [verdict.sentence for verdict in found]
-        )
-        if found and not result.outcome.met:
-            result.outcome.sentences.append('The nearest that could be reached is in this folder, whole and checked.')
-
-    def _judged(self) -> results.Stage:
-        """Return the stage whose figures count: the last, and of several quantized ones that for the budget's runtime."""
-        budget, made = self.recipe.budget, [stage for stage in self.result.stages if stage.kind != 'export']
-        if budget.timed or budget.runtime is not None:
-            wanted = FOR_RUNTIME[budget.chosen_runtime]
-            for stage in self.recipe.stages:
-                settings = stage.settings
-                if isinstance(settings, QuantizeStage) and settings.chosen(budget) == wanted:
-                    return next((entry for entry in made if entry.name == stage.name), made[-1])
-        return made[-1]
 
     def _write(self, best_effort: bool = False) -> None:
         try:

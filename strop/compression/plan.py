@@ -13,7 +13,9 @@ from torch import nn
 from strop.compression.clock import Pace
 from strop.compression.ladder import Rung, Worth
 from strop.files import atomic_write, read_json
-from strop.report.compression_result import Tried
+from strop.graph import ChannelGraph
+from strop.pruning import PruneRecord, Step, UnitChange
+from strop.report.compression_result import StageResources, Tried
 
 
 @dataclass
@@ -85,6 +87,34 @@ class Planned:
         }  # fmt: skip
 
 
+def record_of(
+    graph: ChannelGraph, slicing: Any, before: StageResources, after: StageResources, error: float | None, **options: Any
+) -> PruneRecord:
+    """Return the record of a cut that a plan makes.
+
+    Args:
+        graph: The units.
+        slicing: The cut.
+        before: What the model costs.
+        after: What the smaller one costs.
+        error: How far that is from the masked model.
+        options: `importance`, `seed` and `budget` of the record.
+    """
+    lengths = slicing.lengths
+    kept = {name: tuple(slicing.indices[name].tolist()) for name, n in lengths.items() if n < graph.units[name].size}
+    channels = sum(graph.units[name].size for name in lengths) or 1
+    units = [UnitChange(name, unit.role, unit.size, lengths.get(name, unit.size)) for name, unit in graph.units.items()]
+    return PruneRecord(
+        units=tuple(units),
+        steps=(Step(1 - sum(lengths.values()) / channels, kept, int(after.macs or 0), int(after.params or 0), error),),
+        macs=(int(before.macs or 0), int(after.macs or 0)),
+        params=(int(before.params or 0), int(after.params or 0)),
+        scope='planned',
+        frozen=len(graph.frozen),
+        **options,
+    )
+
+
 class Notes:
     """What a planner has found out, in a file, so that one that was killed does not find it out again, or otherwise.
 
@@ -116,4 +146,4 @@ class Notes:
         return self.known[key]
 
 
-__all__ = ['Candidate', 'Notes', 'Planned']
+__all__ = ['Candidate', 'Notes', 'Planned', 'record_of']
