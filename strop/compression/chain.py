@@ -42,7 +42,7 @@ from strop.errors import ConfigError, StoreError, StropError
 from strop.estimators.latency import Machine
 from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
-from strop.export.recipe import plain_of
+from strop.export.recipe import contiguous, plain_of
 from strop.files import atomic_write, read_json
 from strop.mutables import extract, space_of
 from strop.randomness import derive_seed, seeded
@@ -141,7 +141,7 @@ class Compression:
             with seeded(self.recipe.seed, 'model'):
                 self.supernet = plain_of(self.recipe.model.build(self._trusts('model'))).cpu().eval()
             self.source = self.recipe.model.known(self.supernet)
-        _contiguous(self.supernet)
+        contiguous(self.supernet)
         searches = any(stage.kind == 'search' for stage in self.recipe.stages)
         undecided = len(space_of(self.supernet)) > 0
         if undecided and not searches:
@@ -399,7 +399,7 @@ class Compression:
     def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> Finished:
         side = found.side or state.side
         example = self.data.at(side).example(1)
-        model = state.model if found.model is None else _contiguous(found.model.eval())
+        model = state.model if found.model is None else contiguous(found.model.eval())
         entry = results.Stage(
             stage.name,
             stage.kind,
@@ -520,7 +520,7 @@ class Compression:
         (folder / FILE).unlink(missing_ok=True)
         if (folder / MODEL).exists():
             shutil.rmtree(folder / MODEL)
-        _contiguous(state.model)
+        contiguous(state.model)
         save_slim(
             state.model,
             folder / MODEL,
@@ -568,11 +568,6 @@ class Compression:
 
 
 # -- internals --------------------------------------------------------------------------------------------
-
-
-def _contiguous(model: nn.Module) -> nn.Module:
-    """Lay every tensor of a model out as its class does; training turns them for speed."""
-    return model.to(memory_format=torch.contiguous_format)
 
 
 def _named(example: Any) -> dict[str, torch.Tensor]:

@@ -253,6 +253,29 @@ def test_a_fresh_process_builds_it_from_the_named_factory(tmp_path):
     assert done.stdout == 'equal\n', done.stderr
 
 
+def test_what_is_loaded_lies_in_plain_order_whatever_built_it(tmp_path):
+    """Kernels are chosen by how weights lie, and round differently; a folder does not say how they lay."""
+
+    def build():
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        with torch.no_grad():
+            for index, parameter in enumerate(net.parameters()):
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter) * (1 + index))
+        return net.to(memory_format=torch.channels_last)
+
+    images = torch.rand(2, 3, 19, 19)
+    smaller, record = prune(build(), images, ratio=0.5, round_to=4)
+    assert not build()[0].weight.is_contiguous()
+    save_slim(smaller, tmp_path / 'slim', original=build(), record=record, example_inputs=images)
+    loaded = load_recipe(tmp_path / 'slim', factory=lambda **_: build())
+    assert loaded[0].weight.stride() == (27, 9, 3, 1)
+    assert loaded[2].weight.stride() == (8, 1, 1, 1)
+    plain = copy.deepcopy(smaller).to(memory_format=torch.contiguous_format)
+    assert torch.equal(loaded(images), plain(images))
+
+
 def test_the_files_are_data_for_people_too(tmp_path):
     original = plain()
     slim, record = prune(original, IMAGE, ratio=0.5)
