@@ -139,6 +139,7 @@ class Experiment:
         content, self.notes = understood(data)
         self._content = with_paths(content, Path.cwd())
         self._asked: str | None = None
+        self._lock, self._heard = threading.Lock(), False
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **changes: Any) -> Experiment:
@@ -337,25 +338,26 @@ class Experiment:
                 # Workers that join from now on see what a resumed run changed.
                 storage.set_study_user_attr(study, 'strop', {**stored, **about})
             try:
-                result = run(
-                    plan.file.space,
-                    plan.evaluate,
-                    strategy=plan.strategy,
-                    store=plan.store,
-                    name=self.name,
-                    executor=plan.executor,
-                    trials=self._content.get('trials', 100),
-                    seconds=plan.seconds,
-                    objectives=plan.objectives,
-                    constraints=plan.constraints,
-                    pruner=plan.pruner,
-                    seed=self._content.get('seed', 0),
-                    resume=resume,
-                    halt=lambda: self._asked is not None,
-                    about=about,
-                    callbacks=[_log_trial, *callbacks],
-                    progress=progress,
-                )
+                with self._hearing():
+                    result = run(
+                        plan.file.space,
+                        plan.evaluate,
+                        strategy=plan.strategy,
+                        store=plan.store,
+                        name=self.name,
+                        executor=plan.executor,
+                        trials=self._content.get('trials', 100),
+                        seconds=plan.seconds,
+                        objectives=plan.objectives,
+                        constraints=plan.constraints,
+                        pruner=plan.pruner,
+                        seed=self._content.get('seed', 0),
+                        resume=resume,
+                        halt=lambda: self._asked is not None,
+                        about=about,
+                        callbacks=[_log_trial, *callbacks],
+                        progress=progress,
+                    )
             except KeyboardInterrupt:
                 _logger.info('stopped; trials under way are left for a resumed run')
                 if self._asked != NOW:
@@ -385,12 +387,24 @@ class Experiment:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Let a request to stop now interrupt what is done in it, and nothing after it."""
+        with self._lock:
+            self._heard = threading.current_thread() is threading.main_thread()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._heard = False
+
     def _on_stop(self, how: str) -> None:
         self._asked = how
         _logger.info('asked to stop: %s', how)
         main = threading.main_thread().ident
-        if how == NOW and main is not None:
-            signal.pthread_kill(main, signal.SIGINT)
+        with self._lock:
+            if how == NOW and self._heard and main is not None:
+                signal.pthread_kill(main, signal.SIGINT)
 
     def _refuse_existing(self, plan: Plan) -> None:
         try:

@@ -63,6 +63,11 @@ class Process:
         return f'{self.host}:{self.pid}:{self.started}'
 
     @property
+    def visit(self) -> str:
+        """What names this time that it joined: a process may stop, and go on with the search later."""
+        return f'{self.key}@{self.begun}'
+
+    @property
     def alive(self) -> bool:
         """Whether it still runs, as far as can be told from here."""
         if self.host == this_process()['host']:
@@ -99,7 +104,7 @@ def request_stop(storage: BaseStorage, study: int, how: str) -> list[Process]:
         how: `'finish'` lets trials end, `'now'` kills them.
     """
     asked = [process for process in processes(storage.get_study_user_attrs(study)) if process.alive]
-    storage.set_study_user_attr(study, _REQUEST, {'how': how, 'to': [process.key for process in asked]})
+    storage.set_study_user_attr(study, _REQUEST, {'how': how, 'to': [process.visit for process in asked]})
     return asked
 
 
@@ -160,7 +165,7 @@ class Presence:
         while not self._end.wait(self._look):
             try:
                 request = self._storage.get_study_user_attrs(self._study).get(_REQUEST) or {}
-                if not told and self.process.key in request.get('to', ()):
+                if not told and self.process.visit in request.get('to', ()):
                     told = True
                     self._on_stop(request['how'])
                 if time.monotonic() - beaten > _BEAT:

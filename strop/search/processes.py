@@ -288,7 +288,9 @@ class _Worker:
             )
 
     def kill(self) -> None:
-        """End the worker and everything that it started."""
+        """End the worker and everything that it started; once, since its number may be another process's later."""
+        if self.killed:
+            return
         self.killed = True
         pid = self.process.pid
         if pid is not None:

@@ -334,6 +334,23 @@ class TestStop:
         assert len(Experiment(trial=evaluate, **options).run(resume=True).complete) == 6
         assert begun[2] == begun[3]
 
+    @pytest.mark.parametrize('how', ['finish', 'now'])
+    def test_a_request_is_not_heard_again_by_the_run_that_goes_on(self, how: str, tmp_path: Path) -> None:
+        """In one process, and for longer than it takes to look for requests."""
+        begun: list[int] = []
+
+        def evaluate(subnet: Any) -> float:
+            begun.append(subnet['b'])
+            if len(begun) == 2:
+                stop_search(tmp_path, how=how)
+            time.sleep(0.8)
+            return float(subnet['b'])
+
+        options: dict[str, Any] = {'space': SPACE, 'strategy': 'random', 'trials': 4, 'folder': tmp_path}
+        assert Experiment(trial=evaluate, **options).run().stopped == 'halt'
+        result = Experiment(trial=evaluate, **options).run(resume=True)
+        assert (len(result.complete), result.stopped) == (4, 'trials')
+
     def test_how_is_checked(self, tmp_path: Path) -> None:
         Experiment(**plain(folder=tmp_path)).run()
         with pytest.raises(ConfigError, match="'finish' or 'now'"):
