@@ -188,8 +188,8 @@ def _have(packages: list[str]) -> str:
     return f'{names} {"have" if len(packages) > 1 else "has"}'
 
 
-def of_another_version(error: TypeError) -> ConfigError | None:
-    """Return an error that says which class does not take an argument, if that is what `error` is about.
+def wrong_arguments(error: TypeError) -> ConfigError | None:
+    """Return an error that says which class takes no such argument or lacks one, if that is what `error` is about.
 
     It is one for the classes of codebases, whose arguments change with their versions, and for those of Strop, where a
     config of MMRazor may have an older name. Those of others keep their `TypeError`.
@@ -197,17 +197,18 @@ def of_another_version(error: TypeError) -> ConfigError | None:
     Args:
         error: What building from a config raised.
     """
-    found = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    unknown = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    lacking = re.search(r'missing \d+ required (?:positional|keyword-only) arguments?: (.+)', str(error))
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if found is None or trace is None:
+    if trace is None or not (unknown or lacking):
         return None
-    name, known = found.group(1), trace.tb_frame.f_locals
+    known = trace.tb_frame.f_locals
     # MMEngine's function that calls the class; with a wrong argument the call ends before the class's own code begins, but
     # where the class hands what it doesn't know on to its parent.
     kind = known.get('obj_cls')
-    if kind is None and trace.tb_frame.f_code.co_name == '__init__' and name in (known.get('kwargs') or {}):
+    if kind is None and unknown and trace.tb_frame.f_code.co_name == '__init__' and unknown[1] in (known.get('kwargs') or {}):
         kind = type(known.get('self'))
     package = kind.__module__.partition('.')[0] if isinstance(kind, type) else ''
     if not isinstance(kind, type) or package not in (*DISTRIBUTIONS, 'strop'):
@@ -221,13 +222,18 @@ def of_another_version(error: TypeError) -> ConfigError | None:
         )
     )
     takes = f'It takes {listed(taken, 20)}.'
+    version = '' if package == 'strop' else f' of {package} {version_of(package)}'
+    if lacking:
+        return ConfigError(f'{kind.__name__}{version} needs {lacking[1]}, which the config does not give. {takes}')
+    assert unknown is not None
+    name = unknown[1]
     if package == 'strop':
         instead = f' Today it is {RENAMED_ARGUMENTS[name]}.' if name in RENAMED_ARGUMENTS else near(name, taken)
         return ConfigError(f'{kind.__name__} takes no {name!r}.{instead} {takes}')
     instead = " Today it is init_cfg=dict(type='Pretrained', checkpoint=...) of the backbone." if name == 'pretrained' else ''
     return ConfigError(
-        f'{kind.__name__} of {package} {version_of(package)} takes no {name!r}: the config is of an older or newer {package}, '
-        f'or misspelled.{instead or near(name, taken)} {takes}'
+        f'{kind.__name__}{version} takes no {name!r}: the config is of an older or newer {package}, or misspelled.'
+        f'{instead or near(name, taken)} {takes}'
     )
 
 

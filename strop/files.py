@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from strop.errors import ConfigError, UnsafeFileError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`.
 
-    On any exception, or if the process dies, `path` keeps what it had before.
+    On any exception, or if the process dies, `path` keeps what it had before. Who can read the new file is what the umask
+    says, also where the temporary one was replaced by another file.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -30,9 +33,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.stem}.{secrets.token_hex(6)}{target.suffix}')
     # Not by tempfile, which makes files that only their owner can read; this mode is subject to the umask.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    os.close(handle)
     try:
         yield temporary
+        # safetensors writes a file of its own, which only its owner can read, and renames it to the one it was given.
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         with open(temporary, 'rb+') as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -101,3 +109,32 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
         return json.loads(read_text(path, purpose))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f'{path} is not JSON, so it is not {purpose}: {error}') from error
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON holds it: NaN and infinities, which it does not know, as text.
+
+    >>> json_number(0.5), json_number(-float('inf')), json_number(float('nan'))
+    (0.5, '-inf', 'nan')
+    """
+    return value if math.isfinite(value) else str(float(value))
+
+
+def number_of_json(value: Any) -> float:
+    """Return the number that `json_number` wrote; null is an infinity, as older files have it.
+
+    Raises:
+        ConfigError: If it is something else.
+
+    >>> number_of_json('-inf'), number_of_json(None), number_of_json(3)
+    (-inf, inf, 3.0)
+    """
+    if value is None:
+        return math.inf
+    known = value in _NOT_FINITE if isinstance(value, str) else isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not known:
+        raise ConfigError(f"A number in JSON is a number or one of 'nan', 'inf' and '-inf', but got {value!r}.")
+    return float(value)
+
+
+_NOT_FINITE = ('nan', 'inf', '-inf')

@@ -22,8 +22,8 @@ from strop.codebases import (
     installed,
     is_codebase,
     model_config,
-    of_another_version,
     where_else,
+    wrong_arguments,
 )
 from strop.errors import MissingDependencyError, UnknownTypeError, near
 from strop.unsupported import not_yet
@@ -122,7 +122,7 @@ class Registry(_Registry):
         try:
             return super().build(cfg, *args, **kwargs)
         except TypeError as error:
-            told = of_another_version(error)
+            told = wrong_arguments(error)
             if told is None:
                 raise
             raise told from error

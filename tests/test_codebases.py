@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope, Registry
 from torch import nn
 
 from strop import codebases
-from strop.codebases import check_codebase, check_scope, find_codebase_config, model_config, of_another_version
+from strop.codebases import check_codebase, check_scope, find_codebase_config, model_config, wrong_arguments
 from strop.errors import ConfigError, MissingDependencyError, UnknownTypeError
 from strop.registry import MODELS
 from tests.scripts import run_script
@@ -201,12 +201,23 @@ def test_a_wrong_scope_names_the_right_one(mmdet: Registry) -> None:
 
 
 @absent
-def test_an_argument_of_another_version_is_named(mmdet: Registry) -> None:
+def test_an_argument_wrong_arguments_is_named(mmdet: Registry) -> None:
     with pytest.raises(ConfigError, match=r"TinyNet of mmdet .* takes no 'deepth'.*Did you mean 'depth'"):
         MODELS.build(dict(type='mmdet.Detector', backbone=dict(type='TinyNet', deepth=4)))
     with pytest.raises(ConfigError, match=r"Detector of mmdet .* takes no 'pretrained'.*init_cfg=dict\(type='Pretrained'"):
         MODELS.build(dict(type='mmdet.Detector', backbone=dict(type='TinyNet'), pretrained='a.pth'))
-    assert of_another_version(TypeError('something else')) is None
+    with pytest.raises(
+        ConfigError, match=r"^Detector of mmdet .* needs 'backbone', which the config does not give\. It takes 'b"
+    ):
+        MODELS.build(dict(type='mmdet.Detector'))
+    assert wrong_arguments(TypeError('something else')) is None
+
+
+def test_a_missing_argument_of_a_class_of_strop_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^ImageClassifier needs 'backbone', which the config does not give\. It takes 'backbone'"
+    ):
+        MODELS.build(dict(type='ImageClassifier'))
 
 
 def test_an_unknown_argument_of_a_class_of_strop_is_named() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import signal
 import stat
@@ -10,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from strop.errors import ConfigError, UnsafeFileError
-from strop.files import atomic_path, atomic_write, read_json, read_text
+from strop.files import atomic_path, atomic_write, json_number, number_of_json, read_json, read_text
 
 
 @pytest.fixture
@@ -70,6 +74,21 @@ class TestAtomicWrites:
         atomic_write(tmp_path / 'a.txt', 'x')
         assert stat.S_IMODE((tmp_path / 'a.txt').stat().st_mode) == mode
         assert os.umask(mask) == mask
+
+    @pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+    def test_the_umask_decides_for_libraries_that_replace_the_file(
+        self, tmp_path: Path, umask: object, mask: int, mode: int
+    ) -> None:
+        umask(mask)
+        for before in (None, 0o600, 0o666):
+            path = tmp_path / f'{before}.safetensors'
+            if before is not None:
+                path.touch()
+                path.chmod(before)
+            with atomic_path(path) as temporary:
+                save_file({'a': torch.arange(3)}, temporary)
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+            assert load_file(path)['a'].tolist() == [0, 1, 2]
 
     @pytest.mark.parametrize('moment', ['before writing', 'in the middle', 'before the rename'])
     def test_sigkill(self, tmp_path: Path, moment: str) -> None:
@@ -155,3 +174,21 @@ class TestReadingJson:
         (tmp_path / 'a.json').write_bytes(b'\x80\x04K')
         with pytest.raises(UnsafeFileError, match='A record is JSON'):
             read_json(tmp_path / 'a.json', 'a record')
+
+
+class TestNumbersInJson:
+    @pytest.mark.parametrize(
+        ('value', 'text'), [(math.inf, '"inf"'), (-math.inf, '"-inf"'), (math.nan, '"nan"'), (1.5, '1.5'), (-2, '-2')]
+    )
+    def test_what_json_holds_comes_back_with_its_sign(self, value: float, text: str) -> None:
+        assert json.dumps(json_number(value), allow_nan=False) == text
+        assert str(number_of_json(json.loads(text))) == str(float(value))
+
+    def test_older_files_have_null_or_no_json(self) -> None:
+        assert number_of_json(None) == math.inf
+        assert number_of_json(json.loads('-Infinity')) == -math.inf
+
+    @pytest.mark.parametrize('value', ['Infinity', '1.5', '', True, [], {}])
+    def test_other_things_are_refused(self, value: object) -> None:
+        with pytest.raises(ConfigError, match="a number or one of 'nan', 'inf' and '-inf', but got"):
+            number_of_json(value)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.runner import Runner
 from torch import nn
 
 from strop.cli.console import note
-from strop.engine import load_checkpoint_file, recalibrate_batch_norms
+from strop.engine import recalibrate_batch_norms
+from strop.engine.pretrained import matching, read_weights
 from strop.engine.train_loop import unwrapped
-from strop.errors import ConfigError, listed, near
+from strop.errors import ConfigError
 from strop.randomness import seeded
 
 
@@ -23,7 +24,7 @@ def check_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ConfigError: If parameters are missing or of another shape; the message names some.
         UnsafeFileError: If the file would have to be unpickled.
     """
-    _fitted(unwrapped(model), weights_of(load_checkpoint_file(path), path), ('', 'module.'), path)
+    matching(unwrapped(model), read_weights(path), path, prefixes=('', 'module.'), buffers=False, say=note)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -31,40 +32,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     A checkpoint of the plain model serves an algorithm around it as well, and the other way round.
     """
-    target = unwrapped(model)
-    stored = weights_of(load_checkpoint_file(path), path)
+    target, stored = unwrapped(model), read_weights(path)
     inner = getattr(target, 'architecture', None)
     if isinstance(inner, nn.Module) and not any('architecture.' in name for name in stored):
         target = inner
-    target.load_state_dict(_fitted(target, stored, ('', 'module.', 'architecture.'), path), strict=False)
-
-
-def _fitted(
-    model: nn.Module, stored: Mapping[str, Any], prefixes: Sequence[str], path: str | os.PathLike[str]
-) -> Mapping[str, Any]:
-    """Return the tensors of a checkpoint by the names of the model, which may lack one of the prefixes."""
-    own: dict[str, Any] = dict(model.named_parameters())
-    for prefix in prefixes:
-        found = {name.removeprefix(prefix): value for name, value in stored.items()}
-        if own.keys() <= found.keys():
-            break
-    else:
-        absent = [name for name in own if name not in stored]
-        raise ConfigError(
-            f'{path} is of another model: of its {len(stored)} tensors none is called {listed(absent, 3)}.'
-            f'{near(absent[0], stored)} The file has {listed(stored, 3)}.'
-        )
-    other = [name for name in own if tuple(found[name].shape) != tuple(own[name].shape)]
-    if other:
-        name = other[0]
-        raise ConfigError(
-            f'{path} is of another model: {name!r} has the shape {tuple(found[name].shape)} in it, and '
-            f'{tuple(own[name].shape)} in the model of the config ({len(other)} tensors differ).'
-        )
-    spare = sorted(set(found) - set(model.state_dict()))
-    if spare:
-        note(f'{path} also has {listed(spare, 3)}, which the model does not use.')
-    return found
+    target.load_state_dict(matching(target, stored, path, buffers=False, say=note), strict=False)
 
 
 def calibration_images(config: Any, given: int | None) -> int:
@@ -107,16 +79,4 @@ def recalibrate(algorithm: nn.Module, config: Any, images: int) -> int:
         return recalibrate_batch_norms(algorithm, loader, forward, images)
 
 
-def weights_of(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the tensors of a checkpoint that was read.
-
-    Raises:
-        ConfigError: If it holds none.
-    """
-    state = content.get('state_dict', content) if isinstance(content, Mapping) else None
-    tensors = {str(name): value for name, value in (state or {}).items() if hasattr(value, 'shape')}
-    if not tensors:
-        raise ConfigError(
-            f"{path} holds no weights: a checkpoint is a mapping of names to tensors, alone or under 'state_dict'."
-        )
-    return tensors
+__all__ = ['calibration_images', 'check_weights', 'load_weights', 'recalibrate']

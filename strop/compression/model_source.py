@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from strop.architectures import create_timm
-from strop.engine import load_checkpoint_file
+from strop.engine import load_pretrained
 from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, listed, near, try_import
 from strop.export.factory import Trust, build, describe, portable
-from strop.export.weights import digest_of, load_weights
+from strop.export.weights import digest_of
 from strop.randomness import seeded
 from strop.registry import MODELS
 
@@ -74,7 +73,7 @@ class ModelSource:
     Args:
         name: `timm:NAME`, `transformers:FOLDER`, `module:factory`, or a registered type.
         args: Keyword arguments.
-        weights: A file with the weights: `.safetensors`, `.npz` or a checkpoint of torch.
+        weights: A file with the weights: `.safetensors`, `.npz` or a checkpoint of PyTorch, which the model must fit whole.
         config: The config of a transformers model, which rebuilds it without its folder.
 
     Raises:
@@ -182,7 +181,7 @@ class ModelSource:
         else:
             model = self._registered(trust)
         if self.weights is not None:
-            load_weights(model, read_state(self.weights), True, self.weights)
+            load_pretrained(model, self.weights)
         return model.eval()
 
     def rebuild(self, trust: bool = False) -> nn.Module:
@@ -306,36 +305,6 @@ def _plain(value: Any) -> Any:
     return str(value).removeprefix('torch.') if isinstance(value, torch.dtype) else value
 
 
-def read_state(path: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file by name; nothing is unpickled.
-
-    Args:
-        path: `.safetensors`, `.npz`, or a checkpoint of torch, whose weights may be under `state_dict` or `model`.
-
-    Raises:
-        ConfigError: If the file holds no tensors.
-        UnsafeFileError: If it would have to be unpickled.
-    """
-    file = Path(path).expanduser()
-    if file.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return load_file(str(file))
-    if file.suffix == '.npz':
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-        except ValueError as error:
-            raise UnsafeFileError(f'{file} cannot be read as plain arrays: {error}') from error
-    content: Any = load_checkpoint_file(file)
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ConfigError(f'{file} holds no tensors by name, so it is no file of weights.')
-    return {name.removeprefix('module.'): value for name, value in content.items()}
-
-
 def state_digest(model: nn.Module) -> str:
     """Return a hash of every value in the state of a model.
 
@@ -349,4 +318,4 @@ def state_digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-__all__: Sequence[str] = ['ModelSource', 'located', 'made', 'read_state', 'state_digest', 'transformers_model']
+__all__: Sequence[str] = ['ModelSource', 'located', 'made', 'state_digest', 'transformers_model']

@@ -27,17 +27,17 @@ def test_weights_of_an_algorithm_serve_its_architecture_and_the_other_way_round(
 def test_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / 'weights.pth'
     torch.save({'weigth': torch.zeros(2, 3), 'bias': torch.zeros(2)}, file)
-    with pytest.raises(ConfigError, match=r"none is called 'weight'\. Did you mean 'weigth'"):
+    with pytest.raises(ConfigError, match=r"it has no 'weight'; it has 'weigth' instead\. Did you mean 'weigth'"):
         check_weights(nn.Linear(3, 2), file)
     torch.save({'weight': torch.zeros(3, 2), 'bias': torch.zeros(2)}, file)
-    with pytest.raises(ConfigError, match=r"'weight' has the shape \(3, 2\) in it, and \(2, 3\)"):
+    with pytest.raises(ConfigError, match=r"'weight' has the shape \(3, 2\) in it and \(2, 3\)"):
         check_weights(nn.Linear(3, 2), file)
     torch.save({'state_dict': {'epoch': 3}}, file)
     with pytest.raises(ConfigError, match='holds no weights'):
         check_weights(nn.Linear(3, 2), file)
     torch.save({'module.weight': torch.zeros(2, 3), 'module.bias': torch.zeros(2), 'module.spare': torch.zeros(1)}, file)
     check_weights(nn.Linear(3, 2), file)
-    assert "'spare', which the model does not use" in capsys.readouterr().err
+    assert "'spare', which Linear does not use" in capsys.readouterr().err
 
 
 def test_how_many_images_recalibrate() -> None:

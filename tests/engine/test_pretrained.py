@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from strop.engine import load_pretrained
+from strop.engine.pretrained import matching, read_weights
 from strop.errors import ConfigError, UnsafeFileError
 
 
@@ -65,3 +67,28 @@ def test_files_that_are_no_checkpoints(tmp_path):
         load_pretrained(net(), tmp_path / 'a.pth')
     with pytest.raises(FileNotFoundError):
         load_pretrained(net(), tmp_path / 'b.pth')
+
+
+def test_arrays_of_numpy_are_read_and_objects_in_them_are_not(tmp_path):
+    saved, model = net(), net()
+    np.savez(tmp_path / 'a.npz', **{name: value.numpy() for name, value in saved.state_dict().items()})
+    load_pretrained(model, tmp_path / 'a.npz')
+    assert torch.equal(saved[0].weight, model[0].weight)
+    np.savez(tmp_path / 'bad.npz', weight=np.array([{}], dtype=object))
+    (tmp_path / 'damaged.npz').write_bytes((tmp_path / 'a.npz').read_bytes()[:100])
+    np.savez(tmp_path / 'turned.npz', weight=np.zeros(3, '>f4'))
+    for name in ('bad', 'damaged', 'turned'):
+        with pytest.raises(UnsafeFileError, match='plain arrays'):
+            read_weights(tmp_path / f'{name}.npz')
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / 'none.npz')
+
+
+def test_parameters_alone_may_be_asked_for():
+    weights = dict(net().named_parameters())
+    assert matching(net(), weights, 'a.pth', buffers=False).keys() == weights.keys()
+    with pytest.raises(ConfigError, match='running_mean'):
+        matching(net(), weights, 'a.pth')
+    spoiled = {**weights, '1.running_mean': torch.zeros(7)}
+    with pytest.raises(ConfigError, match=r"'1\.running_mean' has the shape \(7,\) in it and \(3,\)"):
+        matching(net(), spoiled, 'a.pth', buffers=False)
