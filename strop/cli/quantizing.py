@@ -156,8 +156,8 @@ def quantize(
             {
                 'target': target,
                 'record': result.record.to_dict(),
-                'check': None if result.check is None else vars(result.check),
-                'sensitivity': None if result.sensitivity is None else [vars(cost) for cost in result.sensitivity.values()],
+                'check': None if result.check is None else _fields(result.check),
+                'sensitivity': None if result.sensitivity is None else [*map(_fields, result.sensitivity.values())],
                 'latency': None if times is None else times.to_dict(),
                 'files': files,
             }
@@ -175,6 +175,13 @@ def quantize(
         note(f'the weights are those that {target} gives; --checkpoint FILE gives others.')
     if out is None:
         note(f'nothing is saved; --out FILE{entry.suffix} writes the quantized model.')
+
+
+def _fields(entry: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as JSON holds them."""
+    from strop.files import json_number
+
+    return {name: json_number(value) if isinstance(value, float) else value for name, value in vars(entry).items()}
 
 
 def _check_options(ctx: click.Context, weight_only: str | None) -> None:
@@ -239,9 +246,9 @@ def _arrays(path: Any, count: int, batch_size: int) -> list[Any]:
         if names and wanted is None:
             raise DataError(f"{path} holds {listed(names)}; the inputs are to be called 'inputs'.")
         array = content[wanted] if names else content
-    except (ValueError, OSError, EOFError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # at a damaged file zipfile, zlib, tokenize and NumPy raise what has no other class in common
         raise DataError(f'{path} cannot be read as arrays: {error}') from error
     if array.ndim < 1 or not np.issubdtype(array.dtype, np.number):
         raise DataError(f'{path} must hold numbers with samples along the first axis, but holds {array.dtype} {array.shape}.')
@@ -275,7 +282,7 @@ def _images(found: Target, folder: Any, count: int, batch_size: int) -> list[Any
     for file in files[::step][: count * batch_size]:
         try:
             picture = image.open(file).convert('RGB' if shape[1] == 3 else 'L')
-        except OSError as error:
+        except Exception as error:  # a damaged PNG is a SyntaxError
             raise DataError(f'{file} cannot be read as an image: {error}') from error
         height, width = shape[2:]
         scale = max(height / picture.height, width / picture.width) / float(settings.get('crop_pct') or 0.875)

@@ -96,8 +96,10 @@ def tokens(found: Target, path: str) -> Any:
 
     Raises:
         ConfigError: If there is no such file, or no tokenizer.
+        DataError: If the file cannot be read as text.
     """
     import gzip
+    import zlib
     from pathlib import Path
 
     from strop.errors import ConfigError, DataError, try_import
@@ -112,7 +114,7 @@ def tokens(found: Target, path: str) -> Any:
         )
     try:
         text = gzip.decompress(file.read_bytes()).decode() if file.suffix == '.gz' else file.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f'{path} cannot be read as text: {error}') from error
     transformers = try_import('transformers', 'transformers')
     try:
@@ -130,6 +132,7 @@ def run(target: str, found: Target, name: str, out: str | None, as_json: bool, l
 
     from strop.cli.console import note, show, show_json
     from strop.errors import ConfigError
+    from strop.files import json_number
     from strop.quantization import save_packed
 
     bits = bits_of(name)
@@ -143,7 +146,8 @@ def run(target: str, found: Target, name: str, out: str | None, as_json: bool, l
         record.save(beside)
         files = {'model': out, 'record': str(beside)}
     if as_json:
-        show_json({'target': target, 'record': record.to_dict(), 'perplexity': figures or None, 'files': files})
+        scores = {name: json_number(value) for name, value in figures.items()}
+        show_json({'target': target, 'record': record.to_dict(), 'perplexity': scores or None, 'files': files})
         return
     if layers:
         show(record.table())

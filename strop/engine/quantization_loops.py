@@ -19,7 +19,7 @@ from strop.errors import ConfigError, DataError
 from strop.files import atomic_path
 from strop.graph.forward import training_mode_kept
 from strop.quantization import apply_schedule, calibrating, fake_quantizers, float_again
-from strop.quantization.qat import check_calibrated
+from strop.quantization.qat import check_calibrated, check_looks
 from strop.registry import LOOPS
 
 
@@ -165,7 +165,8 @@ class PTQLoop(TestLoop):
         only_val: Test a calibrated model as it was loaded.
 
     Raises:
-        ConfigError: If the model has no fake quantizers, or `calibrate_steps` is no positive number.
+        ConfigError: If the model has no fake quantizers, all of them keep the steps that they have, or `calibrate_steps` is no
+            positive number.
         DataError: If there is no batch, or a layer was not reached.
     """
 
@@ -207,6 +208,7 @@ class PTQLoop(TestLoop):
         seed_data(self.runner, 'calibrate', 0)
         with training_mode_kept(algorithm), calibrating(algorithm):
             algorithm.eval()
+            check_looks(algorithm)
             for batch in self.calibrate_dataloader:
                 if seen == self.calibrate_steps:
                     break

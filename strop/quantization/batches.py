@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from strop.errors import ConfigError, DataError, StropError
+from strop.errors import ConfigError, DataError, StropError, listed
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -150,6 +150,55 @@ def rows(call: Call, start: int, stop: int) -> Call:
     return tree_map_only(torch.Tensor, lambda tensor: tensor[start:stop], call)
 
 
+def in_order(example: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """Return the arguments of a call in the order of another one: a file of a runtime tells its inputs by their place.
+
+    Constants of the example may be left out.
+
+    Raises:
+        DataError: If there are other tensors than in the example.
+
+    >>> one, two = torch.zeros(1), torch.ones(1)
+    >>> in_order(((), {'b': two, 'scale': 3, 'a': one}), (), {'a': one, 'b': two})
+    ((), {'b': tensor([1.]), 'a': tensor([0.])})
+    """
+    tensors = {name for name, value in example[1].items() if tensors_in(value)}
+    if sum(map(tensors_in, args)) != sum(map(tensors_in, example[0])) or not tensors <= set(kwargs) <= set(example[1]):
+        wanted, given = (
+            f'{len(positional)} by position and {listed(named) if named else "none"} by name'
+            for positional, named in (example, (args, kwargs))
+        )
+        raise DataError(f'Arguments are given as the calibration data had them, {wanted}, but got {given}.')
+    return tuple(args), {name: kwargs[name] for name in example[1] if name in kwargs}
+
+
+def tensors_in(value: Any) -> int:
+    """Return how many tensors a value holds; constants are none, and files of runtimes do not take them.
+
+    >>> tensors_in({'x': torch.zeros(2), 'scale': 2.0})
+    1
+    """
+    return sum(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
+def check_outputs(outputs: Any, name: str, index: int = 0) -> None:
+    """Raise if a model gives something that is not finite.
+
+    Args:
+        outputs: What it gives.
+        name: What to call the model.
+        index: Number of the batch.
+
+    Raises:
+        DataError: If it does.
+    """
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            raise DataError(
+                f'{name} gives NaN or infinite outputs for batch {index} of the calibration data before it is quantized.'
+            )
+
+
 @contextmanager
 def taken_by(name: str, call: Call, index: int = 0) -> Iterator[None]:
     """Word what a model raises on a batch as an error of the data; errors of this package stay what they are.
@@ -181,6 +230,11 @@ def taken_by(name: str, call: Call, index: int = 0) -> Iterator[None]:
 
 def _check_values(call: Call, index: int) -> None:
     for leaf in tree_leaves(call):
+        if isinstance(leaf, torch.Tensor) and not leaf.numel():
+            raise DataError(
+                f'Batch {index} of the calibration data holds nothing: a tensor in it has the shape {tuple(leaf.shape)}. Leave '
+                'empty batches out.'
+            )
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             kind = 'NaN' if bool(torch.isnan(leaf).any()) else 'an infinity'
             place = tuple(int(i) for i in (~torch.isfinite(leaf)).nonzero()[0])

@@ -96,7 +96,7 @@ class _Run:
         self.rounded: dict[str, Rounded] = {}
         self.figures: Figures = {}
         self.shared: dict[int, Rounded] = {}
-        self.done = _Kept(options, targets, calls) if options.folder is not None else None
+        self.done = _Kept(options, model, targets, calls) if options.folder is not None else None
 
     def chain(self, name: str, blocks: list[str], layers: list[str]) -> None:
         """Round the layers of blocks that feed each other."""
@@ -503,30 +503,43 @@ def _hooked(layers: Mapping[str, nn.Module], hook: Callable[[str], Callable[...,
 
 
 class _Kept:
-    """A folder with the rounded layers of finished blocks, for one model, data and options."""
+    """A folder with the rounded layers of finished blocks, for one model, data and options.
 
-    def __init__(self, options: Options, targets: Mapping[str, Target], calls: Sequence[Call]) -> None:
+    The first finished block makes it that run's own: a run that stops before, at an option out of range, leaves it as it was.
+    """
+
+    def __init__(self, options: Options, model: nn.Module, targets: Mapping[str, Target], calls: Sequence[Call]) -> None:
         if options.folder is None:
             raise ConfigError('A folder is needed to keep finished blocks.')
         self.folder = Path(options.folder)
         self.targets = targets
-        mine = {
-            'format': 'strop.gptq/1',
+        # What a layer is given depends on all that the model holds, not on the rounded weights alone.
+        state = [leaf for name, value in model.state_dict().items() if isinstance(value, Tensor) for leaf in (name, value)]
+        self.mine = {
+            'format': 'strop.gptq/2',
             'options': f'damping {options.damping}, act_order {options.act_order}, scales {options.scale_dtype}',
             'data': _digest(leaf for call in calls for leaf in tree_leaves(call)),
             'layers': {path: f'{target.grid}, search {target.grid.search}' for path, target in targets.items()},
-            'weights': _digest(target.weight for target in targets.values()),
+            'weights': _digest(state),
         }
+        self._is_mine()
+
+    def _is_mine(self) -> bool:
+        """Whether the folder has the head of this run; False if it has none.
+
+        Raises:
+            ConfigError: If it has that of another one.
+        """
         head = self.folder / 'run.json'
-        if head.exists():
-            there = read_json(head, 'the head of a GPTQ run')
-            differing = [name for name in mine if not isinstance(there, dict) or there.get(name) != mine[name]]
-            if differing:
-                raise ConfigError(
-                    f'{self.folder} holds blocks of another run: {listed(differing)} differ. Give another folder, or empty it.'
-                )
-        else:
-            atomic_write(head, json.dumps(mine, indent=1) + '\n')
+        if not head.exists():
+            return False
+        there = read_json(head, 'the head of a GPTQ run')
+        differing = [name for name in self.mine if not isinstance(there, dict) or there.get(name) != self.mine[name]]
+        if differing:
+            raise ConfigError(
+                f'{self.folder} holds blocks of another run: {listed(differing)} differ. Give another folder, or empty it.'
+            )
+        return True
 
     def _file(self, layers: Sequence[str]) -> Path:
         return self.folder / f'{hashlib.blake2b(" ".join(layers).encode(), digest_size=8).hexdigest()}.safetensors'
@@ -552,6 +565,8 @@ class _Kept:
 
     def save(self, layers: Mapping[str, tuple[Rounded, tuple[float | None, float | None]]]) -> None:
         """Write finished layers, all or none."""
+        if not self._is_mine():
+            atomic_write(self.folder / 'run.json', json.dumps(self.mine, indent=1) + '\n')
         state = {}
         for path, (rounded, figures) in layers.items():
             state[f'{path}.codes'], state[f'{path}.scales'] = rounded.codes.cpu(), rounded.scales.cpu()
@@ -568,7 +583,7 @@ def _digest(leaves: Any) -> str:
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             digest.update(f'{tuple(leaf.shape)}{leaf.dtype}'.encode())
-            digest.update(leaf.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if leaf.numel() else b'')
+            digest.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(leaf).encode())
     return digest.hexdigest()

@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from strop.quantization.batches import Batches
-from strop.quantization.flow import is_parameter
-from strop.quantization.layers import HEAVY, attribute
+from strop.quantization.layers import HEAVY
+from strop.quantization.parameters import add_parameter, attribute, is_parameter
 
 _CORRECTED = ('conv1d', 'conv2d', 'conv3d', 'linear')
 
@@ -40,11 +40,7 @@ def correct_biases(prepared: GraphModule, batches: Batches) -> int:
             new = attribute(prepared, bias).detach() - shift
         else:
             new = -shift
-        name = f'corrected_bias_{index}'
-        prepared.register_parameter(name, nn.Parameter(new, requires_grad=False))
-        with prepared.graph.inserting_before(node):
-            read = prepared.graph.get_attr(name)
-            read.meta = dict(bias.meta) if isinstance(bias, Node) else {}
+        read = add_parameter(prepared, f'corrected_bias_{index}', new, node)
         node.args = (*node.args[:2], read, *node.args[3:])
     prepared.graph.eliminate_dead_code()
     prepared.recompile()

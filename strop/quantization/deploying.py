@@ -16,8 +16,10 @@ from strop.errors import ConfigError, listed
 from strop.quantization.backends import Backend, backends
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.batches import Batches, Call, taken_by
+from strop.quantization.fake_quantize import FakeQuantizer
 from strop.quantization.flow import capture, switchable
-from strop.quantization.layers import attribute, is_dequantize, is_quantize, name_layers, records, rename_layers
+from strop.quantization.layers import is_dequantize, is_quantize, name_layers, records, rename_layers
+from strop.quantization.parameters import attribute
 from strop.quantization.qat import INPUT, WEIGHT, detach, fake_quantizers
 from strop.quantization.qat_convert import QuantizedLayer, convert
 from strop.quantization.quantizing import Quantized, float_graph, other_ops
@@ -26,6 +28,8 @@ from strop.quantization.reference import layer_sqnr, output_sqnr
 
 _WHOLE = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
 _DECOMPOSED = torch.ops.quantized_decomposed
+#: Backends that write graphs of their own quantizers only.
+_OWN_GRAPHS = ('executorch',)
 
 
 def deploy(
@@ -39,7 +43,8 @@ def deploy(
     Args:
         model: What `prepare_qat` gave, trained or calibrated; it stays as it is.
         data: Batches, as `Batches.of` takes them, to trace the model and to compare on.
-        backend: `'inductor'`, `'onnxruntime'` or `'openvino'`, which compute with the U8 inputs that `prepare_qat` learns.
+        backend: `'inductor'`, `'onnxruntime'` or `'openvino'`, which compute with the U8 inputs that named qconfigs have;
+            `'tensorrt'` for S8 inputs around zero (those of `TensorRTQuantizer`).
         batches: Read at most this many batches.
         check: Write the file, run it in its runtime, and compare.
 
@@ -57,12 +62,7 @@ def deploy(
     entry = backend_of(backend)
     if not fake_quantizers(model):
         raise ConfigError('This model has no fake quantizers: call prepare_qat and train, or quantize it by strop.quantize.')
-    if not entry.takes.startswith('U8'):
-        fitting = [name for name, each in backends().items() if each.takes.startswith('U8')]
-        raise ConfigError(
-            f'{entry.name} computes with {entry.takes}, but the inputs of layers were trained with U8 codes: take '
-            f'{listed(fitting)}, or quantize the float model for it by strop.quantize.'
-        )
+    _check_codes(model, entry)
     entry.require()
     used = Batches.of(data, batches, torch.device('cpu'))
     twin = copy.deepcopy(model).cpu().eval()
@@ -72,7 +72,7 @@ def deploy(
     integers = convert(twin, _inputs(example))
     bits = {
         name: (_bits(twin.get_submodule(name), WEIGHT), _bits(twin.get_submodule(name), INPUT))
-        for name, module in integers.named_modules()
+        for name, module in integers.named_modules(remove_duplicate=False)
         if isinstance(module, QuantizedLayer)
     }
     graph = capture(integers, example)
@@ -94,6 +94,34 @@ def deploy(
         with tempfile.TemporaryDirectory() as folder:
             result.check = result._written(Path(folder) / f'model{entry.suffix}')
     return result
+
+
+def _check_codes(model: nn.Module, entry: Backend) -> None:
+    """Refuse a backend that computes with other integers than those of the fake quantizers."""
+    quantizers = fake_quantizers(model)
+    unfit = _unfit(quantizers, entry)
+    if not unfit and entry.name not in _OWN_GRAPHS:
+        return
+    name, codes = next(iter(unfit.items()), ('', ''))
+    why = f'computes with {entry.takes}, but {name!r} has {codes}' if unfit else 'takes graphs of its own quantizer only'
+    fitting = [each.name for each in backends().values() if each.name not in _OWN_GRAPHS and not _unfit(quantizers, each)]
+    raise ConfigError(
+        f'{entry.name} {why}. {f"Take {listed(fitting)}, or quantize" if fitting else "Quantize"} the float model for it by '
+        'strop.quantize.'
+    )
+
+
+def _unfit(quantizers: Mapping[str, FakeQuantizer], entry: Backend) -> dict[str, str]:
+    """Return name -> codes of the quantizers that a backend does not compute with."""
+    inputs, weights = (part.split()[0] for part in entry.takes.split(',')[:2])
+    found = {}
+    for name, quantizer in quantizers.items():
+        codes = 'U8' if quantizer.dtype in (torch.uint8, torch.quint8) else 'S8'
+        if codes != (weights if quantizer.is_weight else inputs):
+            found[name] = f'{codes} codes'
+        elif entry.symmetric == (True,) and bool(quantizer.calculate_qparams()[1].any()):
+            found[name] = 'a zero point that is not 0'
+    return found
 
 
 def _bits(layer: nn.Module, side: str) -> int:

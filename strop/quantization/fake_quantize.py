@@ -159,18 +159,21 @@ class FakeQuantizer(nn.Module):
         return self.training or self.calibrating or (self.is_weight and not self.observed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Observe the tensor if it is time to, and return it in steps.
+        """Observe the tensor if it is time to, and return it in steps. An empty one is not observed.
 
         Raises:
             TrainingError: If it has no steps yet, or the data is not finite.
         """
-        if self.observes():
+        due = self.observes()
+        waits = due and not self._has_values(x)
+        if due and not waits:
             with torch.no_grad():
                 seen = x.detach().float() if x.dtype in (torch.float16, torch.bfloat16) else x.detach()
                 # Before anything is kept of it: a moving average would not forget a NaN.
                 if not bool(torch.isfinite(seen.sum())):
                     raise TrainingError(
-                        'A quantizer is to find its steps from data with NaN or infinity in it; nothing is changed.'
+                        'A quantizer is to find its steps from data with NaN or infinity in it. It keeps those that it had; '
+                        'layers before it have seen this batch.'
                     )
                 self.resize(x)
                 self.observe(seen)
@@ -178,11 +181,21 @@ class FakeQuantizer(nn.Module):
         if not self.fake_quant_enabled:
             return x
         if not self.observed:
+            if waits or not x.numel():
+                return x
             raise TrainingError(
                 'This quantizer has seen no data. Train the model, calibrate it (strop.quantization.calibrate, PTQLoop), or '
                 'load a checkpoint of one that was.'
             )
         return self.rounded(x)
+
+    def _has_values(self, x: Tensor) -> bool:
+        """Tell whether there is something to observe, in every process: what is observed is agreed on by all."""
+        if self.is_weight or not is_distributed():
+            return x.numel() > 0
+        filled = torch.tensor([float(x.numel() > 0)], device=x.device)
+        all_reduce(filled, 'min')
+        return bool(filled)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Return the steps (float) and the codes of zero (whole numbers), one each or one for each channel."""

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_leaves
 
-from strop.errors import ConfigError, ExportError, try_import
+from strop.errors import ConfigError, DataError, ExportError, try_import
 from strop.estimators.runtimes import quiet
-from strop.quantization.batches import Batches, Call, batch_size, taken_by
+from strop.quantization.batches import Batches, Call, batch_size, check_outputs, taken_by
+from strop.quantization.folding import fold_norms
+from strop.quantization.parameters import is_parameter
 
 if TYPE_CHECKING:
     from torchao.quantization.pt2e.quantizer import Quantizer
@@ -137,6 +140,7 @@ def prepare(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
         quantizer: A quantizer of `torchao.quantization.pt2e`.
     """
     with _understandable('prepared'):
+        fold_norms(graph)
         return pt2e('quantize_pt2e').prepare_pt2e(graph, quantizer)  # type: ignore[no-any-return]
 
 
@@ -175,7 +179,15 @@ def calibrate(prepared: GraphModule, batches: Batches | Iterable[Any], limit: in
     with torch.no_grad(), quiet():
         for index, (args, kwargs) in enumerate(checked):
             with taken_by('The model', (args, kwargs), index):
-                prepared(*args, **kwargs)
+                outputs = prepared(*args, **kwargs)
+            check_outputs(outputs, 'The model', index)
+    for node in prepared.graph.nodes:
+        observer = prepared.get_submodule(str(node.target)) if node.op == 'call_module' else None
+        if observer is not None and _saw_no_number(observer):
+            raise DataError(
+                f'What {node.args[0]} gives is NaN or infinite for the calibration data, so that it has no range. Leave its '
+                'layer in float (`ignored`), or look at the data.'
+            )
     return len(checked)
 
 
@@ -273,6 +285,17 @@ _DROPOUTS = (aten.dropout.default, aten.dropout_.default)
 def _saw_nothing(module: nn.Module) -> bool:
     least = getattr(module, 'min_val', None)
     return isinstance(least, torch.Tensor) and bool(torch.isinf(least).any()) and bool((least > 0).any())
+
+
+def _saw_no_number(module: nn.Module) -> bool:
+    ends = [end for name in ('min_val', 'max_val') if isinstance(end := getattr(module, name, None), torch.Tensor)]
+    return not _saw_nothing(module) and any(not bool(torch.isfinite(end).all()) for end in ends)
+
+
+def takes_any_batch(graph: GraphModule) -> bool:
+    """Whether a captured graph leaves the size of the first axis open; a model that writes it down does not."""
+    values = [node.meta.get('val') for node in graph.graph.nodes if node.op == 'placeholder']
+    return any(isinstance(value, torch.Tensor) and value.dim() and not is_concrete_int(value.shape[0]) for value in values)
 
 
 # -- internals --------------------------------------------------------------------------------------------
@@ -374,8 +397,3 @@ def _where_it_failed(name: str, error: BaseException) -> str:
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors in the outputs of a model, in order."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
-def is_parameter(node: Any) -> bool:
-    """Whether a node of a graph reads a parameter or buffer."""
-    return isinstance(node, Node) and node.op == 'get_attr'

@@ -11,7 +11,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError, listed, near
-from strop.quantization.flow import is_parameter
+from strop.quantization.parameters import attribute, is_parameter
 from strop.quantization.patterns import matched, patterns_of
 
 aten = torch.ops.aten
@@ -25,6 +25,7 @@ HEAVY: Mapping[Any, str] = {
     aten.conv3d.default: 'conv3d',
     aten.conv_transpose2d.input: 'conv_transpose2d',
     aten.conv_transpose1d.default: 'conv_transpose1d',
+    aten.conv_transpose3d.input: 'conv_transpose3d',
     aten.convolution.default: 'convolution',
     aten.linear.default: 'linear',
     aten.addmm.default: 'linear',
@@ -95,9 +96,11 @@ def rename_layers(graph: GraphModule, names: Mapping[str, str]) -> None:
         graph: A graph whose layers have names.
         names: Path of the module that computes a layer -> the name of the layer.
     """
+    taken: dict[str, int] = {}
     for node in heavy_nodes(graph).values():
-        path = layer_name(node).partition(':')[0]
-        node.meta[_NAME] = names.get(path, layer_name(node))
+        name = names.get(layer_name(node).partition(':')[0], layer_name(node))
+        taken[name] = taken.get(name, 0) + 1
+        node.meta[_NAME] = name if taken[name] == 1 else f'{name}:{taken[name]}'
 
 
 def layer_name(node: Node) -> str:
@@ -232,14 +235,6 @@ def _qparams(graph: GraphModule, node: Node) -> tuple[torch.Tensor, torch.Tensor
         value = attribute(graph, argument) if isinstance(argument, Node) else argument
         values.append(torch.as_tensor(value, dtype=torch.float64))
     return values[0], values[1]
-
-
-def attribute(graph: GraphModule, node: Node) -> torch.Tensor:
-    """Return the tensor that a `get_attr` node reads."""
-    value: Any = graph
-    for part in str(node.target).split('.'):
-        value = getattr(value, part)
-    return value  # type: ignore[no-any-return]
 
 
 def _bits(node: Node) -> int:

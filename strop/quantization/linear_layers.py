@@ -53,7 +53,8 @@ def select(
     """Return the layers that the patterns choose, and the linear layers that are left as they are, with the reason.
 
     Raises:
-        ConfigError: If a pattern matches no linear layer, or nothing is left to round.
+        ConfigError: If a pattern matches no linear layer, nothing is left to round, or layers that share a weight are to be
+            rounded in different ways.
         DataError: If a chosen weight holds NaN or an infinity.
 
     >>> targets, left = select(nn.ModuleDict({'a': nn.Linear(2, 2), 'lm_head': nn.Linear(2, 9)}), Grid(4))
@@ -97,6 +98,7 @@ def select(
             raise ConfigError(f'The weight of {target.path!r} is on the meta device: load the weights first.')
         if not bool(target.weight.isfinite().all()):
             raise DataError(f'The weight of {target.path!r} holds NaN or an infinity, so there is no range to round it in.')
+    _check_shared(targets)
     return targets, left
 
 
@@ -153,6 +155,22 @@ def _near_layers(pattern: str, candidates: Iterable[str]) -> str:
         return found
     inside = [path for path in names if pattern.strip('*.') and path.endswith(pattern.strip('*.'))]
     return f" To match it anywhere, write '*{pattern}'." if inside else ''
+
+
+def _check_shared(targets: Iterable[Target]) -> None:
+    """Refuse layers that share a weight, which is rounded once, where they would have it rounded in different ways."""
+    first: dict[int, Target] = {}
+    for target in targets:
+        other = first.setdefault(id(target.layer.weight), target)
+        both = f'{other.path!r} and {target.path!r} share one weight, which is rounded once'
+        if target.grid != other.grid:
+            one, two = (f'{each.grid}{", with a search" if each.grid.search else ""}' for each in (other, target))
+            raise ConfigError(
+                f'{both}, but they are to have unlike grids: {one}, and {two}. Give both the same `overrides`, or leave one '
+                'out by `ignored`.'
+            )
+        if target.transposed != other.transposed:
+            raise ConfigError(f'{both}, but one of them reads it transposed. Leave one out by `ignored`.')
 
 
 def _output_embeddings(model: nn.Module, candidates: Mapping[str, nn.Module]) -> list[str]:

@@ -247,7 +247,7 @@ def load_packed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     True
     """
     state = _read(path)
-    layers = dict(model.named_modules())
+    layers = dict(model.named_modules(remove_duplicate=False))
     memo: dict[int, Any] = {}
     found = [name.removesuffix('layout').rstrip('.') for name in state if name.split('.')[-1] == 'layout']
     for layer_path in found:
@@ -257,7 +257,8 @@ def load_packed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
                 f'{path} holds a packed layer {layer_path!r}, which this model does not have.{near(layer_path, layers)} '
                 'Give a model of the class and the sizes of the one that was packed.'
             )
-        memo[id(layer)] = _empty(layer, layer_path, state, path)
+        if id(layer) not in memo:
+            memo[id(layer)] = _empty(layer, layer_path, state, path)
     for layer_path in packed_layers(model):
         if layer_path not in found:
             raise ConfigError(f'{layer_path!r} is packed in this model, but not in {path}.')

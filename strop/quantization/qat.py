@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from strop.errors import ConfigError, DataError, listed, near
 from strop.graph.forward import training_mode_kept
@@ -109,7 +110,8 @@ def prepare_qat(
         inplace: Prepare the model itself instead of a copy.
 
     Raises:
-        ConfigError: If a pattern matches no layer, or there is nothing to quantize.
+        ConfigError: If a pattern matches no layer, there is nothing to quantize, or a layer's weight is computed from other
+            parameters.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
     >>> prepared = prepare_qat(model, 'lsq4')
@@ -119,7 +121,6 @@ def prepare_qat(
     ['0.weight', '0.bias']
     """
     chosen = QConfig.of(qconfig)
-    model = model if inplace else copy.deepcopy(model)
     overrides, ignored = dict(overrides or {}), patterns_of('ignored', ignored)
     every = quantizable(model)
     if not every:
@@ -130,12 +131,16 @@ def prepare_qat(
     ends = _ends(chosen, qconfig, first_last)
     others = {pattern: None if other is None else QConfig.of(other) for pattern, other in overrides.items()}
     names = list(every)
-    plan: dict[str, dict[str, FakeQuantizer]] = {}
+    owns: dict[str, QConfig | None] = {}
     for name, layer in every.items():
         own: QConfig | None = ends if ends is not None and name in (names[0], names[-1]) else chosen
         found = matched(name, others)
-        own = None if matched(name, ignored) else own if found is None else others[found]
-        plan[name] = {} if own is None else built_for(layer, own)
+        owns[name] = None if matched(name, ignored) else own if found is None else others[found]
+        _check_weight(name, layer, quantized=owns[name] is not None, copied=not inplace)
+    if not inplace:
+        model = copy.deepcopy(model)
+        every = quantizable(model)
+    plan = {name: {} if own is None else built_for(every[name], own) for name, own in owns.items()}
     if not any(plan.values()):
         raise ConfigError('Nothing is left to quantize: every layer is ignored, or has None in `overrides`.')
     for name, quantizers in plan.items():
@@ -143,6 +148,25 @@ def prepare_qat(
     if not any(getattr(hook, 'hook', hook) is _check_forms for hook in model._load_state_dict_pre_hooks.values()):
         model.register_load_state_dict_pre_hook(_check_forms)
     return model
+
+
+def _check_weight(name: str, layer: nn.Module, *, quantized: bool, copied: bool) -> None:
+    """Refuse a layer whose weight is computed from others, and so cannot be hidden, or not even copied."""
+    if is_parametrized(layer):
+        if quantized:
+            raise ConfigError(
+                f'The weight of a quantized layer is a parameter, but {name!r} has parametrizations. Call '
+                'torch.nn.utils.parametrize.remove_parametrizations on it first, or ignore the layer.'
+            )
+        return
+    weight = layer.__dict__.get('weight')
+    if layer._parameters.get('weight') is None and (
+        quantized or (copied and isinstance(weight, Tensor) and not weight.is_leaf)
+    ):
+        raise ConfigError(
+            f'The weight of {name!r} is no parameter, but computed from others before each forward. Call '
+            'torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove on it first.'
+        )
 
 
 def _ends(chosen: QConfig, given: str | QConfig, first_last: str | QConfig | None) -> QConfig | None:
@@ -157,7 +181,11 @@ def _ends(chosen: QConfig, given: str | QConfig, first_last: str | QConfig | Non
 
 
 def built_for(layer: nn.Module, qconfig: QConfig) -> dict[str, FakeQuantizer]:
-    """Return the fake quantizers of one layer by name, with the steps of those that it has where they fit."""
+    """Return the fake quantizers of one layer by name, with the steps of those that it has where they fit.
+
+    Raises:
+        ConfigError: If each channel of the input is to have a step.
+    """
     axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
     weight = layer.weight
     assert isinstance(weight, Tensor), 'layers that are quantized have one'
@@ -168,6 +196,12 @@ def built_for(layer: nn.Module, qconfig: QConfig) -> dict[str, FakeQuantizer]:
         quantizer = spec.build(is_weight=name == WEIGHT, ch_axis=axis if name == WEIGHT else 1)
         if name == WEIGHT:
             quantizer.resize(weight)
+        elif quantizer.is_per_channel:
+            raise ConfigError(
+                'The input of a layer has one step for the whole tensor, since integers whose steps differ cannot be summed '
+                'over channels; but `input` of the qconfig has one for each channel. Set per_channel=False in its QuantSpec, '
+                'or name an observer without PerChannel in `a_observer`.'
+            )
         found[name] = quantizer.to(weight.device).train(layer.training)
         old = getattr(layer, name, None)
         if isinstance(old, FakeQuantizer) and bool(old.observed):
@@ -262,13 +296,15 @@ def calibrating(model: nn.Module) -> Iterator[None]:
 def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Module:
     """Find the steps of a prepared model from data alone: post-training quantization.
 
+    Observers that have seen other data take these into account, too; learned steps that have begun stay as they are.
+
     Args:
         model: What `prepare_qat` returned; it is changed and returned.
         data: Batches, as `Batches.of` takes them.
         steps: Use at most this many of them.
 
     Raises:
-        ConfigError: If the model was not prepared.
+        ConfigError: If the model was not prepared, or all its quantizers of inputs keep their steps: switched off, or begun.
         DataError: If there are no batches, they are not finite, the model does not take them, or a layer was not reached.
 
     >>> model = prepare_qat(nn.Sequential(nn.Linear(2, 2)), 'lsq8')
@@ -280,11 +316,29 @@ def calibrate(model: nn.Module, data: Any, steps: int | None = None) -> nn.Modul
     batches = Batches.of(data, steps, device)
     with training_mode_kept(model), calibrating(model):
         model.eval()
+        check_looks(model)
         for index, (args, kwargs) in enumerate(batches):
             with taken_by(type(model).__name__, (args, kwargs), index):
                 model(*args, **kwargs)
     check_calibrated(model)
     return model
+
+
+def check_looks(model: nn.Module) -> None:
+    """Refuse a calibration that would change nothing."""
+    quantizers = list(fake_quantizers(model).values())
+    of_data = [quantizer for quantizer in quantizers if not quantizer.is_weight] or quantizers
+    if any(quantizer.observes() for quantizer in of_data):
+        return
+    if not all(quantizer.observer_enabled for quantizer in of_data):
+        raise ConfigError(
+            'Calibration would change nothing, since the observers are switched off, as by `disable_observer_begin` of a '
+            'schedule: call `enable_observer()` of each of fake_quantizers(model) first.'
+        )
+    raise ConfigError(
+        'Calibration would change nothing: learned steps begin with the first data, and all of these have begun. Train the '
+        'model on, or begin again with other data by preparing the float model.'
+    )
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -296,7 +350,8 @@ def check_calibrated(model: nn.Module) -> None:
     unseen = [name for name, quantizer in fake_quantizers(model).items() if not quantizer.observed]
     if unseen:
         raise DataError(
-            f'Calibration did not reach {listed(unseen, 3)}: the model does not call these layers. Give them to `ignored`.'
+            f'Calibration did not reach {listed(unseen, 3)}: the model does not call these layers, or gives them empty '
+            'tensors only. Give them to `ignored`.'
         )
 
 

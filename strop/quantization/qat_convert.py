@@ -18,11 +18,16 @@ from strop.quantization.flow import pt2e
 from strop.quantization.qat import INPUT, WEIGHT, detach, fake_quantizers
 
 
+def _called(layer: nn.Module, args: Any) -> None:
+    """Do nothing, as a hook: where there is none, transformer layers of torch compute without calling the layers in them."""
+
+
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weight is integers, and whose input is rounded as in training.
 
     It computes `layer(dequantize(quantize(x)), weight=(codes - zero) * step)` with the quantize and dequantize operators of
-    exported graphs, which backends replace, together with the layer, by integer kernels.
+    exported graphs, which backends replace, together with the layer, by integer kernels. Sizes and settings (`in_features`,
+    `stride`, ...) are those of the layer under the same names, for code that reads them.
 
     Args:
         layer: A layer with fake quantizers that have seen data.
@@ -71,6 +76,9 @@ class QuantizedLayer(nn.Module):
             self.input_range = (entry.quant_min, entry.quant_max)
             self.input_dtype = torch.uint8 if entry.dtype in (torch.uint8, torch.quint8) else torch.int8
         self.layer = bare
+        for name in getattr(bare, '__constants__', ()):
+            setattr(self, name, getattr(bare, name))
+        self.register_forward_pre_hook(_called)
 
     @property
     def weight(self) -> Tensor:
@@ -81,6 +89,11 @@ class QuantizedLayer(nn.Module):
         return torch.ops.quantized_decomposed.dequantize_per_channel(
             self.codes, self.scale, self.zero_point, self.axis, lowest, highest, self.codes.dtype
         )
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the layer."""
+        return self.layer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer."""
@@ -158,22 +171,24 @@ def convert(model: nn.Module, example_inputs: Any = None) -> nn.Module:
             f'{listed(unseen, 3)} has seen no data, so it has no steps. Train or calibrate the model first; a layer that the '
             'model never calls is left out by `ignored`.'
         )
-    twin = copy.deepcopy(model).eval()
-    for name, layer in list(twin.named_modules()):
-        if WEIGHT not in layer._modules and INPUT not in layer._modules:
-            continue
-        if not name:
-            return QuantizedLayer(twin).eval()
-        _replace(twin, name, QuantizedLayer(layer))
+    # The memo of the copy puts each in the place of its layer under all names that this has.
+    memo: dict[int, Any] = {
+        id(layer): QuantizedLayer(layer) for layer in model.modules() if WEIGHT in layer._modules or INPUT in layer._modules
+    }
+    if id(model) in memo:
+        return memo[id(model)].eval()  # type: ignore[no-any-return]
+    twin = copy.deepcopy(model, memo).eval()
     twin._load_state_dict_pre_hooks.clear()
     if example_inputs is not None:
         _fold_batch_norms(twin, example_inputs)
     return twin.eval()
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    path, _, last = name.rpartition('.')
-    setattr(model.get_submodule(path), last, module)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[name] = new
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
@@ -185,14 +200,13 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 @torch.no_grad()
 def _fold_batch_norms(model: nn.Module, inputs: Any) -> None:
     """Fold the batch norms that take exactly what one quantized layer gives, each layer and norm being called once."""
-    names = {module: name for name, module in model.named_modules()}
-    layers = [module for module in names if isinstance(module, QuantizedLayer)]
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     outputs: list[tuple[Tensor, QuantizedLayer]] = []
     inlets: list[tuple[Tensor, _BatchNorm]] = []
     handles = [layer.register_forward_hook(lambda layer, args, out: outputs.append((out, layer))) for layer in layers]
     handles += [
         norm.register_forward_pre_hook(lambda norm, args: inlets.append((args[0], norm)))
-        for norm in names
+        for norm in model.modules()
         if isinstance(norm, _BatchNorm)
     ]
     rounds = [layer.rounds_input for layer in layers]
@@ -210,11 +224,12 @@ def _fold_batch_norms(model: nn.Module, inputs: Any) -> None:
                 continue
             kept = copy.deepcopy(givers[0])
             if givers[0].fold(norm):
-                _replace(model, names[norm], nn.Identity())
+                folded = nn.Identity()
+                _replace(model, norm, folded)
                 if not _close(before, _call(model, inputs)):
                     # Something else reads what the convolution gives.
-                    _replace(model, names[norm], norm)
-                    _replace(model, names[givers[0]], kept)
+                    _replace(model, folded, norm)
+                    _replace(model, givers[0], kept)
                     layers[layers.index(givers[0])] = kept
         if not _close(before, _call(model, inputs)):
             raise VerificationError('Folding batch norms changed the outputs. Convert without `example_inputs`.')

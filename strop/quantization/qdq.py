@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from strop.quantization.flow import ANNOTATION, is_parameter, pt2e
+from strop.quantization.flow import ANNOTATION, pt2e
 from strop.quantization.layers import HEAVY
+from strop.quantization.parameters import is_parameter
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from strop.errors import ConfigError, DataError, ExportError, StropError
+from strop.errors import ConfigError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.files import atomic_path
@@ -23,9 +23,9 @@ from strop.graph.statistics import measure_again, tracking_norms
 from strop.quantization.backends import Backend, Run, check_structure
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.backends import prepared as prepared_file
-from strop.quantization.batches import Batches, Call, batch_size, rows, taken_by
+from strop.quantization.batches import Batches, Call, batch_size, check_outputs, in_order, rows, taken_by
 from strop.quantization.correction import correct_biases
-from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, tensors_of
+from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, takes_any_batch, tensors_of
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
 from strop.quantization.missing_ops import missing_op
 from strop.quantization.patterns import patterns_of
@@ -40,6 +40,8 @@ from strop.quantization.smoothing import smooth
 # A runtime rounds at other places than the reference; this much is allowed even where quantization itself costs less.
 _LEAST_LIMIT, _LARGEST_LIMIT = 0.02, 0.2
 _ALONE = 8  # samples that are compared one by one
+#: A captured graph adds in another order at most.
+_CAPTURED = 1e-3
 
 
 def quantize(
@@ -126,8 +128,12 @@ def quantize(
         raise ConfigError(
             f'Every backend here runs on the CPU, but the model is on {device}: quantize `copy.deepcopy(model).cpu()`.'
         )
-    if any(tensor.dtype == torch.float64 for tensor in model.parameters()):
-        raise ConfigError('No backend here computes in float64: quantize `copy.deepcopy(model).float()` with such data.')
+    other = next((t.dtype for t in model.parameters() if t.is_floating_point() and t.dtype != torch.float32), None)
+    if other is not None:
+        raise ConfigError(
+            f'Models are quantized from float32, but this one has parameters in {str(other).removeprefix("torch.")}: quantize '
+            '`copy.deepcopy(model).float()` with such data.'
+        )
     given = Batches.of(data, batches, torch.device('cpu'))
     used, held = given.split() if max_drop is not None or sensitivity else (given, Batches(given.calls[-1:]))
     _check_model(model, given)
@@ -143,6 +149,7 @@ def quantize(
         passes.append(f'{smooth(graph, used, smooth_alpha)} layer norms smoothed')
     job = _Job(entry, scheme, graph, used, bias_correction)
     reference = float_graph(copy.deepcopy(graph))
+    _check_reference(reference, twin, given[0])
     reasons: dict[str, str] = {}
     converted, left = job.converted(patterns)
     reasons |= {name: f'by the pattern {pattern!r}' for name, pattern in left.items()}
@@ -278,6 +285,8 @@ class Quantized:
     def prepare(self, threads: int = 1, precision: str | None = None) -> Callable[..., list[torch.Tensor]]:
         """Return the model as its runtime computes it: a function of the model's arguments that gives a list of tensors.
 
+        Arguments are given as those of the calibration data were, by position or by name.
+
         Args:
             threads: Threads to compute with.
             precision: What is not integer is computed in this: `'f32'`, or where the runtime has it `'bf16'`.
@@ -315,8 +324,13 @@ class Quantized:
 
     # -- internals -------------------------------------------------------------------------
 
+    @property
+    def _batch(self) -> int | None:
+        """The batch size of the example; None where the model takes no other."""
+        return batch_size(self.example) if takes_any_batch(self.reference) else None
+
     def _sample(self) -> Call:
-        return rows(self.example, 0, 1) if batch_size(self.example) is not None else self.example
+        return rows(self.example, 0, 1) if self._batch is not None else self.example
 
     def _runnable(
         self, graph: GraphModule, threads: int, precision: str | None, call: Call | None = None
@@ -326,7 +340,7 @@ class Quantized:
             path = Path(folder) / f'model{self.backend.suffix}'
             self._write(graph, path, call)
             run = prepared_file(self.backend, path, threads, precision)
-        return lambda *args, **kwargs: run(tensors_of((args, kwargs)))
+        return lambda *args, **kwargs: run(tensors_of(in_order(self.example, args, kwargs)))
 
     def _write(self, graph: GraphModule, path: Path, call: Call | None = None) -> None:
         example = (call or self._sample()) if not self.backend.open_batch else self.example
@@ -356,7 +370,7 @@ class Quantized:
 
         The limit is the noise of many samples; that of a single one scatters about it, so that several are taken together.
         """
-        size = batch_size(self.example)
+        size = self._batch
         alone = [self.example] if size in (None, 1) else [rows(self.example, at, at + 1) for at in range(min(size, _ALONE))]
         return [alone] if not self.backend.open_batch or size in (None, 1) else [[self.example], alone]
 
@@ -463,11 +477,22 @@ def _check_model(model: nn.Module, batches: Batches) -> None:
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
     with torch.no_grad(), taken_by(type(model).__name__, (args, kwargs)):
         outputs = twin(*args, **kwargs)
-    for tensor in tensors_of(outputs):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DataError(
-                f'{type(model).__name__} gives NaN or infinite outputs on the calibration data before it is quantized.'
-            )
+    check_outputs(outputs, type(model).__name__)
+
+
+def _check_reference(reference: GraphModule, model: nn.Module, call: Call) -> None:
+    """Compare the captured graph with the model: everything else is compared with the graph."""
+    args, kwargs = call
+    with torch.no_grad(), quiet():
+        pairs = zip(tensors_of(reference(*args, **kwargs)), tensors_of(model(*args, **kwargs)), strict=True)
+        for index, (found, wanted) in enumerate(pairs):
+            gap = float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-12))
+            if not gap <= _CAPTURED:
+                raise ExportError(
+                    f'The graph that was captured of {type(model).__name__} gives something else than the model: output '
+                    f'{index} differs by {gap:.1%} of its size (at most {_CAPTURED:.1%}). Does its forward draw random '
+                    'numbers, or change what it computes from call to call?'
+                )
 
 
 # Runtimes compute these with integers where what they read is quantized.
@@ -491,10 +516,10 @@ def other_ops(graph: GraphModule) -> dict[str, int]:
         if (transparent(node) or name in _COMPANIONS) and read and all(arg in whole for arg in _tensors_read(node)):
             whole.add(node)
             continue
-        value = node.meta.get('val')
+        values = tensors_of(node.meta.get('val'))
         if node.target in HEAVY or transparent(node) or name in ('dropout', 'getitem', 'unbind', 'split', 'chunk'):
             continue
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
+        if any(value.is_floating_point() for value in values):
             counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from strop.errors import ConfigError
-from strop.files import atomic_write, read_json
+from strop.files import atomic_write, json_number, number_of_json, read_json
 from strop.quantization.layers import LayerRecord
 
 VERSION = 1
@@ -59,7 +58,8 @@ class QuantizationRecord:
         layers: Every layer that multiplies.
         scheme: Observers and granularity.
         samples: Calibration samples.
-        sqnr_db: Signal to noise ratio of the output, on data that was held out, in dB.
+        sqnr_db: Signal to noise ratio of the output in dB: on batches that were held out for `max_drop` or `sensitivity`, else
+            on the last calibration batch.
         other_ops: Ops without multiplications of weights that stayed float, and how many of each.
         metric: The metric of the float and of the quantized model, if there is one.
         passes: What was done besides, such as bias correction.
@@ -137,7 +137,7 @@ class QuantizationRecord:
         return [*lines, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON holds it; infinite ratios are written as null."""
+        """Return the record as JSON holds it; infinite ratios are written as text."""
         return {'version': VERSION, **_plain(asdict(self))}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -157,22 +157,33 @@ class QuantizationRecord:
             if not isinstance(content, dict) or content.pop('version', None) != VERSION:
                 raise ConfigError(f'{path} is no record of quantization of version {VERSION}.')
             content['layers'] = tuple(
-                LayerRecord(**{**layer, 'weight_scale': layer['weight_scale'] and tuple(layer['weight_scale'])})
+                LayerRecord(
+                    **{
+                        **layer,
+                        'weight_scale': layer['weight_scale'] and tuple(map(number_of_json, layer['weight_scale'])),
+                        'input_scale': _known(layer['input_scale']),
+                        'sqnr_db': _known(layer['sqnr_db']),
+                    }
+                )
                 for layer in content['layers']
             )
             for name in ('passes', 'notes'):
                 content[name] = tuple(content[name])
-            content['metric'] = content['metric'] and tuple(content['metric'])
-            content['sqnr_db'] = float('inf') if content['sqnr_db'] is None else content['sqnr_db']
+            content['metric'] = content['metric'] and tuple(map(number_of_json, content['metric']))
+            content['sqnr_db'] = number_of_json(content['sqnr_db'])
             return cls(**content)
         except (TypeError, KeyError) as error:
             raise ConfigError(f'{path} is no record of quantization: {type(error).__name__}: {error}') from error
 
 
+def _known(value: Any) -> float | None:
+    return None if value is None else number_of_json(value)
+
+
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: infinite numbers, which it does not know, as None."""
+    """Return a value as JSON holds it; see `json_number`."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
-    return None if isinstance(value, float) and math.isinf(value) else value
+    return json_number(value) if isinstance(value, float) else value

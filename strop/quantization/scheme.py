@@ -10,9 +10,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError
-from strop.quantization.flow import ANNOTATION, is_parameter, pt2e
+from strop.quantization.flow import ANNOTATION, pt2e
 from strop.quantization.layers import HEAVY, layer_name, matching, name_layers
 from strop.quantization.observers import observer
+from strop.quantization.parameters import is_parameter
 
 if TYPE_CHECKING:
     from strop.quantization.backends import Backend

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_leaves
 
 from strop.errors import ConfigError
 from strop.quantization.batches import Batches
-from strop.quantization.flow import is_parameter
-from strop.quantization.layers import attribute
+from strop.quantization.parameters import attribute, is_parameter, replace_attribute
 
 aten = torch.ops.aten
 
@@ -128,16 +127,7 @@ def _apply(graph: GraphModule, place: _Place, activations: Tensor, alpha: float)
     scales = activations.clamp_min(1e-5) ** alpha / weights.clamp_min(1e-5) ** (1 - alpha)
     scales = (scales / scales.log().mean().exp()).detach()
     for parameter in place.affine:
-        _set(graph, parameter, attribute(graph, parameter) / scales)
+        replace_attribute(graph, parameter, attribute(graph, parameter) / scales)
     for linear in place.linears:
         weight = linear.args[1]
-        _set(graph, weight, attribute(graph, weight) * scales)  # type: ignore[arg-type]
-
-
-def _set(graph: GraphModule, node: Node, value: Tensor) -> None:
-    path, _, name = str(node.target).rpartition('.')
-    owner = graph.get_submodule(path)
-    if name in owner._parameters:
-        owner._parameters[name] = nn.Parameter(value.detach(), requires_grad=False)
-    else:
-        owner._buffers[name] = value.detach()
+        replace_attribute(graph, weight, attribute(graph, weight) * scales)  # type: ignore[arg-type]

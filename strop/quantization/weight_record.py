@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from strop.errors import ConfigError
-from strop.files import atomic_write, read_json
+from strop.files import atomic_write, json_number, number_of_json, read_json
 
 VERSION = 1
 
@@ -114,8 +114,11 @@ class WeightRecord:
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON holds it."""
-        return {'version': VERSION, **json.loads(json.dumps(asdict(self)))}
+        """Return the record as JSON holds it; infinite ratios are written as text."""
+        content = {'version': VERSION, **json.loads(json.dumps(asdict(self)))}
+        for layer in content['layers']:
+            layer.update({name: json_number(layer[name]) for name in _RATIOS if layer[name] is not None})
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> WeightRecord:
@@ -129,7 +132,7 @@ class WeightRecord:
             raise ConfigError(f'A record of rounded weights has version {VERSION}, but this has version {version!r}.')
         fields = {key: value for key, value in content.items() if key != 'version'}
         try:
-            fields['layers'] = tuple(RoundedLayer(**{**one, 'bytes': tuple(one['bytes'])}) for one in fields['layers'])
+            fields['layers'] = tuple(_layer_of(one) for one in fields['layers'])
             for name in ('bytes', 'latency', 'notes'):
                 if fields.get(name) is not None:
                     fields[name] = tuple(fields[name])
@@ -194,6 +197,14 @@ def bytes_of(module: nn.Module) -> int:
     """Return the bytes of the parameters and buffers of a module, shared ones once."""
     found = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
+def _layer_of(content: Mapping[str, Any]) -> RoundedLayer:
+    ratios = {name: number_of_json(content[name]) for name in _RATIOS if content.get(name) is not None}
+    return RoundedLayer(**{**content, **ratios, 'bytes': tuple(content['bytes'])})
+
+
+_RATIOS = ('sqnr', 'error', 'nearest')
 
 
 def _error(value: float | None) -> str:

@@ -9,8 +9,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from strop.errors import try_import
-from strop.quantization.flow import ANNOTATION, is_parameter, pt2e, tensors_of
+from strop.quantization.flow import ANNOTATION, pt2e, tensors_of
 from strop.quantization.layers import HEAVY, transparent
+from strop.quantization.parameters import is_parameter
 
 aten = torch.ops.aten
 

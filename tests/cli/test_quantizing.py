@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,38 @@ def test_bad_input_is_said_in_one_line(here: Path, arrays: Path, tmp_path: Path)
     assert list(tmp_path.glob('model.*')) == []
 
 
+def test_damaged_files_are_named_in_one_line(here: Path, arrays: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip('PIL.Image')
+    whole = arrays.read_bytes()
+    np.savez_compressed(tmp_path / 'small.npz', inputs=np.zeros((4, 3, 8, 8), np.float32))
+    small = (tmp_path / 'small.npz').read_bytes()
+    np.save(tmp_path / 'one.npy', np.zeros((4, 3, 8, 8), np.float32))
+    one = (tmp_path / 'one.npy').read_bytes()
+    damaged = {
+        'cut.npz': whole[: len(whole) // 2],
+        'none.npz': b'',
+        'flipped.npz': whole[:1000] + bytes([whole[1000] ^ 255]) + whole[1001:],
+        'stream.npz': small[:60] + b'\xff' * 20 + small[80:],
+        'version.npz': whole.replace(b'PK\x01\x02-\x03-\x00', b'PK\x01\x02-\x03\xab\x00'),
+        'head.npy': one.replace(b'}', b' '),
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+        assert one_error(run(*PLAIN, '--data', tmp_path / name)).startswith(f'{tmp_path / name} cannot be read as arrays: '), (
+            name
+        )
+    (tmp_path / 'images').mkdir()
+    picture = tmp_path / 'images' / 'a.png'
+    image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8)).save(picture)
+    content = picture.read_bytes()
+    start = content.index(b'IDAT')
+    length = content[: start - 4] + (100).to_bytes(4, 'big') + content[start:]
+    for name, wrong in {'cut': content[:99], 'length of a chunk': length}.items():
+        picture.write_bytes(wrong)
+        said = one_error(run(*PLAIN, '--data', tmp_path / 'images'))
+        assert said.startswith(f'{picture} cannot be read as an image: '), name
+
+
 TEXT = 'the strop keeps a razor sharp and the razor keeps a face smooth '
 
 
@@ -160,6 +194,53 @@ def test_bad_input_of_weight_only_is_said_in_one_line(here: Path, language_model
     assert 'need' in one_error(run(*model, *given))
     assert 'transformers:FOLDER' in one_error(run(*PLAIN[:4], *given))
     assert list(tmp_path.glob('model.*')) == []
+
+
+def test_damaged_text_is_named_in_one_line(language_model: Path, tmp_path: Path) -> None:
+    whole = gzip.compress((TEXT * 60).encode())
+    damaged = {
+        'cut': whole[:-12],
+        'head': whole[:5],
+        'stream': whole[:12] + b'\xff' * 9 + whole[21:],
+        'sum': whole[:-8] + b'\0' * 8,
+    }
+    common = ('quantize', f'transformers:{language_model}', '--weight-only', 'int4')
+    for name, content in damaged.items():
+        file = tmp_path / f'{name}.txt.gz'
+        file.write_bytes(content)
+        for given in (('--method', 'gptq', '--data', file), ('--score', file)):
+            assert one_error(run(*common, *given)).startswith(f'{file} cannot be read as text: '), name
+
+
+def strictly(text: str) -> Any:
+    """Read JSON as other languages do, which know no infinities."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+
+
+def test_infinities_are_printed_as_json(
+    monkeypatch: pytest.MonkeyPatch, arrays: Path, language_model: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip('transformers')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'dead_parts.py').write_text(
+        'from torch import nn\n\n\ndef make():\n    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))\n'
+        '    nn.init.zeros_(model[1].weight)\n    return model\n'
+    )
+    model = ('quantize', 'dead_parts:make', '--input-shape', '2x3x8x8', '--json')
+    done = run(*model, '--weight-only', 'int4')
+    assert done.exit_code == 0, done.stderr
+    assert [layer['sqnr'] for layer in strictly(done.stdout)['record']['layers']] == ['inf']
+    done = run(*model, '--backend', 'tensorrt', '--data', arrays, '--sensitivity', '--no-measure')
+    assert done.exit_code == 0, done.stderr
+    assert strictly(done.stdout)['sensitivity'] == [{'layer': '1', 'sqnr_db': 'inf', 'drop': None}]
+    sure = transformers.LlamaForCausalLM.from_pretrained(language_model)
+    sure.lm_head.weight.data *= 1e6
+    shutil.copytree(language_model, tmp_path / 'sure')
+    sure.save_pretrained(tmp_path / 'sure')
+    given = ('--weight-only', 'int4', '--group-size', 16, '--score', language_model / 'text.txt', '--json')
+    done = run('quantize', f'transformers:{tmp_path / "sure"}', *given)
+    assert done.exit_code == 0, done.stderr
+    assert strictly(done.stdout)['perplexity'] == {'before': 'inf', 'after': 'inf'}
 
 
 def test_a_slower_model_is_told_with_what_to_do(here: Path, arrays: Path) -> None:

@@ -127,6 +127,20 @@ def test_calibration_alone_scores_like_the_float_model_and_is_saved(tmp_path):
     assert torch.equal(other.eval()(images), outputs)
 
 
+def test_a_calibration_that_would_change_nothing_is_refused(tmp_path):
+    model = MMArchitectureQuant(network(), dict(type='TorchNativeQuantizer', global_qconfig='lsq8'))
+    data = DataLoader(POINTS, batch_size=16)
+
+    def test(folder, **options):
+        settings = config(model=model, **validated('test', 'PTQLoop', calibrate_dataloader=data, **options))
+        return build_runner(settings, task='test', work_dir=tmp_path / folder).test()
+
+    test('first')
+    with pytest.raises(ConfigError, match='Calibration would change nothing: learned steps begin with the first data'):
+        test('again')
+    assert set(test('judged', only_val=True)) == {'hits'}
+
+
 def test_only_so_many_batches_are_looked_at(tmp_path):
     model = MMArchitectureQuant(network(), dict(type='TorchNativeQuantizer', global_qconfig='int8'))
     settings = config(

@@ -83,3 +83,11 @@ def test_one_batch_is_split_along_its_samples():
 def test_an_example_of_one_sample_is_doubled():
     assert Batches.of(torch.rand(1, 3)).example()[0][0].shape == (2, 3)
     assert batch_size(((torch.rand(2), torch.rand(3)), {})) is None
+
+
+@pytest.mark.parametrize('data', [[torch.zeros(0, 3)], [torch.rand(2, 3), torch.zeros(0, 3)], [{'x': torch.rand(2, 0)}]])
+def test_a_batch_of_nothing_is_refused(data):
+    with pytest.raises(
+        DataError, match=rf'^Batch {len(data) - 1} of the calibration data holds nothing: .* the shape \([02], [03]\)'
+    ):
+        Batches.of(data)

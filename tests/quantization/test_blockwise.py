@@ -271,6 +271,68 @@ class TestFolder:
         with pytest.raises(ConfigError, match='blocks of another run'):
             quantize_weights(model, bits, 8, method='gptq', data=data, folder=tmp_path, **more)
 
+    @pytest.mark.parametrize('change', ['a norm', 'a statistic', 'a table'])
+    def test_so_is_one_of_a_model_that_differs_in_what_is_not_rounded(self, tmp_path, change):
+        def model(changed):
+            torch.manual_seed(0)
+            norms = nn.LayerNorm(12), nn.BatchNorm1d(12), nn.PReLU(12)
+            net = nn.Sequential(nn.Linear(12, 12), *norms, nn.Linear(12, 5)).eval()
+            tensors = {'a norm': norms[0].weight, 'a statistic': norms[1].running_mean, 'a table': norms[2].weight}
+            if changed:
+                tensors[change].data[3:] *= 0.1
+                tensors[change].data[:3] += 2.0
+            return net
+
+        data = [torch.randn(10, 12)]
+        first, _ = quantize_weights(model(changed=False), 3, 4, method='gptq', data=data, folder=tmp_path)
+        with pytest.raises(ConfigError, match="blocks of another run: 'weights' differ"):
+            quantize_weights(model(changed=True), 3, 4, method='gptq', data=data, folder=tmp_path)
+        other, _ = quantize_weights(model(changed=True), 3, 4, method='gptq', data=data)
+        assert not torch.equal(first[4].codes, other[4].codes)
+
+    @pytest.mark.parametrize('damping', [-1, float('nan')])
+    def test_one_whose_options_were_refused_is_free_for_the_corrected_run(self, tmp_path, damping):
+        data = [torch.randn(10, 12)]
+        with pytest.raises(ConfigError, match='damping'):
+            quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path, damping=damping)
+        assert list(tmp_path.iterdir()) == []
+        small, _ = quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path)
+        expected, _ = quantize_weights(Mixed(), 3, 8, method='gptq', data=data)
+        for path, layer in packed_layers(expected).items():
+            assert torch.equal(layer.codes, small.get_submodule(path).codes)
+            assert torch.equal(layer.scales, small.get_submodule(path).scales)
+
+    def test_a_run_that_began_in_it_meanwhile_is_not_mixed_with_this_one(self, tmp_path):
+        data = [torch.randn(10, 12)]
+
+        class Slow(Mixed):
+            began = False
+
+            def forward(self, x):
+                if not Slow.began:
+                    Slow.began = True
+                    quantize_weights(Mixed(), 4, 8, method='gptq', data=data, folder=tmp_path)
+                return super().forward(x)
+
+        with pytest.raises(ConfigError, match="blocks of another run: 'layers' differ"):
+            quantize_weights(Slow(), 3, 8, method='gptq', data=data, folder=tmp_path)
+
+    def test_batches_with_a_number_are_told_apart(self, tmp_path):
+        class Scaled(Mixed):
+            def forward(self, x, by, on):
+                return super().forward(x * by * on)
+
+        x = torch.randn(10, 12)
+
+        def rounded(by):
+            data = [{'x': x, 'by': torch.tensor(by), 'on': torch.tensor(True)}]
+            return quantize_weights(Scaled(), 3, 8, method='gptq', data=data, folder=tmp_path)
+
+        _, record = rounded(2.0)
+        assert rounded(2.0).record == record
+        with pytest.raises(ConfigError, match="blocks of another run: 'data' differ"):
+            rounded(3.0)
+
     def test_a_run_that_was_killed_three_times_goes_on_to_the_same_result(self, tmp_path):
         # One process that imports once and forks the runs; the parent of the runs kills them.
         program = textwrap.dedent("""

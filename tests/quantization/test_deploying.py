@@ -1,9 +1,12 @@
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
 
 from strop.errors import ConfigError, DataError
-from strop.quantization import calibrate, deploy, prepare_qat, quantize
+from strop.quantization import QConfig, QuantSpec, TensorRTQuantizer, calibrate, deploy, prepare_qat, quantize
+from strop.quantization.backends import backend, check_structure
 from tests.quantization.nets import image_batches, small_net
 from tests.scripts import run_script
 
@@ -32,18 +35,18 @@ def trained(name, make=small_net):
 
 
 @pytest.mark.parametrize(
-    ('name', 'backend', 'package'),
+    ('name', 'runtime', 'package'),
     [
         ('lsq8', 'onnxruntime', 'onnxruntime'),
         ('lsq4', 'openvino', 'openvino'),
         ('lsq+4', 'onnxruntime', 'onnxruntime'),
     ],
 )
-def test_a_trained_model_computes_the_same_in_its_runtime(name, backend, package):
+def test_a_trained_model_computes_the_same_in_its_runtime(name, runtime, package):
     pytest.importorskip(package)
     pytest.importorskip('onnxscript')
     net = trained(name, smaller_net)
-    result = deploy(net, DATA, backend=backend)
+    result = deploy(net, DATA, backend=runtime)
     assert result.check.ran
     assert result.check.batches == (8, 1)
     assert result.check.difference < 0.02  # a code that tips over, at most
@@ -90,6 +93,37 @@ def test_the_float_model_beside_it_has_the_trained_weights(deployed):
         torch.testing.assert_close(result.reference(DATA[0]), plain.eval()(DATA[0]), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_with_several_names_is_deployed_under_each():
+    torch.manual_seed(0)
+    layer, data = nn.Linear(4, 4), [torch.randn(8, 4)]
+    net = calibrate(prepare_qat(nn.Sequential(layer, nn.ReLU(), layer), 'int8'), data).eval()
+    result = deploy(net, data, backend='openvino', check=False)
+    torch.testing.assert_close(result(data[0]), net(data[0]))
+    names = [(each.name, each.weight_bits, each.input_bits) for each in result.record.layers]
+    assert names == [('0', 8, 8), ('2', 8, 8)]
+    assert all(each.sqnr_db > 20 for each in result.record.layers)
+
+
+class Twice(nn.Module):
+    """One layer, called for two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head((self.conv(x) - self.conv(x.flip(3)).relu()).amax((2, 3)))
+
+
+def test_a_layer_that_is_called_twice_has_a_record_of_each_call():
+    net = trained('lsq8', Twice)
+    result = deploy(net, DATA, backend='openvino', check=False)
+    assert [layer.name for layer in result.record.layers] == ['conv', 'conv:2', 'head']
+    assert all(layer.sqnr_db > 20 for layer in result.record.layers)
+    with torch.no_grad():
+        torch.testing.assert_close(result(DATA[0]), net(DATA[0]), rtol=1e-4, atol=1e-5)
+
+
 def test_the_model_stays_as_it_is():
     net = trained('lsq8').train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -101,6 +135,53 @@ def test_the_model_stays_as_it_is():
 def test_a_backend_with_other_integers_is_refused_with_those_that_fit():
     with pytest.raises(ConfigError, match=r"'inductor', 'onnxruntime' and 'openvino'|'inductor', 'onnxruntime', 'openvino'"):
         deploy(trained('lsq8'), DATA, backend='executorch')
+
+
+SYMMETRIC = QConfig(QConfig.of('int8').weight, QuantSpec(8))
+
+
+@pytest.mark.parametrize(
+    ('qconfig', 'name', 'message'),
+    [
+        (SYMMETRIC, 'onnxruntime', "U8 activations.*'stem.input_fake_quant' has S8 codes. Take 'tensorrt', or"),
+        (SYMMETRIC, 'openvino', "has S8 codes. Take 'tensorrt', or"),
+        (SYMMETRIC, 'executorch', "graphs of its own quantizer only. Take 'tensorrt', or"),
+        (QConfig(SYMMETRIC.weight, QuantSpec(8, symmetric=False)), 'tensorrt', 'a zero point that is not 0. Quantize the'),
+        (QConfig(QuantSpec(8, signed=False), SYMMETRIC.input), 'tensorrt', "'stem.weight_fake_quant' has U8 codes. Quantize"),
+        ('lsq8', 'tensorrt', "'stem.input_fake_quant' has U8 codes. Take 'inductor', 'onnxruntime'"),
+    ],
+)
+def test_codes_that_a_backend_does_not_compute_with_are_refused(qconfig, name, message):
+    net = calibrate(prepare_qat(small_net(), qconfig), DATA)
+    with pytest.raises(ConfigError, match=message):
+        deploy(net, DATA, backend=name)
+
+
+def test_codes_around_zero_are_written_for_tensorrt(tmp_path):
+    pytest.importorskip('onnxscript')
+    scheme = dict(qdtype='qint8', bit=8, is_symmetry=True)
+    quantizer = TensorRTQuantizer(
+        dict(
+            w_observer=dict(type='PerChannelMinMaxObserver'),
+            a_observer=dict(type='MovingAverageMinMaxObserver'),
+            w_fake_quant=dict(type='FakeQuantize'),
+            a_fake_quant=dict(type='FakeQuantize'),
+            w_qscheme=dict(scheme, is_symmetric_range=True),
+            a_qscheme=scheme,
+        )
+    )
+    net = calibrate(quantizer.prepare(smaller_net()), DATA).eval()
+    result = deploy(net, DATA, backend='tensorrt')
+    assert not result.check.ran
+    assert all((layer.weight_bits, layer.input_bits, layer.input_zero_point) == (8, 8, 0) for layer in result.record.layers)
+    result.export(tmp_path / 'model.onnx')
+    counts = check_structure(tmp_path / 'model.onnx')
+    assert (counts['QuantizeLinear'], counts['DequantizeLinear']) == (3, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(result(DATA[0]), net(DATA[0]), rtol=1e-4, atol=1e-5)
+        if importlib.util.find_spec('onnxruntime') is not None:
+            found = backend('onnxruntime').load(tmp_path / 'model.onnx', 1, 'f32')([DATA[0]])[0]
+            assert (found - net(DATA[0])).norm() < 0.02 * net(DATA[0]).norm()  # a code that tips over, at most
 
 
 def test_a_model_with_fake_quantizers_is_not_quantized_again():

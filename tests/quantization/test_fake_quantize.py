@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from strop.errors import ConfigError, TrainingError
-from strop.quantization import FakeQuantize, FakeQuantizer, LearnableFakeQuantize
+from strop.quantization import FakeQuantize, FakeQuantizer, LearnableFakeQuantize, QConfig
 from strop.quantization.fake_quantize import TORCHAO_OBSERVERS
 from strop.registry import MODELS
+from tests.engine.forked import in_group
 
 pt2e = pytest.importorskip('torchao.quantization.pt2e')
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -49,9 +50,55 @@ def test_without_data_it_says_that_it_has_no_steps():
         FakeQuantize('MinMaxObserver').eval()(X)
 
 
-def test_data_that_are_not_finite_are_refused():
-    with pytest.raises(TrainingError, match='NaN or infinity'):
-        LearnableFakeQuantize()(torch.tensor([1.0, float('nan')]))
+@pytest.mark.parametrize('name', ['int8', 'lsq8', 'lsq+8', 'pact8'])
+def test_data_that_are_not_finite_are_refused_and_change_no_step_of_the_quantizer(name):
+    quantizer = QConfig.of(name).input.build()
+    for value in ('nan', 'inf'):
+        before = {key: kept.clone() for key, kept in quantizer.state_dict().items()}
+        with pytest.raises(TrainingError, match=r'NaN or infinity.*keeps those that it had; layers before it have seen'):
+            quantizer(torch.tensor([1.0, float(value)]))
+        assert all(torch.equal(kept, before[key]) for key, kept in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize('name', ['int8', 'lsq8', 'lsq+8', 'pact8'])
+@pytest.mark.parametrize('shape', [(0, 6), (0,), (4, 0)])
+def test_an_empty_tensor_is_passed_on_and_not_observed(name, shape):
+    quantizer, plain = (QConfig.of(name).input.build() for _ in range(2))
+    empty = torch.empty(shape, requires_grad=True)
+    assert quantizer(empty).shape == shape
+    assert quantizer.eval()(empty).shape == shape
+    assert not quantizer.observed
+    with pytest.raises(TrainingError, match='has seen no data'):
+        quantizer(X)
+    quantizer.train()
+    out = quantizer(X)
+    assert torch.equal(out, plain(X))
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    found = quantizer(empty)
+    found.sum().backward()
+    assert found.shape == shape
+    assert empty.grad.shape == shape
+    assert all(parameter.grad == 0 for parameter in quantizer.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in quantizer.state_dict().items())
+    assert torch.equal(quantizer(2 * X), plain(2 * X))
+
+
+def observe_unevenly(rank, out):
+    torch.distributed.init_process_group('gloo')
+    steps = []
+    for name in ('int8', 'lsq8', 'pact8'):
+        quantizer = QConfig.of(name).input.build()
+        for x in (X[: 2 * rank], X * (rank + 1), X[2 * rank :]):
+            quantizer(x)
+            steps.append((int(quantizer.observed), quantizer.scale.item()))
+    torch.save(steps, f'{out}/{rank}.pt')
+
+
+def test_what_is_empty_in_one_process_is_observed_in_none(tmp_path):
+    in_group(observe_unevenly, tmp_path, folder=tmp_path)
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
+    assert first == second
+    assert [observed for observed, _ in first] == [0, 1, 1] * 3
 
 
 @pytest.mark.parametrize(('low', 'high'), [(0, 1), (-1, 0), (0, 0)])

@@ -54,6 +54,21 @@ def test_the_first_step_of_least_error_is_the_best_of_the_grid(low, high):
         torch.testing.assert_close(scale[index].double(), steps[errors.argmin()], rtol=1e-5, atol=0)
 
 
+def test_least_error_sees_every_column_of_large_images():
+    # Values of one kind in the even columns and of another in the odd ones; ten images of 128 x 128 are a row.
+    rows = torch.zeros(1, 10, 128, 128)
+    rows[..., 1::2] = torch.linspace(0, 1, 10 * 128 * 64).reshape(1, 10, 128, 64) ** 8
+    rows[..., 0, 1] = 4.0
+    observer = LeastErrorObserver(quant_min=0, quant_max=3, **UNSIGNED)
+    observer(rows)
+    step = observer.calculate_qparams()[0].double().item()
+    steps = 4 / 3 * torch.arange(1, 33, dtype=torch.float64) / 32
+    values = rows.double().flatten()
+    errors = torch.stack([((values / each).round().clamp(0, 3) * each - values).square().mean() for each in steps])
+    at_step = ((values / step).round().clamp(0, 3) * step - values).square().mean()
+    assert at_step < 1.02 * errors.min()
+
+
 def test_least_error_has_codes_below_zero_where_there_are_values():
     observer = LeastErrorObserver(quant_min=0, quant_max=15, **UNSIGNED)
     observer(X)
@@ -98,6 +113,13 @@ def test_gradients_are_scaled_by_the_values_that_share_a_step(is_weight, rows, n
         quantizer(X).pow(2).sum().backward()
         grads.append(quantizer.scale.grad)
     torch.testing.assert_close(grads[0], grads[1] / math.sqrt(number * 7))
+
+
+def test_gradients_are_scaled_alike_for_any_number_of_samples():
+    quantizer = LearnableFakeQuantize(LSQObserver, -8, 7, **SIGNED)
+    quantizer(X)
+    for number in (0, 1, 8):
+        assert quantizer.gradient_scale(torch.empty(number, 5, 3, 2)) == 1 / math.sqrt(30 * 7)
 
 
 def test_only_the_first_batch_begins_a_step():

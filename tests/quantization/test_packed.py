@@ -152,6 +152,29 @@ class TestFile:
         assert torch.equal(again(ids), small(ids))
         assert again.lm_head.weight is again.table.weight
 
+    def test_a_layer_with_several_names_comes_back_as_one(self, tmp_path):
+        def heads(seed):
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Linear(8, 8), *[nn.Linear(8, 8)] * 2)
+
+        small, _ = quantize_weights(heads(0), 4, 8)
+        save_packed(small, tmp_path / 'm.safetensors')
+        inputs = torch.randn(4, 8)
+        for other in (heads(1), quantize_weights(heads(1), 4, 8).model):
+            again = load_packed(other, tmp_path / 'm.safetensors')
+            assert torch.equal(again(inputs), small(inputs))
+            assert again[1] is again[2]
+            assert again[1] is not again[0]
+
+    def test_several_layers_where_the_file_has_one_under_their_names_load_alike(self, tmp_path):
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 8)
+        small, _ = quantize_weights(nn.Sequential(layer, layer), 4, 8)
+        save_packed(small, tmp_path / 'm.safetensors')
+        again = load_packed(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), tmp_path / 'm.safetensors')
+        inputs = torch.randn(4, 8)
+        assert torch.equal(again(inputs), small(inputs))
+
 
 class TestWhatDoesNotFit:
     @pytest.fixture

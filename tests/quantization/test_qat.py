@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from strop.errors import ConfigError, DataError, TrainingError
 from strop.quantization import (
@@ -241,6 +242,36 @@ def test_bad_calibration_data_are_refused_and_change_nothing():
     assert not any(quantizer.observed for quantizer in fake_quantizers(prepared).values())
 
 
+@pytest.mark.parametrize('name', ['int8', 'lsq8', 'pact8'])
+def test_a_calibration_that_would_change_nothing_is_refused(name):
+    prepared = calibrate(prepare_qat(net(), name), [X])
+    before = {key: value.clone() for key, value in prepared.state_dict().items()}
+    if name == 'int8':
+        calibrate(prepared, [9 * X])
+        assert prepared.stem.input_fake_quant.scale > before['stem.input_fake_quant.scale']
+    else:
+        with pytest.raises(ConfigError, match='change nothing: learned steps begin with the first data'):
+            calibrate(prepared, [9 * X])
+        assert all(torch.equal(value, before[key]) for key, value in prepared.state_dict().items())
+    apply_schedule(prepared, 2, disable_observer_begin=2)
+    with pytest.raises(ConfigError, match='observers are switched off'):
+        calibrate(prepared, [9 * X])
+    fresh = prepare_qat(net(), name)
+    apply_schedule(fresh, 2, disable_observer_begin=2)
+    with pytest.raises(ConfigError, match='observers are switched off'):
+        calibrate(fresh, [X])
+    for quantizer in fake_quantizers(fresh).values():
+        quantizer.enable_observer()
+    assert calibrate(fresh, [X]).stem.input_fake_quant.observed
+
+
+def test_weights_alone_are_calibrated_once_where_their_steps_are_learned():
+    weight = QConfig.of('lsq4').weight
+    prepared = calibrate(prepare_qat(net(), QConfig(weight, None)), [X])
+    with pytest.raises(ConfigError, match='would change nothing'):
+        calibrate(prepared, [X])
+
+
 def test_calibration_data_of_another_shape_are_refused():
     prepared = prepare_qat(net(), 'int8')
     with pytest.raises(DataError, match=r"Net does not take batch 0 of the calibration data.*16, 4, 8, 8, 'float32'"):
@@ -258,6 +289,59 @@ def test_a_bad_qconfig_leaves_a_model_that_is_prepared_in_place_as_it_is():
         prepare_qat(model, 'int8', ignored='*', inplace=True)
     assert not fake_quantizers(model)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ('compute', 'remove', 'message'),
+    [
+        (parametrizations.weight_norm, lambda layer: parametrize.remove_parametrizations(layer, 'weight'), 'or ignore'),
+        (parametrizations.spectral_norm, lambda layer: parametrize.remove_parametrizations(layer, 'weight'), 'or ignore'),
+        (nn.utils.spectral_norm, nn.utils.remove_spectral_norm, 'remove_spectral_norm'),
+        (nn.utils.weight_norm, nn.utils.remove_weight_norm, 'remove_weight_norm'),
+        (
+            lambda layer: prune.l1_unstructured(layer, 'weight', 0.5),
+            lambda layer: prune.remove(layer, 'weight'),
+            'prune.remove',
+        ),
+    ],
+)
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
+def test_a_layer_whose_weight_is_computed_is_refused_with_what_makes_it_plain(compute, remove, message):
+    model = nn.Sequential(compute(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ConfigError, match=rf"'0'.*{message}"):
+        prepare_qat(model, 'int2', first_last=None)
+    assert not any(hasattr(module, 'weight_fake_quant') for module in model.modules())
+    remove(model[0])
+    prepared = calibrate(prepare_qat(model, 'int2', first_last=None), [X]).eval()
+    assert prepared[0].weight_fake_quant(prepared[0].weight)[0].unique().numel() <= 4
+    assert torch.equal(convert(prepared)(X), prepared(X))
+
+
+def test_a_parametrized_layer_may_be_ignored():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 2, 1)).eval()
+    prepared = calibrate(prepare_qat(model, 'int8', ignored='0'), [X]).eval()
+    assert torch.equal(prepared[0](X), model[0](X))
+    assert torch.equal(convert(prepared)(X), prepared(X))
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
+def test_an_ignored_layer_that_cannot_be_copied_is_named():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 2, 1))
+    with pytest.raises(ConfigError, match="'0' is no parameter"):
+        prepare_qat(model, 'int8', ignored='0')
+    assert list(fake_quantizers(prepare_qat(model, 'int8', ignored='0', inplace=True))) == [
+        '1.weight_fake_quant',
+        '1.input_fake_quant',
+    ]
+
+
+def test_a_step_for_each_channel_of_an_input_is_refused():
+    model = net()
+    spec = QuantSpec(per_channel=True, observer='PerChannelMinMaxObserver')
+    with pytest.raises(ConfigError, match=r'one step for the whole tensor.*per_channel=False'):
+        prepare_qat(model, QConfig(QConfig.of('int8').weight, spec), inplace=True)
+    assert not fake_quantizers(model)
+    assert fake_quantizers(prepare_qat(model, QConfig(spec, None)))
 
 
 def test_one_pattern_of_ignored_layers_may_be_a_string():

@@ -1,10 +1,19 @@
+import copy
 import dataclasses
 
 import pytest
 import torch
 from torch import nn
 
-from strop.quantization import LearnableFakeQuantize, QConfig, calibrate, convert, learned_spec, prepare_qat
+from strop.quantization import (
+    LearnableFakeQuantize,
+    QConfig,
+    calibrate,
+    convert,
+    fake_quantizers,
+    learned_spec,
+    prepare_qat,
+)
 from strop.quantization.qat_convert import QuantizedLayer
 
 from .test_qat import NAMES, X, net, trained
@@ -80,6 +89,61 @@ def test_a_model_that_is_one_layer_converts():
     integers, x = convert(prepared), torch.rand(3, 4)
     assert isinstance(integers, QuantizedLayer)
     assert torch.equal(integers(x), prepared(x))
+
+
+class Repeated(nn.Module):
+    """One head after each layer under names of its own, as detectors have, and a norm with two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), self.norm)
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+        self.heads = nn.ModuleList([head] * 3)
+        self.listed = [head]
+
+    def forward(self, x):
+        x, outputs = self.stem(x).mean((2, 3)), []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            x = layer(x).relu()
+            outputs.append(head(x))
+        return torch.stack([*outputs, self.listed[0](x)])
+
+
+def test_a_layer_with_several_names_is_one_quantized_layer():
+    torch.manual_seed(0)
+    prepared = calibrate(prepare_qat(Repeated(), 'int8'), [X]).eval()
+    integers = convert(prepared)
+    assert torch.equal(integers(X), prepared(X))
+    assert isinstance(integers.heads[0], QuantizedLayer)
+    assert all(head is integers.heads[0] for head in (*integers.heads, *integers.listed))
+    assert not fake_quantizers(integers)
+    assert all(isinstance(head, nn.Linear) for head in (*prepared.heads, *prepared.listed))
+    folded = convert(prepared, X)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(X), prepared(X), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize('depth', [0, 2])
+@pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_transformer_layers_of_torch_compute_with_the_integers_in_each_mode(depth, mode):
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model, x = nn.TransformerEncoder(block, depth) if depth else block, torch.randn(3, 5, 16)
+    prepared = calibrate(prepare_qat(model, 'int2', first_last=None), [x]).eval()
+    integers = copy.deepcopy(convert(prepared, x))
+    with mode():
+        wanted = prepared(x)
+        assert torch.equal(integers(x), wanted)
+        assert (wanted - model.eval()(x)).abs().max() > 0.1
+
+
+def test_sizes_and_settings_are_those_of_the_layer():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(64, 2, bias=False))
+    layers = convert(calibrate(prepare_qat(model, 'int8'), [X]))
+    assert (layers[0].in_channels, layers[0].stride, layers[0].padding) == (3, (2, 2), (1, 1))
+    assert torch.equal(layers[0].bias, model[0].bias)
+    assert (layers[2].in_features, layers[2].out_features, layers[2].bias) == (64, 2, None)
 
 
 def test_integers_are_saved_and_loaded():

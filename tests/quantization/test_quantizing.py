@@ -223,9 +223,109 @@ def test_a_limit_that_leaves_nothing_to_quantize_says_so():
         )
 
 
-def test_a_model_in_float64_is_refused():
-    with pytest.raises(ConfigError, match='float64'):
-        quantize(small_net().double(), [batch.double() for batch in image_batches()], backend='tensorrt')
+@pytest.mark.parametrize('dtype', ['float64', 'bfloat16', 'float16'])
+def test_a_model_in_other_floats_is_refused(dtype):
+    kind = getattr(torch, dtype)
+    with pytest.raises(ConfigError, match=rf'parameters in {dtype}: quantize `copy\.deepcopy\(model\)\.float'):
+        quantize(small_net().to(kind), [batch.to(kind) for batch in image_batches()], backend='tensorrt')
+
+
+class TwoNamed(nn.Module):
+    """Its two inputs have one shape and do not play one part."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, a, b):
+        return self.first(a) - 3 * self.second(b)
+
+
+def test_arguments_by_name_may_come_in_any_order():
+    pytest.importorskip('onnxruntime')
+    net, a, b = TwoNamed().eval(), torch.randn(8, 6), torch.randn(8, 6)
+    result = quantize(net, [{'b': b, 'a': a}], backend='onnxruntime')
+    run, wanted = result.prepare(), net(a, b)
+    assert torch.equal(run(a=a, b=b)[0], run(b=b, a=a)[0])
+    assert sqnr(wanted, run(a=a, b=b)[0]) > 25
+    assert sqnr(wanted, result(a=a, b=b)) > 25
+    for args, kwargs in (((a, b), {}), ((a,), {'b': b}), ((), {'a': a}), ((), {'a': a, 'c': b})):
+        with pytest.raises(DataError, match="as the calibration data had them, 0 by position and 'b', 'a' by name, but got"):
+            run(*args, **kwargs)
+    with pytest.raises(DataError, match='2 by position and none by name, but got 0 by position'):
+        quantize(net, [((a, b), None)], backend='onnxruntime', check=False).prepare()(a=a, b=b)
+
+
+class Sized(nn.Module):
+    """Its batch size is written down."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.layer(x).view(8, 5).relu()
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+def test_a_model_of_one_batch_size_is_quantized_for_that(name):
+    pytest.importorskip(name)
+    net, x = Sized().eval(), torch.randn(8, 6)
+    result = quantize(net, [x], backend=name)
+    assert result.check.batches == (8,)
+    assert sqnr(net(x), result.prepare()(x)[0]) > 25
+    assert result.latency(runs=2)['int8'].median_ms > 0
+
+
+class Recurrent(nn.Module):
+    """A layer that no backend has integers for, before one that all have."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+def test_recurrent_layers_are_listed_as_floats():
+    record = quantize(Recurrent().eval(), [torch.randn(4, 7, 6)], backend='inductor', check=False).record
+    assert record.other_ops['lstm'] == 1
+
+
+class Exploding(nn.Module):
+    """Infinite for large inputs, in what it gives or on the way."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.first, self.second, self.inside = nn.Linear(6, 6), nn.Linear(6, 3), inside
+
+    def forward(self, x):
+        large = self.second(self.first(x).exp())
+        return self.second(1 / (1 + self.first(x).exp())) + 0 * large.isinf() if self.inside else large
+
+
+@pytest.mark.parametrize('activation', ['histogram', 'min_max', 'moving_average', 'percentile', 'mse'])
+def test_what_becomes_infinite_in_a_later_batch_is_refused(activation):
+    good = torch.randn(8, 6)
+    with pytest.raises(DataError, match=r'batch 1 of the calibration data|has no range'):
+        quantize(Exploding(False).eval(), [good, 1000 * good, good], backend='onnxruntime', activation=activation, check=False)
+
+
+class Drawing(nn.Module):
+    """Computes something else at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.layer(x + torch.rand_like(x))
+
+
+def test_a_model_that_draws_numbers_is_refused():
+    with pytest.raises(ExportError, match=r'gives something else than the model: output 0 differs by .* draw random numbers'):
+        quantize(Drawing().eval(), [torch.rand(8, 6)], backend='tensorrt')
 
 
 def test_a_model_that_already_gives_nan_is_refused():

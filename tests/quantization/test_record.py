@@ -24,14 +24,23 @@ RECORD = QuantizationRecord(
 def test_what_is_saved_is_what_is_read(tmp_path):
     RECORD.save(tmp_path / 'record.json')
     assert QuantizationRecord.load(tmp_path / 'record.json') == RECORD
-    assert json.loads((tmp_path / 'record.json').read_text())['sqnr_db'] is None  # JSON has no infinity
+    assert json.loads((tmp_path / 'record.json').read_text())['sqnr_db'] == 'inf'  # JSON has no infinity
 
 
 def test_names_are_kept_whatever_they_are(tmp_path):
     layer = LayerRecord('Infinity', 'linear', 32, 32, reason='-Infinity', sqnr_db=float('inf'))
     record = replace(RECORD, layers=(layer,))
     record.save(tmp_path / 'record.json')
-    assert QuantizationRecord.load(tmp_path / 'record.json') == replace(record, layers=(replace(layer, sqnr_db=None),))
+    assert QuantizationRecord.load(tmp_path / 'record.json') == record
+
+
+def test_a_model_that_diverged_is_not_read_as_perfect(tmp_path):
+    record = replace(RECORD, sqnr_db=float('-inf'), metric=(0.9, float('-inf')))
+    record.save(tmp_path / 'record.json')
+    assert QuantizationRecord.load(tmp_path / 'record.json') == record
+    content = json.loads((tmp_path / 'record.json').read_text(), parse_constant=pytest.fail)
+    (tmp_path / 'old.json').write_text(json.dumps({**content, 'sqnr_db': None}))
+    assert QuantizationRecord.load(tmp_path / 'old.json').sqnr_db == float('inf')
 
 
 def test_the_text_has_layers_reasons_and_totals():
