@@ -154,6 +154,7 @@ def measure(
     *,
     runs: int = 50,
     warmup: int = 5,
+    settle: int = 1,
     calls: int = 1,
     threads: int = 1,
     runtime_name: str = 'eager',
@@ -163,12 +164,15 @@ def measure(
     """Time several models or functions side by side.
 
     Every round calls each entry, starting one further on than the round before (A B C, B C A, ...), so that a
-    slow moment of the machine falls on all of them alike. Garbage collection waits meanwhile.
+    slow moment of the machine falls on all of them alike. The call before a sample was of another entry, which has left its own
+    weights in the caches; so each entry is called once, untimed, before its sample. Garbage collection waits meanwhile.
 
     Args:
         entries: name -> a function without arguments, or (model, inputs), or (model, inputs, runtime).
         runs: Rounds.
         warmup: Calls of each entry before the first round.
+        settle: Untimed calls of an entry right before each of its samples, if there are several entries. 0 times models as
+            they are where others run between their calls.
         calls: Calls that one sample is the mean of; more for something very short.
         threads: Threads to compute with.
         runtime_name: The runtime of entries that name none.
@@ -184,8 +188,9 @@ def measure(
     (['add', 'sum'], 5)
     """
     check_positive(runs=runs, calls=calls, threads=threads)
-    if not isinstance(warmup, int) or warmup < 0:
-        raise ConfigError(f'`warmup` must be a number of calls, 0 or more, but got {warmup!r}.')
+    for option, value in (('warmup', warmup), ('settle', settle)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f'`{option}` must be a number of calls, 0 or more, but got {value!r}.')
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f'`entries` must be a mapping of names to functions or (model, inputs), but got {entries!r}.')
     with _threads(threads):
@@ -196,14 +201,18 @@ def measure(
                 _timed(name, call, 1, clock)
         samples: dict[str, list[float]] = {name: [] for name in ready}
         names = list(ready)
+        before = settle if len(names) > 1 else 0
         with _no_garbage_collection():
             for index in range(runs):
                 start = index % len(names)
                 for name in names[start:] + names[:start]:
+                    for _ in range(before):
+                        _timed(name, ready[name], 1, clock)
                     samples[name].append(_timed(name, ready[name], calls, clock))
     protocol = {
         'runs': runs,
         'warmup': warmup,
+        'settle': settle,
         'calls': calls,
         'order': 'interleaved, rotating',
         'runtime': runtime_name,

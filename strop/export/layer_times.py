@@ -236,7 +236,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 def _beside(plain: Callable[[], Any], profiled: Callable[[], Any], threads: int, rounds: int, warmup: int) -> Latency:
     """Run both in turn, so that they meet the same moments of the machine, and return the time of the first."""
-    return measure({_WHOLE: plain, 'profiled': profiled}, runs=rounds, warmup=warmup, threads=threads)[_WHOLE]
+    return measure({_WHOLE: plain, 'profiled': profiled}, runs=rounds, warmup=warmup, settle=0, threads=threads)[_WHOLE]
 
 
 # -- eager ------------------------------------------------------------------------------------------------
@@ -388,8 +388,9 @@ def _kernels_of_openvino(
         for _ in range(warmup):
             request.infer(arrays)
     before = [_totals(request, warmup) for request in profiled]
-    entries = {str(index): partial(request.infer, arrays) for index, request in enumerate(profiled)}
-    whole = measure({_WHOLE: lambda: plain.infer(arrays), **entries}, runs=rounds, warmup=warmup, threads=threads)[_WHOLE]
+    entries = {_WHOLE: partial(plain.infer, arrays)}
+    entries |= {str(index): partial(request.infer, arrays) for index, request in enumerate(profiled)}
+    whole = measure(entries, runs=rounds, warmup=warmup, settle=0, threads=threads)[_WHOLE]
     after = [_totals(request, 2 * warmup + rounds) for request in profiled]
     runs = warmup + rounds
     # Steps that the compiler adds are numbered anew in each program (Convert_59030): they are told by their place.

@@ -199,7 +199,7 @@ def measure_runtimes(
     Plain models run in eager, in `torch.compile` (Inductor with frozen weights, its fastest form), in ONNX Runtime and in
     OpenVINO, in each of the precisions that those have; a quantized model, or a file, in its own runtime beside them.
     Everything of one batch size is measured in the same rounds, one after the other, so that a slow moment falls on all alike;
-    a sample is the mean of up to 20 calls in a row, as many as the time allows.
+    a sample is the mean of up to 20 calls in a row after one that is not timed, as many as the time allows.
     What cannot be measured is listed with the reason, and stops nothing.
 
     Args:
@@ -391,12 +391,14 @@ class _Bench:
         if not entries:
             return []
         calls = {name: partial(each.run, self.tensors(each.stage, batch)) for name, each in entries.items()}
-        trial = measure(calls, runs=2, warmup=1, threads=self._threads)
+        trial = measure(calls, runs=2, warmup=1, settle=0, threads=self._threads)
         lap = sum(min(latency.samples_ms) for latency in trial.values())
-        # The first call of a sample finds the caches full of other models: short ones would be timed by that alone.
-        repeats = max(1, min(_MOST_CALLS, int(1e3 * seconds / (rounds * lap))))
-        rounds = max(min(_FEWEST_ROUNDS, rounds), min(rounds, int(1e3 * seconds / (repeats * lap))))
-        times = measure(calls, runs=rounds, warmup=1, calls=repeats, threads=self._threads)
+        laps = 1e3 * seconds / lap
+        fewest = min(_FEWEST_ROUNDS, rounds)
+        settle = int(laps >= 2 * fewest)
+        repeats = max(1, min(_MOST_CALLS, int(laps / rounds) - settle))
+        rounds = max(fewest, min(rounds, int(laps / (repeats + settle))))
+        times = measure(calls, runs=rounds, warmup=1, settle=settle, calls=repeats, threads=self._threads)
         return [(each, times[name]) for name, each in entries.items()]
 
     # -- what prepares them ----------------------------------------------------------------

@@ -36,15 +36,27 @@ class Clock:
 def test_rounds_are_interleaved_and_rotate():
     clock = Clock()
     entries = {name: clock.entry(name, 1) for name in 'ABC'}
-    measure(entries, runs=4, warmup=2, clock=clock)
+    measure(entries, runs=4, warmup=2, settle=0, clock=clock)
     assert ''.join(clock.calls) == 'AABBCC' + 'ABC' + 'BCA' + 'CAB' + 'ABC'
+
+
+def test_each_sample_follows_an_untimed_call_of_its_entry_if_there_are_others():
+    clock = Clock()
+    entries = {'a': clock.entry('a', 9, 9, 1, 9, 2), 'b': clock.entry('b', 9, 9, 3, 9, 4)}
+    times = measure(entries, runs=2, warmup=1, clock=clock)
+    assert ''.join(clock.calls) == 'ab' + 'aabb' + 'bbaa'
+    assert (times['a'].samples_ms, times['b'].samples_ms) == ((1.0, 2.0), (3.0, 4.0))
+    alone = Clock()
+    measure({'a': alone.entry('a', 1)}, runs=2, warmup=1, settle=3, clock=alone)
+    assert len(alone.calls) == 3
 
 
 def test_samples_are_in_the_order_of_rounds_and_warm_up_is_left_out():
     clock = Clock()
     times = measure(
-        {'a': clock.entry('a', 100, 1, 2, 3, 4), 'b': clock.entry('b', 100, 2, 4, 6, 8)}, runs=4, warmup=1, clock=clock
-    )
+        {'a': clock.entry('a', 100, 1, 2, 3, 4), 'b': clock.entry('b', 100, 2, 4, 6, 8)},
+        runs=4, warmup=1, settle=0, clock=clock,
+    )  # fmt: skip
     assert times['a'].samples_ms == (1.0, 2.0, 3.0, 4.0)
     assert times['b'].samples_ms == (2.0, 4.0, 6.0, 8.0)
     assert times['a'].median_ms == 2.5
@@ -87,6 +99,7 @@ def test_models_are_timed_as_they_are_and_left_alone():
     assert content['protocol'] == {
         'runs': 3,
         'warmup': 1,
+        'settle': 1,
         'calls': 1,
         'order': 'interleaved, rotating',
         'runtime': 'eager',
@@ -129,6 +142,8 @@ def test_wrong_input():
         measure({'a': lambda: None}, runs=0)
     with pytest.raises(ConfigError, match='`warmup`'):
         measure({'a': lambda: None}, warmup=-1)
+    with pytest.raises(ConfigError, match='`settle` must be a number of calls, 0 or more, but got -1'):
+        measure({'a': lambda: None}, settle=-1)
     with pytest.raises(ConfigError, match="Did you mean 'eager'"):
         measure({'a': (nn.ReLU(), torch.zeros(1), 'eagr')})
     with pytest.raises(ConfigError, match='in one call of `measure`'):
