@@ -42,7 +42,6 @@ from strop.compression.scoring import call, main_output, with_better_norms
 from strop.compression.stage import Surroundings, resources_of
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
-from strop.pruning import Budget as PruningBudget
 from strop.pruning import (
     Ranking,
     build_importance,
@@ -125,7 +124,7 @@ class Planner:
         self.notes = Notes(around.work / 'plan.json')
         self.planned = Planned(model)
         self._tried: dict[str, Tried] = {}
-        self.counted = self._counted()
+        self.counted = around.counted_limits()
         self.sides: list[int] = []
         if resolution:
             self.sides, why = smaller_sides(model, around.data)
@@ -486,15 +485,6 @@ class Planner:
         if rung.key not in self._resources:
             self._resources[rung.key] = resources_of(self._model(rung), self._view(rung).data.example(1))
         return self._resources[rung.key]
-
-    def _counted(self) -> dict[str, float]:
-        whole = resources_of(self.around.original, self.around.at(None).data.example(1))
-        limits = {
-            name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
-            for name, given in self.around.budget.counted.items()
-        }
-        stored = self.around.params_within_size()
-        return limits if stored is None else {**limits, 'params': min(stored, limits.get('params', stored))}
 
     # -- how it is carried out -------------------------------------------------------------
 

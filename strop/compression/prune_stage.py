@@ -202,20 +202,12 @@ class PruneStage(StageSettings):
     def _counted(self, model: nn.Module, around: Surroundings) -> dict[str, Any]:
         """Return the counted limits that the model does not keep yet, as numbers for the traced batch."""
         now = resources_of(model, around.data.example(1))
-        limits: dict[str, float] = {}
         if self.budget is not None:
             asked = dict(self.budget)
             if asked.get('macs') is not None:  # a number is of one sample; two samples are traced
                 asked['macs'] = 2 * PruningBudget(macs=asked['macs']).limit('macs', float(now.macs or 0))
             return asked
-        whole = resources_of(around.original, around.at(None).data.example(1))
-        for name, given in around.budget.counted.items():
-            limit = PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
-            if float(getattr(now, name) or 0) > limit:
-                limits[name] = limit
-        stored = around.params_within_size()
-        if stored is not None and float(now.params or 0) > stored:
-            limits['params'] = min(stored, limits.get('params', stored))
+        limits = {name: limit for name, limit in around.counted_limits().items() if float(getattr(now, name) or 0) > limit}
         if 'macs' in limits:
             limits['macs'] *= 2  # two samples are traced
         return {name: max(limit, 1.001) for name, limit in limits.items()}

@@ -16,6 +16,7 @@ from strop.compression.parts import DataParts
 from strop.compression.scoring import Judge
 from strop.errors import ConfigError, listed, near
 from strop.estimators import count
+from strop.pruning import Budget as PruningBudget
 from strop.report.compression_result import Export, LayerChange, LayerState, StageResources, Tried
 
 if TYPE_CHECKING:
@@ -140,12 +141,21 @@ class Surroundings:
         """Return the same for a model of images with another short side; None is what the original model sees."""
         return self if side == self.data.side else replace(self, data=self.data.at(side), judge=self.judge.at(side))
 
-    def params_within_size(self) -> float | None:
-        """Return how many parameters a file within `size_mb` holds, about; None where the budget does not limit it."""
-        if self.budget.size_mb is None:
-            return None
-        bytes_each = 1.1 if self.backends else 4.05  # scales, biases and names come on top of the weights
-        return self.budget.size_mb * 1e6 / bytes_each
+    def counted_limits(self) -> dict[str, float]:
+        """Return what the budget limits of `macs` (of one sample) and `params`, as numbers.
+
+        A limit of the file's size is one of as many parameters as it holds, about.
+        """
+        whole = resources_of(self.original, self.at(None).data.example(1))
+        limits = {
+            name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
+            for name, given in self.budget.counted.items()
+        }
+        if self.budget.size_mb is not None:
+            bytes_each = 1.1 if self.backends else 4.05  # scales, biases and names come on top of the weights
+            stored = self.budget.size_mb * 1e6 / bytes_each
+            limits['params'] = min(stored, limits.get('params', stored))
+        return limits
 
     def tell(self, done: int, total: int) -> None:
         """Say how far the stage is."""
