@@ -12,7 +12,8 @@
 4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget. Where the
    recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder.
 5. Each of these, or the few that are best without training, is taught for some steps as the next stage of the recipe will teach
-   it. The one with the best score on the validation samples is the plan.
+   it. The one with the best score on the validation samples is the plan; of those within its standard error, the one whose
+   outputs there are nearest to the original's.
 
 A recipe that limits only the drop of the score goes down the first ladder as far as models keep it that were taught for some
 steps.
@@ -304,17 +305,18 @@ class Planner:
         model = self._model(rung)
         return with_better_norms(model, batches, self._view(rung).judge) if self.recalibrates else copy.deepcopy(model)
 
-    def _rehearsed(self, rung: Rung) -> float:
-        """Return the score on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
+    def _rehearsed(self, rung: Rung) -> tuple[float, float]:
+        """Return score and gap on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
-        def find() -> float:
+        def find() -> list[float]:
             around = self._view(rung)
             smaller = self._normed(rung, self._calibration(rung))
             if around.follows is not None and self.rehearse:
-                return around.follows.rehearse(smaller, around, self.rehearse)
-            return around.judge.score(smaller, 'validation')
+                smaller = around.follows.rehearse(smaller, around, self.rehearse)
+            return [around.judge.score(smaller, 'validation'), around.judge.gap(smaller, 'validation')]
 
-        return float(self.notes.recall(_mark('score', rung), find))
+        score, gap = self.notes.recall(_mark('rehearsed', rung), find)
+        return float(score), float(gap)
 
     # -- what is chosen --------------------------------------------------------------------
 
@@ -367,9 +369,9 @@ class Planner:
             return Candidate(name, rung, pace, self._harm(rung))
         return self._best(planned.candidates)
 
-    def _reach(self, label: str, ladder: Sequence[Rung]) -> int | None:
+    def _reach(self, label: str, ladder: Sequence[Rung], tries: int | None = None) -> int | None:
         """Look on a ladder for a model within the budget; return its place, or None if there is none."""
-        index = self._first_within(label, ladder)
+        index = self._first_within(label, ladder, self.tries if tries is None else tries)
         if index is None:
             self._missed[label] = ladder
         elif all(found.rung.key != ladder[index].key for found in self.planned.candidates):
@@ -382,7 +384,9 @@ class Planner:
         whole = self.around.data.side or self.around.data.image_side or 1
         first = next(iter(self._ladders))
         kept = self._ladders[first][0]
-        index = self._reach('smaller images', [kept, *(sized([kept], side, whole)[0] for side in self.sides)])
+        # A step is several percent of the time: the search goes on until the first one within the budget is known.
+        images = [kept, *(sized([kept], side, whole)[0] for side in self.sides)]
+        index = self._reach('smaller images', images, tries=len(images))
         for side in between(self.sides, None if index is None else index - 1):
             self._reach(f'images of {side}, {first}', sized(self._ladders[first], side, whole))
 
@@ -405,18 +409,27 @@ class Planner:
             )
             candidates = sorted(candidates, key=lambda found: -self._untaught(found.rung))[:_TAUGHT]
         for found in candidates:
-            found.score = self._rehearsed(found.rung)
+            found.score, found.gap = self._rehearsed(found.rung)
             self._advance()
-        chosen = max(candidates, key=lambda found: (found.score or 0.0, -found.harm))
         planned.explanation.append(
             f'{len(candidates)} models that keep the budget were taught for about {self.rehearse} steps, as the stage '
             f'`{follows.kind}` will; their {self.around.judge.choice} on the validation samples is '
             + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates)
-            + f'. Taken was: {chosen.label}.'
+            + '.'
         )
+        best = max(found.score or 0.0 for found in candidates)
+        error = self.around.judge.error(best)
+        level = [found for found in candidates if (found.score or 0.0) >= best - error]
+        chosen = min(level, key=lambda found: (found.gap or 0.0, found.harm))
+        if len(level) > 1:
+            planned.explanation.append(
+                f'{len(level)} of them lie within the standard error of the best, {error:.4f}; how far their outputs are from '
+                "the original's tells them apart: " + ', '.join(f'{found.gap:.4f} ({found.label})' for found in level) + '.'
+            )
+        planned.explanation.append(f'Taken was: {chosen.label}.')
         return chosen
 
-    def _first_within(self, label: str, ladder: Sequence[Rung]) -> int | None:
+    def _first_within(self, label: str, ladder: Sequence[Rung], tries: int) -> int | None:
         """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
         low, high = 0, len(ladder) - 1
         if self._excess(ladder[low], f'{label}, step 0 of {high}') <= 1:
@@ -425,8 +438,8 @@ class Planner:
             return None
         last = high
         shares = {index: self._excess(ladder[index]) for index in (low, high)}
-        for number in range(max(1, self.tries) + _MORE):
-            enough = number >= self.tries and shares[high] > _FAR
+        for number in range(max(1, tries) + _MORE):
+            enough = number >= tries and shares[high] > _FAR
             if high - low <= 1 or shares[high] > _NEAR or enough:
                 break
             middle = _between(ladder, low, high, shares) if number % 3 != 2 else (low + high) // 2
@@ -444,7 +457,7 @@ class Planner:
             middle = (low + high) // 2
             rung = ladder[middle]
             found = Candidate(f'{label}, step {middle} of {len(ladder) - 1}', rung, Pace(0.0, 0.0), self._harm(rung))
-            found.score = self._rehearsed(rung)
+            found.score, found.gap = self._rehearsed(rung)
             planned.candidates.append(found)
             self._try(rung, found.label, found.score, None)
             low, high = (middle, high) if 100 * (whole - found.score) <= drop else (low, middle)

@@ -115,9 +115,8 @@ class Clock:
         return runtime(self.runtime).prepare(*_positional(model, data.example(1)), threads=self.around.budget.threads)
 
     def _quantized(self, model: nn.Module, data: DataParts) -> Any:
-        batches = data.inputs('calibration', limit=2)
-        # Ranges do not change what a kernel takes, so the quickest ones do.
-        return quantize(model, batches, backend=str(self.backend), activation='min_max', check=False)
+        # Ranges do not change what a kernel takes, so those of one sample do.
+        return quantize(model, [data.example(1)], backend=str(self.backend), activation='min_max', check=False)
 
     def _prepared(self, model: nn.Module, data: DataParts) -> Callable[[], Any]:
         """Return a call that runs a model once, quantized if the recipe does that."""

@@ -54,8 +54,8 @@ class LearningStage(StageSettings):
     def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
         """Return what gives the losses of a batch, and modules that are trained along."""
 
-    def rehearse(self, model: nn.Module, around: Surroundings, steps: int) -> float:
-        """Train a copy of a model for a few steps, as this stage would, and return its score on the validation samples.
+    def rehearse(self, model: nn.Module, around: Surroundings, steps: int) -> nn.Module:
+        """Return a copy of a model that was trained for a few steps, as this stage would.
 
         The learning rate rises and falls within these steps.
 
@@ -71,7 +71,7 @@ class LearningStage(StageSettings):
         forget(folder)
         found = train(student, loader, objective, schedule, folder, seed=around.seed % 2**31, trained=along)
         forget(folder)
-        return around.judge.score(found.model, 'validation')
+        return found.model
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Train."""

@@ -28,6 +28,7 @@ class Candidate:
         pace: Its time.
         harm: How far its outputs are from the original's.
         score: On the validation samples, after it was taught for some steps.
+        gap: How far its outputs are from the original's there: `Judge.gap`.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Candidate:
     pace: Pace
     harm: float
     score: float | None = None
+    gap: float | None = None
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Planned:
             'candidates': [
                 {'label': found.label, 'lengths': dict(found.rung.lengths), 'removed': list(found.rung.removed),
                  'side': found.rung.side, 'share': found.pace.share, 'milliseconds': found.pace.milliseconds,
-                 'harm': found.harm, 'score': found.score}
+                 'harm': found.harm, 'score': found.score, 'gap': found.gap}
                 for found in self.candidates
             ],
         }  # fmt: skip

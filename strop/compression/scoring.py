@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -166,6 +167,32 @@ class Judge:
     def score(self, run: Run | nn.Module, part: str = 'validation', limit: int | None = None) -> float:
         """Return the score that choices are made by; of the test part the main one."""
         return self.scores(run, part, limit)[self.metric if part == 'test' else self.choice]
+
+    def error(self, score: float, part: str = 'validation') -> float:
+        """Return the standard error of a score: that of a share of the samples; 0 for a similarity, which is no count."""
+        samples = len(getattr(self.data, part))
+        return 0.0 if self.task == 'outputs' else math.sqrt(max(score * (1 - score), 0.0) / max(samples, 1))
+
+    def gap(self, run: Run | nn.Module, part: str = 'validation') -> float:
+        """Return how far outputs are from the original's on a part: the mean `divergence`.
+
+        It tells models apart that get equally many samples right.
+
+        Args:
+            run: A model, or what runs it.
+            part: Which samples.
+        """
+        if isinstance(run, nn.Module):
+            run.eval()
+        answers = self._original_answers(part) if self.task != 'tokens' else []
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for number, (inputs, _) in enumerate(self.data.batches(part)):
+                output = main_output(call(run, inputs), inputs).float().cpu()
+                answer = answers[number] if answers else main_output(call(self.original, inputs), inputs).float()
+                total += float(self.divergence(output, answer)) * len(output)
+                count += len(output)
+        return total / max(count, 1)
 
     def loss(self, outputs: Any, targets: Any, inputs: Any = None, smoothing: float = 0.0) -> Tensor:
         """Return the mean loss of a batch by its targets: cross-entropy of classes, or of the next token.

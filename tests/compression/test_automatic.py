@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import strop
 import strop.compression.automatic as automatic
 from strop.compression.automatic import Planner
 from strop.compression.clock import Clock, Pace
+from strop.compression.ladder import Rung
 from strop.compression.learning import DistillStage
 from strop.estimators import count
 from strop.export.layer_times import layer_times
@@ -81,9 +84,10 @@ def test_candidates_are_taught_as_the_next_stage_will_and_the_best_learner_is_ta
 
     def watched(self, model, around, steps):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        taught.append((self.lr, steps, rehearse(self, model, around, steps)))
+        found = rehearse(self, model, around, steps)
+        taught.append((self.lr, steps, around.judge.score(found), around.judge.gap(found)))
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-        return taught[-1][2]
+        return found
 
     monkeypatch.setattr(DistillStage, 'rehearse', watched)
     stages = [
@@ -96,14 +100,49 @@ def test_candidates_are_taught_as_the_next_stage_will_and_the_best_learner_is_ta
         runtimes=['eager'], progress='quiet',
     )  # fmt: skip
     plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
-    assert [(lr, steps) for lr, steps, _ in taught] == [(0.03, 3)] * len(plan['candidates'])
-    assert [score for _, _, score in taught] == [candidate['score'] for candidate in plan['candidates']]
+    assert taught == [(0.03, 3, candidate['score'], candidate['gap']) for candidate in plan['candidates']]
     chosen = next(entry for entry in found.result.tried if entry.chosen)
     best = max(candidate['score'] for candidate in plan['candidates'])
-    assert next(candidate for candidate in plan['candidates'] if candidate['label'] == chosen.label)['score'] == best
+    error = math.sqrt(best * (1 - best) / found.result.data.parts['validation'])
+    level = [candidate for candidate in plan['candidates'] if candidate['score'] >= best - error]
+    assert min(level, key=lambda candidate: candidate['gap'])['label'] == chosen.label
     assert any(
         'were taught for about 3 steps, as the stage `distill` will' in text for text in found.result.stage('prune').explanation
     )
+
+
+def test_of_equally_good_learners_the_one_nearest_to_the_original_is_taken(tmp_path, pictures, by_count, monkeypatch):
+    seen = []
+
+    def close(self, rung):
+        """Each is better than the one before, by less than an error of a share of a hundred samples, but for the first."""
+        if rung.key not in seen:
+            seen.append(rung.key)
+        place = seen.index(rung.key)
+        return (0.5, 0.0) if place == 0 else (0.9 + 0.001 * place, 2.0 + place)
+
+    monkeypatch.setattr(Planner, '_rehearsed', close)
+    stages = [{'finetune': {'epochs': 3, 'lr': 0.1}}, {'prune': {'round_to': 4, 'rehearse': 3}}, {'distill': {'epochs': 1}}]
+    found = strop.compress(
+        small_net(), pictures, stages=stages, budget={'runtime': 'eager', 'latency': 0.5}, output=tmp_path / 'out', threads=1,
+        runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
+    assert len(plan['candidates']) >= 3
+    chosen = next(entry for entry in found.result.tried if entry.chosen)
+    assert chosen.label == next(candidate['label'] for candidate in plan['candidates'] if candidate['gap'] == 3)
+    assert any('lie within the standard error of the best' in text for text in found.result.stage('prune').explanation)
+
+
+def test_the_search_for_smaller_images_goes_on_to_the_first_within_the_budget():
+    sides = range(224, 104, -8)
+    ladder = [Rung({}, (), 1.5 * (side / 224) ** 2, 0.0, side) for side in sides]
+    asked = []
+    planner = SimpleNamespace(_excess=lambda rung, label=None: asked.append(rung.side) or rung.milliseconds)
+    found = Planner._first_within(planner, 'smaller images', ladder, len(ladder))
+    assert sides[found] == 176
+    assert {176, 184} <= set(asked)
+    assert len(asked) < len(ladder)
 
 
 @pytest.mark.parametrize(('drop', 'expected'), [(0.0, 0), (2.0, 2), (100.0, None)])
@@ -114,7 +153,7 @@ def test_a_drop_of_the_score_alone_drives_the_pruning(tmp_path, pictures, by_cou
         """Lose a point with each step."""
         (ladder,) = self._ladders.values()
         sizes[:] = [len(ladder)]
-        return self.around.judge.score(self.model, 'validation') - 0.01 * ladder.index(rung) + 1e-9
+        return self.around.judge.score(self.model, 'validation') - 0.01 * ladder.index(rung) + 1e-9, 0.0
 
     monkeypatch.setattr(Planner, '_rehearsed', falling)
     stages = [{'prune': {'round_to': 4, 'tries': 6}}]

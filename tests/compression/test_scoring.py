@@ -79,6 +79,44 @@ def test_the_divergence_of_classes_is_kullback_and_leiblers_at_a_temperature():
     assert float(judge.divergence(student, teacher, temperature=2.0)) == pytest.approx(wanted)
 
 
+def test_the_gap_is_the_mean_divergence_of_all_samples():
+    x = torch.arange(4.0)[:, None]
+    first = torch.tensor([[2.0, 1.0], [1.0, 2.0], [0.0, 0.0], [3.0, -3.0]])
+    second = first + torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    judge = Judge(_parts(x, labels=False), Constant(first.tolist()))  # batches of three and one
+    p, q = first.double().softmax(1), second.double().softmax(1)
+    assert judge.gap(Constant(second.tolist())) == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
+    assert judge.gap(judge.original) == 0
+    assert judge.gap(lambda inputs: second[inputs[:, 0].long()]) == judge.gap(Constant(second.tolist()))
+
+
+def test_the_gap_of_tokens_is_of_every_token():
+    ids = torch.tensor([[0, 1, 0], [1, 1, 0]])
+    samples = [({'input_ids': row, 'attention_mask': torch.tensor([1, 1, 0])}, row) for row in ids]
+
+    class Words(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, input_ids, attention_mask):
+            return {'logits': torch.stack([input_ids.float(), self.shift * torch.ones_like(input_ids)], 2)}
+
+    judge = Judge(given_parts({'train': samples, 'test': samples, 'validation': samples}, batch_size=2), Words(0.0))
+    assert judge.task == 'tokens'
+    p = torch.tensor([[[x, 0.0] for x in row] for row in ids.tolist()]).double().softmax(2)
+    q = torch.tensor([[[x, 1.0] for x in row] for row in ids.tolist()]).double().softmax(2)
+    # A divergence is a sum over the classes of one token and a mean over the tokens.
+    assert judge.gap(Words(1.0)) == pytest.approx(float((p * (p / q).log()).sum(2).mean()), rel=1e-5)
+
+
+def test_the_standard_error_is_that_of_a_share_of_the_samples():
+    judge = Judge(_parts(torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])), Constant([[2.0, 1.0]] * 4))
+    assert judge.error(0.75) == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert judge.error(1.0) == 0
+    assert Judge(_parts(torch.zeros(3, 1)), Constant([[[1.0], [0.0]]])).error(0.5) == 0
+
+
 def test_hidden_states_are_averaged_where_the_mask_has_tokens():
     states = torch.tensor([[[1.0], [3.0], [100.0]]])
     inputs = {'attention_mask': torch.tensor([[1, 1, 0]])}
