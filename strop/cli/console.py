@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from strop.files import json_number
+
 
 def show(*parts: RenderableType) -> None:
     """Print tables or text on stdout, in colour on a terminal."""
@@ -25,8 +27,16 @@ def show(*parts: RenderableType) -> None:
 
 
 def show_json(content: Mapping[str, Any]) -> None:
-    """Print data as JSON on stdout."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + '\n')
+    """Print data as JSON on stdout; NaN and infinities, which it does not know, as text."""
+    sys.stdout.write(json.dumps(_numbers(content), indent=2, ensure_ascii=False, default=str, allow_nan=False) + '\n')
+
+
+def _numbers(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _numbers(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_numbers(value) for value in content]
+    return json_number(content) if isinstance(content, float) else content
 
 
 def note(text: str) -> None:

@@ -156,8 +156,8 @@ def quantize(
             {
                 'target': target,
                 'record': result.record.to_dict(),
-                'check': None if result.check is None else _fields(result.check),
-                'sensitivity': None if result.sensitivity is None else [*map(_fields, result.sensitivity.values())],
+                'check': None if result.check is None else vars(result.check),
+                'sensitivity': None if result.sensitivity is None else [vars(cost) for cost in result.sensitivity.values()],
                 'latency': None if times is None else times.to_dict(),
                 'files': files,
             }
@@ -175,13 +175,6 @@ def quantize(
         note(f'the weights are those that {target} gives; --checkpoint FILE gives others.')
     if out is None:
         note(f'nothing is saved; --out FILE{entry.suffix} writes the quantized model.')
-
-
-def _fields(entry: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as JSON holds them."""
-    from strop.files import json_number
-
-    return {name: json_number(value) if isinstance(value, float) else value for name, value in vars(entry).items()}
 
 
 def _check_options(ctx: click.Context, weight_only: str | None) -> None:

@@ -132,7 +132,6 @@ def run(target: str, found: Target, name: str, out: str | None, as_json: bool, l
 
     from strop.cli.console import note, show, show_json
     from strop.errors import ConfigError
-    from strop.files import json_number
     from strop.quantization import save_packed
 
     bits = bits_of(name)
@@ -146,8 +145,7 @@ def run(target: str, found: Target, name: str, out: str | None, as_json: bool, l
         record.save(beside)
         files = {'model': out, 'record': str(beside)}
     if as_json:
-        scores = {name: json_number(value) for name, value in figures.items()}
-        show_json({'target': target, 'record': record.to_dict(), 'perplexity': scores or None, 'files': files})
+        show_json({'target': target, 'record': record.to_dict(), 'perplexity': figures or None, 'files': files})
         return
     if layers:
         show(record.table())

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from strop.errors import ConfigError, DataError, StropError, listed
 from strop.files import atomic_path, atomic_write, read_json
 from strop.quantization.batches import Batches
-from strop.quantization.gptq import gptq_round, output_errors
+from strop.quantization.gptq import check_damping, gptq_round, output_errors
 from strop.quantization.grouping import Rounded, round_weight
 from strop.quantization.linear_layers import Target, stand_in
 
@@ -43,6 +43,9 @@ class Options:
     act_order: bool = True
     scale_dtype: torch.dtype | None = None
     folder: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
 
 
 @dataclass(eq=False)

@@ -61,8 +61,7 @@ def gptq_round(
     rows, inputs = weight.shape
     if hessian.shape != (inputs, inputs):
         raise ConfigError(f'A weight of {inputs} inputs has a Hessian of {(inputs, inputs)}, but got {tuple(hessian.shape)}.')
-    if not isinstance(damping, (int, float)) or not 0 < damping < float('inf'):
-        raise ConfigError(f'`damping` is a positive share of the mean diagonal, such as 0.01, but got {damping!r}.')
+    check_damping(damping)
     weight = weight.detach().clone()
     factor, order = _inverse_factor(hessian, damping, act_order)
     factor = factor.to(weight.dtype)
@@ -120,6 +119,12 @@ def output_errors(weight: Tensor, rounded: Tensor, hessian: Tensor) -> Tensor:
 
 
 # -- internals ----------------------------------------------------------------------------------------------
+
+
+def check_damping(damping: float) -> None:
+    """Raise a ConfigError if it cannot be the damping of GPTQ."""
+    if not isinstance(damping, (int, float)) or isinstance(damping, bool) or not 0 < damping < float('inf'):
+        raise ConfigError(f'`damping` is a positive share of the mean diagonal, such as 0.01, but got {damping!r}.')
 
 
 def _inverse_factor(hessian: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:

@@ -276,6 +276,13 @@ def load_packed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             f'{path} belongs to a model of other sizes: {name!r} is {tuple(state[name].shape)} there and '
             f'{tuple(wanted[name].shape)} here ({len(wrong)} tensors differ).'
         )
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in wanted.items():
+        first = seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) if tensor.numel() else name
+        if not torch.equal(state[first], state[name]):
+            raise ConfigError(
+                f'{path} belongs to another model: {first!r} and {name!r} are one tensor in this model, and two in the file.'
+            )
     result.load_state_dict(state)
     return result  # type: ignore[no-any-return]
 

@@ -293,8 +293,10 @@ class TestFolder:
     @pytest.mark.parametrize('damping', [-1, float('nan')])
     def test_one_whose_options_were_refused_is_free_for_the_corrected_run(self, tmp_path, damping):
         data = [torch.randn(10, 12)]
+        unread = iter(data)
         with pytest.raises(ConfigError, match='damping'):
-            quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path, damping=damping)
+            quantize_weights(Mixed(), 3, 8, method='gptq', data=unread, folder=tmp_path, damping=damping)
+        assert len(list(unread)) == 1
         assert list(tmp_path.iterdir()) == []
         small, _ = quantize_weights(Mixed(), 3, 8, method='gptq', data=data, folder=tmp_path)
         expected, _ = quantize_weights(Mixed(), 3, 8, method='gptq', data=data)

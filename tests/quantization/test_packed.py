@@ -182,6 +182,13 @@ class TestWhatDoesNotFit:
         save_packed(quantize_weights(net(), 4, 16).model, tmp_path / 'm.safetensors')
         return tmp_path / 'm.safetensors'
 
+    def test_layers_that_the_file_keeps_apart_are_not_loaded_into_one(self, tmp_path):
+        small, _ = quantize_weights(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), 4, 8)
+        save_packed(small, tmp_path / 'm.safetensors')
+        layer = nn.Linear(8, 8)
+        with pytest.raises(ConfigError, match=r"'0.*' and '1.*' are one tensor in this model, and two in the file"):
+            load_packed(nn.Sequential(layer, layer), tmp_path / 'm.safetensors')
+
     @pytest.mark.parametrize('options', [(3, 16), (4, 8), (8, 16)])
     def test_another_configuration_is_refused_with_what_differs(self, file, options):
         other, _ = quantize_weights(net(), *options)
