@@ -490,9 +490,18 @@ def _check_reference(reference: GraphModule, model: nn.Module, call: Call) -> No
             if not gap <= _CAPTURED:
                 raise ExportError(
                     f'The graph that was captured of {type(model).__name__} gives something else than the model: output '
-                    f'{index} differs by {gap:.1%} of its size (at most {_CAPTURED:.1%}). Does its forward draw random '
-                    'numbers, or change what it computes from call to call?'
+                    f'{index} differs by {gap:.1%} of its size (at most {_CAPTURED:.1%}). {_doubt(model)}'
                 )
+
+
+def _doubt(model: nn.Module) -> str:
+    """Return what may make a model give something else than its graph."""
+    if any(isinstance(module, nn.TransformerEncoder) for module in model.modules()):
+        return (
+            'Without gradients nn.TransformerEncoder gives zeros for padded positions, which its graph does not: does the '
+            'model read them, as a mean over all positions would?'
+        )
+    return 'Does its forward draw random numbers, or change what it computes from call to call?'
 
 
 # Runtimes compute these with integers where what they read is quantized.

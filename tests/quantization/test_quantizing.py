@@ -328,6 +328,30 @@ def test_a_model_that_draws_numbers_is_refused():
         quantize(Drawing().eval(), [torch.rand(8, 6)], backend='tensorrt')
 
 
+class Padded(nn.Module):
+    """Reads some positions of an encoder that leaves padded ones out."""
+
+    def __init__(self, reads):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder, self.head, self.reads = nn.TransformerEncoder(layer, 1), nn.Linear(16, 3), reads
+
+    def forward(self, x, mask):
+        return self.reads(self.head(self.encoder(x, src_key_padding_mask=mask)))
+
+
+@pytest.mark.filterwarnings('ignore:.*nested tensors')
+def test_an_encoder_with_padding_is_quantized_unless_padded_positions_are_read():
+    mask = torch.zeros(4, 5, dtype=torch.bool)
+    mask[:, 4:] = True
+    mask[0, 2:] = True
+    data = [{'x': torch.randn(4, 5, 16), 'mask': mask}]
+    found = quantize(Padded(lambda outputs: outputs[:, 0]).eval(), data, backend='onnxruntime')
+    assert found.check.ran
+    with pytest.raises(ExportError, match='zeros for padded positions'):
+        quantize(Padded(lambda outputs: outputs.mean(1)).eval(), data, backend='onnxruntime')
+
+
 def test_a_model_that_already_gives_nan_is_refused():
     net = small_net()
     with torch.no_grad():
