@@ -225,7 +225,7 @@ def wrong_arguments(error: TypeError) -> ConfigError | None:
     version = '' if package == 'strop' else f' of {package} {version_of(package)}'
     if lacking:
         return ConfigError(f'{kind.__name__}{version} needs {lacking[1]}, which the config does not give. {takes}')
-    assert unknown is not None
+    assert unknown is not None, 'it is one of the two'
     name = unknown[1]
     if package == 'strop':
         instead = f' Today it is {RENAMED_ARGUMENTS[name]}.' if name in RENAMED_ARGUMENTS else near(name, taken)

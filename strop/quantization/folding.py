@@ -77,7 +77,7 @@ def _keep_apart(graph: GraphModule, layer: Node, norm: Node) -> None:
 
 def _fold(graph: GraphModule, layer: Node, norm: Node, readers: dict[int, int], known: dict[Any, tuple[str, str]]) -> None:
     weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
-    assert isinstance(weight, Node)
+    assert isinstance(weight, Node), 'only layers whose weight is a parameter are folded'
     read = (weight, bias, *norm.args[1:5])
     alike = (*(getattr(arg, 'target', None) for arg in read), norm.args[7], layer.target, *layer.args[6:7])
     if alike in known:
