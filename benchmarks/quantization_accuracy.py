@@ -28,6 +28,7 @@ import torch
 from record import ROOT, write_result
 from torch import Tensor, nn
 
+from strop.estimators.runtimes import openvino_core
 from strop.quantization import backends, quantize
 
 SIZE = 224
@@ -123,7 +124,7 @@ def of_nncf(model: nn.Module, batches: list[Tensor], inputs: Tensor) -> Any:
     dataset = nncf.Dataset([image[None].numpy() for batch in batches for image in batch])
     quantized = nncf.quantize(converted, dataset, subset_size=sum(map(len, batches)))
     seconds = time.perf_counter() - start
-    compiled = ov.Core().compile_model(quantized, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1})
+    compiled = openvino_core().compile_model(quantized, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1})
     found = answers(lambda part: torch.from_numpy(compiled(part.numpy())[0].copy()), inputs, 25)
     return found, {'seconds': seconds, 'run_in': f'openvino, quantized by nncf {nncf.__version__}'}
 

@@ -13,7 +13,7 @@ from torch import nn
 from strop.compression.budget import Budget
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.errors import ConfigError, ExportError, StropError, listed, near, try_import
-from strop.estimators.runtimes import quiet
+from strop.estimators.runtimes import openvino_core, quiet
 from strop.export.comparison import Inputs
 from strop.export.programs import Source, write_onnx, write_program
 from strop.quantization import backend
@@ -146,7 +146,8 @@ def _write_openvino(source: Source, path: Path, rtol: float | None, atol: float 
     try:
         with quiet(), torch.no_grad():
             ov.save_model(ov.convert_model(source.program), path, compress_to_fp16=False)
-        compiled = ov.Core().compile_model(str(path), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1})
+        settings = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1}
+        compiled = openvino_core().compile_model(str(path), 'CPU', settings)
     except Exception as error:
         raise ExportError(
             f'OpenVINO cannot convert {type(source.model).__name__}: {type(error).__name__}: {str(error)[:800]}'

@@ -7,6 +7,8 @@ import functools
 import importlib.util
 import io
 import logging
+import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -199,6 +201,27 @@ def _onnxruntime(model: nn.Module, inputs: tuple[Any, ...], threads: int, precis
     return lambda: session.run(None, feed)
 
 
+def openvino_core() -> Any:
+    """Return the one core of OpenVINO that this process has.
+
+    Each core gives the thread that it is made in a stack for signal handlers, and takes it back when it is freed. Where one is
+    freed before a later one, the thread is left with a stack that is gone, and the next signal (Ctrl-C, say) kills the process.
+
+    Raises:
+        MissingDependencyError: If OpenVINO is not installed.
+    """
+    ov = try_import('openvino', 'openvino')
+    with _ONE_AT_A_TIME:
+        process = os.getpid()  # a forked process has none of the threads of its parent's
+        if process not in _CORES:
+            _CORES[process] = ov.Core()
+        return _CORES[process]
+
+
+_CORES: dict[int, Any] = {}
+_ONE_AT_A_TIME = threading.Lock()
+
+
 def _openvino(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
     ov = try_import('openvino', 'openvino')
     with torch.no_grad():
@@ -211,7 +234,7 @@ def _openvino(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision
         'NUM_STREAMS': 1,
         'PERFORMANCE_HINT': 'LATENCY',
     }
-    compiled = ov.Core().compile_model(converted, 'CPU', settings)
+    compiled = openvino_core().compile_model(converted, 'CPU', settings)
     request = compiled.create_infer_request()
     arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
 

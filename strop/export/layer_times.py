@@ -23,7 +23,7 @@ from torch import nn
 from strop.errors import ConfigError, EstimateError, StropError, listed, near, try_import
 from strop.estimators import Latency, count, measure
 from strop.estimators.counting import human
-from strop.estimators.runtimes import check_positive, onnx_bytes, quiet
+from strop.estimators.runtimes import check_positive, onnx_bytes, openvino_core, quiet
 from strop.export.comparison import Inputs
 
 if TYPE_CHECKING:
@@ -366,8 +366,7 @@ def _rounds(times: Sequence[float], runs: int, rounds: int) -> tuple[float, ...]
 def _kernels_of_openvino(
     path: Path, tensors: Sequence[torch.Tensor], precision: str, threads: int, rounds: int, warmup: int
 ) -> tuple[list[_Kernel], Latency]:
-    ov = try_import('openvino', 'openvino')
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(str(path))
     model.reshape({port.any_name: list(tensor.shape) for port, tensor in zip(model.inputs, tensors, strict=True)})
     settings = {

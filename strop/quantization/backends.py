@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
-from strop.estimators.runtimes import quiet
+from strop.estimators.runtimes import openvino_core, quiet
 from strop.quantization.batches import Call
 from strop.quantization.flow import pt2e, tensors_of, traced
 from strop.quantization.qdq import qdq_quantizer
@@ -325,8 +325,7 @@ def _run_onnxruntime(path: Path, threads: int, precision: str) -> Run:
 
 
 def _run_openvino(path: Path, threads: int, precision: str) -> Run:
-    ov = try_import('openvino', 'openvino')
-    core = ov.Core()
+    core = openvino_core()
     model = core.read_model(str(path))
     settings = {
         'INFERENCE_PRECISION_HINT': precision,  # some CPUs would compute what is not integer in bf16 unasked

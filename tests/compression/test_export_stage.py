@@ -8,6 +8,7 @@ import torch
 import strop
 import strop.compression.export_stage as module
 from strop.errors import ExportError
+from strop.estimators.runtimes import openvino_core
 from tests.compression.conftest import drawn, small_net
 
 
@@ -25,7 +26,7 @@ def compress(folder, formats):
 
 
 def test_openvino_files_are_run_compared_and_both_parts_are_kept(tmp_path):
-    ov = pytest.importorskip('openvino')
+    pytest.importorskip('openvino')
     found = compress(tmp_path / 'out', ['openvino'])
     export = found.result.exports[1]
     folder = tmp_path / 'out' / 'exports'
@@ -33,7 +34,7 @@ def test_openvino_files_are_run_compared_and_both_parts_are_kept(tmp_path):
     assert export.bytes == sum(path.stat().st_size for path in folder.iterdir())
     assert {path.name for path in folder.iterdir()} == {'openvino.xml', 'openvino.bin'}
     x = drawn(3, 'x')[0]
-    result = ov.Core().compile_model(str(folder / 'openvino.xml'), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(x.numpy())
+    result = openvino_core().compile_model(str(folder / 'openvino.xml'), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(x.numpy())
     assert torch.allclose(torch.from_numpy(next(iter(result.values()))), found.model(x), atol=1e-4)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from strop import errors
 from strop.errors import ConfigError, EstimateError, MissingDependencyError
 from strop.estimators.runtimes import Runtime, runtime, runtimes
+from tests.scripts import run_script
 
 
 def small() -> tuple[nn.Module, torch.Tensor]:
@@ -41,6 +43,27 @@ def test_every_runtime_computes_the_model(name: str):
 def test_eager_in_bf16():
     model, x = small()
     assert runtime('eager').prepare(model, x, precision='bf16')().dtype == torch.bfloat16
+
+
+CTRL_C = """
+import gc, signal, torch
+from strop.estimators.runtimes import runtime
+calls = [runtime('openvino').prepare(torch.nn.Linear(2, 2), torch.zeros(1, 2)) for _ in range(2)]
+while calls:  # the first one first
+    calls.pop(0)()
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print('interrupted')
+"""
+
+
+def test_ctrl_c_after_openvino_is_an_interrupt(tmp_path: Path):
+    """Where several cores come and go, a signal kills the process."""
+    needs('openvino')
+    done = run_script(CTRL_C, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, 'interrupted\n'), done.stderr
 
 
 def test_the_table_is_frozen():
