@@ -77,7 +77,8 @@ class LearningStage(StageSettings):
         """Train."""
         student = state.model
         objective, along = self.objective(student, around)
-        before, whole = around.judge.score(student, 'validation'), copy.deepcopy(student)
+        judge, whole = around.judge, copy.deepcopy(student)
+        before, gap_before = judge.score(student, 'validation'), judge.gap(student, 'validation')
         found = train(
             student,
             around.data.loader(derive_seed(around.seed, 'order')),
@@ -88,16 +89,22 @@ class LearningStage(StageSettings):
             trained=along,
             tell=around.tell,
         )
-        after = around.judge.score(found.model, 'validation')
+        after, gap = judge.score(found.model, 'validation'), judge.gap(found.model, 'validation')
         around.progress.done(around.name)
-        said = f'{around.judge.choice} on the validation samples went from {before:.4f} to {after:.4f} in {self.epochs} epochs.'
-        said = said[0].upper() + said[1:]
+        said = [
+            f'{judge.choice[0].upper()}{judge.choice[1:]} on the validation samples went from {before:.4f} to {after:.4f} in '
+            f"{self.epochs} epochs, the divergence from the original's outputs from {gap_before:.4f} to {gap:.4f}."
+        ]
         if after >= before:
-            return Outcome(model=found.model, curve=found.curve, explanation=[said])
+            return Outcome(model=found.model, curve=found.curve, explanation=said)
+        error = judge.error(before)
+        if before - after <= error and gap < gap_before:
+            said.append(f'The score fell by less than its standard error, {error:.4f}; the divergence tells that it is better.')
+            return Outcome(model=found.model, curve=found.curve, explanation=said)
         return Outcome(
             model=whole,
             curve=found.curve,
-            explanation=[said, 'So the model of before the stage was kept.'],
+            explanation=[*said, 'So the model of before the stage was kept.'],
             warnings=['The training made the model worse, so it was not taken. Try a smaller `lr`, or more epochs.'],
         )
 

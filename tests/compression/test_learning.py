@@ -10,7 +10,7 @@ from strop.compression import Judge
 from strop.compression.budget import Budget
 from strop.compression.learning import DistillStage, FinetuneStage
 from strop.compression.progress import Progress
-from strop.compression.stage import Surroundings
+from strop.compression.stage import State, Surroundings
 from strop.errors import ConfigError
 from tests.compression.conftest import small_net
 
@@ -24,6 +24,23 @@ def test_a_training_that_makes_it_worse_is_not_taken(tmp_path, pictures):
     assert first.scores['accuracy'] == second.scores['accuracy'] > 0.3
     assert 'it was not taken' in second.warnings[0]
     assert second.curve
+
+
+@pytest.mark.parametrize(('score', 'gap', 'taken'), [(0.88, 0.1, True), (0.88, 0.3, False), (0.80, 0.1, False)])
+def test_a_score_within_its_standard_error_is_told_by_the_divergence(tmp_path, parts, monkeypatch, score, gap, taken):
+    judge = Judge(parts, small_net())
+    scores, gaps = iter([0.9, score]), iter([0.2, gap])
+    monkeypatch.setattr(judge, 'score', lambda model, part: next(scores))
+    monkeypatch.setattr(judge, 'gap', lambda model, part: next(gaps))
+    monkeypatch.setattr(judge, 'error', lambda score: 0.03)
+    work = tmp_path / 'work'
+    around = Surroundings('distill', small_net(), parts, judge, Budget(), 0, 1, tmp_path, work, Progress.of('quiet'))
+    model = small_net()
+    before = model[0].weight.clone()
+    outcome = FinetuneStage(epochs=1, lr=0.1).run(State(model), around)
+    assert torch.equal(outcome.model[0].weight, before) is not taken
+    assert any('divergence tells' in text for text in outcome.explanation) is taken
+    assert bool(outcome.warnings) is not taken
 
 
 def test_a_distilled_model_comes_closer_to_its_teacher_without_a_label(tmp_path, pictures):
