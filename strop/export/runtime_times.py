@@ -165,18 +165,45 @@ class RuntimeTimes:
 
 
 class RuntimeModel(nn.Module):
-    """A model as a runtime computes it, for scoring: takes the arguments of the model, gives its tensor, or a list of them."""
+    """A model as a runtime computes it, for scoring: takes the arguments of the model, gives its tensor, or a list of them.
 
-    def __init__(self, run: Run, names: Sequence[str] = ()) -> None:
+    Runtimes that compile do so once for each batch size, which may take a minute; other sizes are put together from those that
+    have run.
+
+    Args:
+        run: Runs the model.
+        names: Of keyword arguments, in the order in which `run` takes their tensors.
+        batches: Batch sizes that have run.
+    """
+
+    def __init__(self, run: Run, names: Sequence[str] = (), batches: Sequence[int] = ()) -> None:
         super().__init__()
         self._run = run
-        self._names = tuple(names)  # of keyword arguments, in the order in which `run` takes their tensors
+        self._names = tuple(names)
+        self._batches = sorted(batches, reverse=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute it."""
         kwargs = {name: kwargs[name] for name in dict.fromkeys((*self._names, *kwargs)) if name in kwargs}
-        found = self._run(tensors_of((args, kwargs)))
+        found = self._in_parts(tensors_of((args, kwargs)))
         return found[0] if len(found) == 1 else found
+
+    def _in_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
+        (size,) = sizes if len(sizes) == 1 else (0,)
+        if not size or not self._batches or size in self._batches:
+            return self._run(tensors)
+        parts: list[list[torch.Tensor]] = []
+        start = 0
+        while start < size:
+            batch = next((batch for batch in self._batches if batch <= size - start), self._batches[-1])
+            rows = torch.arange(start, start + batch).clamp_max(size - 1)  # a last part that is short repeats a sample
+            found = self._run([tensor[rows] for tensor in tensors])
+            if any(not tensor.ndim or len(tensor) != batch for tensor in found):
+                return self._run(tensors)  # outputs of the whole batch, not of samples
+            parts.append([tensor[: size - start] for tensor in found])
+            start += batch
+        return [torch.cat(found) for found in zip(*parts)]
 
 
 def measure_runtimes(
@@ -363,7 +390,8 @@ class _Bench:
             judge = score.get(each.stage) if isinstance(score, Mapping) else score
             if judge is not None and each.batch is None:
                 try:
-                    found[each.key] = float(judge(RuntimeModel(each.run, list(self._inputs[each.stage].kwargs)).eval()))
+                    names = list(self._inputs[each.stage].kwargs)
+                    found[each.key] = float(judge(RuntimeModel(each.run, names, self._batches).eval()))
                 except StropError:
                     raise
                 except Exception as error:
