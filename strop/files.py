@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,25 @@ def json_number(value: float) -> float | str:
     (0.5, '-inf', 'nan')
     """
     return value if math.isfinite(value) else str(float(value))
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Return data as JSON that every reader takes: NaN and infinities, and what it has no form for, as text.
+
+    >>> json_text({'score': float('nan'), 'file': Path('a.onnx'), 'values': (1, 2.5)})
+    '{"score": "nan", "file": "a.onnx", "values": [1, 2.5]}'
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(each) for each in value]
+        if isinstance(value, numbers.Real) and not isinstance(value, int):  # those of NumPy, too
+            return int(value) if isinstance(value, numbers.Integral) else json_number(float(value))
+        return value
+
+    return json.dumps(plain(content), indent=indent, ensure_ascii=False, default=str, allow_nan=False)
 
 
 def number_of_json(value: Any) -> float:

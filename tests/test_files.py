@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from strop.errors import ConfigError, UnsafeFileError
-from strop.files import atomic_path, atomic_write, json_number, number_of_json, read_json, read_text
+from strop.files import atomic_path, atomic_write, json_number, json_text, number_of_json, read_json, read_text
 
 
 @pytest.fixture
@@ -183,6 +184,17 @@ class TestNumbersInJson:
     def test_what_json_holds_comes_back_with_its_sign(self, value: float, text: str) -> None:
         assert json.dumps(json_number(value), allow_nan=False) == text
         assert str(number_of_json(json.loads(text))) == str(float(value))
+
+    def test_a_whole_text_has_no_number_that_a_reader_refuses(self) -> None:
+        content = {
+            'score': math.nan, 'array': np.float32(0.5), 'count': np.int64(3), 'file': Path('a.onnx'),
+            'inside': [(1, -math.inf), {'yes': True, 'none': None}],
+        }  # fmt: skip
+        assert json.loads(json_text(content), parse_constant=pytest.fail) == {
+            'score': 'nan', 'array': 0.5, 'count': 3, 'file': 'a.onnx',
+            'inside': [[1, '-inf'], {'yes': True, 'none': None}],
+        }  # fmt: skip
+        assert json_text({'ä': 1}, indent=1) == '{\n "ä": 1\n}'
 
     def test_older_files_have_null_or_no_json(self) -> None:
         assert number_of_json(None) == math.inf

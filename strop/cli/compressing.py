@@ -107,6 +107,7 @@ def compress(
     from strop.compression.compressing import dry_run as estimated
     from strop.compression.compressing import planned
     from strop.errors import ConfigError
+    from strop.files import json_text
     from strop.report import CompressionReport
 
     if recipe is None and (model is None or data is None):
@@ -141,9 +142,7 @@ def compress(
         return
     found = job.run(from_stage=from_stage)
     if json_lines:
-        import json
-
-        click.echo(json.dumps({'event': 'result', 'folder': str(found.folder), 'outcome': vars(found.result.outcome)}))
+        click.echo(json_text({'event': 'result', 'folder': str(found.folder), 'outcome': vars(found.result.outcome)}))
     else:
         report = CompressionReport(found.result)
         show(report.table(), report.changes(), *report.sentences())

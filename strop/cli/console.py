@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from strop.files import json_number
+from strop.files import json_text
 
 
 def show(*parts: RenderableType) -> None:
@@ -28,15 +27,7 @@ def show(*parts: RenderableType) -> None:
 
 def show_json(content: Mapping[str, Any]) -> None:
     """Print data as JSON on stdout; NaN and infinities, which it does not know, as text."""
-    sys.stdout.write(json.dumps(_numbers(content), indent=2, ensure_ascii=False, default=str, allow_nan=False) + '\n')
-
-
-def _numbers(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        return {key: _numbers(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_numbers(value) for value in content]
-    return json_number(content) if isinstance(content, float) else content
+    sys.stdout.write(json_text(content, indent=2) + '\n')
 
 
 def note(text: str) -> None:

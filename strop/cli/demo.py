@@ -437,11 +437,11 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
         StoreError: If `out` holds a run of other settings.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from strop.errors import StoreError
     from strop.files import atomic_write
     from strop.mutables import load_subnet
+    from strop.terminal import progress_bars
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     mark = out / 'settings.json'
@@ -454,14 +454,7 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
     elif out.exists() and any(out.iterdir()):
         raise StoreError(f'{out} exists and is not of a demo. Give another --out.')
     atomic_write(mark, json.dumps({'digest': settings.digest, **asdict(settings)}, indent=2) + '\n')
-    bars = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        TextColumn('{task.completed:.0f}/{task.total:.0f}'),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+    bars = progress_bars(console)
     tasks: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:

@@ -327,12 +327,13 @@ def _best(result: SearchResult) -> dict[str, Any] | None:
 def _carry_out(made: Experiment, go: Callable[[Any], SearchResult], quiet: bool, as_json: bool) -> None:
     from strop.cli.console import note, pairs, show
     from strop.errors import StropError
+    from strop.files import json_text
 
     with _progress(made, quiet or as_json) as told:
 
         def callback(trial: Trial) -> None:
             if as_json:
-                print(json.dumps({'event': 'trial', **trial.to_dict()}), flush=True)
+                print(json_text({'event': 'trial', **trial.to_dict()}), flush=True)
             told(trial)
 
         try:
@@ -341,7 +342,7 @@ def _carry_out(made: Experiment, go: Callable[[Any], SearchResult], quiet: bool,
             note(f'`strop experiment resume {made.folder}` goes on')
             raise
     if as_json:
-        print(json.dumps({'event': 'end', 'stopped': result.stopped, 'trials': len(result.trials), 'best': _best(result)}))
+        print(json_text({'event': 'end', 'stopped': result.stopped, 'trials': len(result.trials), 'best': _best(result)}))
         return
     if result.stopped == 'halt':
         note(f'stopped as asked; `strop experiment resume {made.folder}` goes on')
@@ -365,13 +366,10 @@ def _progress(made: Experiment, silent: bool) -> Iterator[Callable[[Trial], None
     if not sys.stderr.isatty():
         yield lambda trial: note(_line(trial))
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     from strop.search.trial import best_first
+    from strop.terminal import progress_bars
 
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bars() as bar:
         known, directions, total = _known(made)
         task = bar.add_task('trials', total=total if total < 10**9 else None, completed=len(known))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,7 +184,7 @@ def test(
     from strop.cli.weights import calibration_images, check_weights
     from strop.engine import SubnetValLoop, build_runner
     from strop.engine.train_loop import unwrapped
-    from strop.files import atomic_write
+    from strop.files import atomic_write, json_text
 
     cfg = _prepared(config, settings, seed, work_dir)
     _set_weights(cfg, checkpoint)
@@ -207,7 +206,7 @@ def test(
     if runner.rank == 0:
         show(pairs(f'Metrics{f" of {subnet}" if subnet else ""}', metrics))
         if out is not None:
-            atomic_write(out, json.dumps(metrics, indent=2) + '\n')
+            atomic_write(out, json_text(metrics, indent=2) + '\n')
 
 
 def _set_weights(cfg: Config, checkpoint: str | None) -> None:

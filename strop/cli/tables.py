@@ -68,11 +68,9 @@ def search_progress(runner: Any, loop: Any) -> Iterator[None]:
     if not sys.stderr.isatty() or runner.rank != 0:
         yield
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from strop.terminal import progress_bars
 
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress, _logs_above(runner.logger):
+    with progress_bars() as progress, _logs_above(runner.logger):
         task = progress.add_task('search', total=loop.max_iters)
         best: list[float] = []
 

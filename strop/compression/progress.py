@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import IO, Any
 
 from strop.errors import ConfigError, listed, near
+from strop.files import json_text
+from strop.terminal import progress_bars
 
 MODES = ('bars', 'json-lines', 'quiet')
 
@@ -94,7 +95,7 @@ class JsonLines(Progress):
 
     def _tell(self, **content: Any) -> None:
         stream = self._stream or sys.stdout
-        stream.write(json.dumps(content, ensure_ascii=False) + '\n')
+        stream.write(json_text(content) + '\n')
         stream.flush()
 
 
@@ -103,18 +104,10 @@ class Bars(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as RichProgress
+        from rich.progress import TextColumn
 
         self._console = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False)
-        self._bars = RichProgress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            TextColumn('{task.fields[note]}'),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
+        self._bars = progress_bars(self._console, TextColumn('{task.fields[note]}'))
         self._tasks: dict[str, Any] = {}
         self._live = False
 

@@ -25,6 +25,7 @@ from strop.search.store import Store, StoreLike
 from strop.search.strategy import Strategy, StrategyLike, build_strategy
 from strop.search.trial import COMPLETE, FAILED, STOPPED, Objectives, Trial, best_first, parse_objectives, read_values
 from strop.search.urls import hide_secrets
+from strop.terminal import progress_bars
 
 Callback = Callable[[Trial], Any]
 
@@ -266,16 +267,7 @@ class _Bar:
     """A progress bar on the terminal, as a callback."""
 
     def __init__(self, trials: int, directions: dict[str, str], known: Sequence[Trial]) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = [
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        ]
-        self._progress = Progress(*columns)
+        self._progress = progress_bars()
         self._directions = dict(list(directions.items())[:1])
         self._best: Trial | None = None
         finished = [trial for trial in known if trial.finished]

@@ -145,7 +145,9 @@ class TestArguments:
         numbers: list[int] = []
         run(SPACE, total, strategy='random', trials=4, callbacks=[lambda trial: numbers.append(trial.number)], progress=True)
         assert numbers == [0, 1, 2, 3]
-        assert 'best score' in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert 'best score' in said.err
+        assert said.out == ''
 
     def test_a_constraint_may_only_measure(self) -> None:
         result = run(SPACE, total, strategy='random', trials=3, constraints=[Constraint('sum', total)])
