@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from strop.compression.calling import call, main_output
 from strop.compression.model_source import ModelSource
-from strop.compression.scoring import call, main_output
 from strop.errors import ConfigError, ExportError, UnsafeFileError
 from strop.export import load_recipe
 from strop.export.factory import Trust

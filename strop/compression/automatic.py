@@ -35,11 +35,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from strop.compression.calling import call, main_output
 from strop.compression.clock import Clock, Pace
 from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
 from strop.compression.plan import Candidate, Notes, Planned, record_of
-from strop.compression.scoring import call, main_output, with_better_norms
+from strop.compression.scoring import with_better_norms
 from strop.compression.stage import Surroundings, resources_of
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
@@ -263,7 +264,7 @@ class Planner:
         if side not in self._calibrations:
             # Those of the images that it had, and of one other size: they may be large.
             self._calibrations = {self.around.data.side: self._calibrations[self.around.data.side]}
-            self._calibrations[side] = around.data.inputs('calibration')
+            self._calibrations[side] = around.calibration(self.model)
         return self._calibrations[side]
 
     def _halves(self, rung: Rung) -> tuple[list[Any], list[Any]]:

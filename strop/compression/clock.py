@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from strop.compression.calling import main_output
 from strop.compression.parts import DataParts
-from strop.compression.scoring import main_output
 from strop.compression.stage import Surroundings
 from strop.errors import StropError
 from strop.estimators import measure

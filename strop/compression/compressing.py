@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
+from strop.compression.calling import call, main_output
 from strop.compression.chain import Compressed, Compression
 from strop.compression.data_source import DataSource
 from strop.compression.model_source import ModelSource
 from strop.compression.progress import Progress
 from strop.compression.recipe import Recipe, automatic_stages
-from strop.compression.scoring import call, main_output
 from strop.compression.stage import resources_of
 from strop.errors import ConfigError
 

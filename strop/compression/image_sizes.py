@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from strop.compression.calling import call, main_output
 from strop.compression.ladder import Rung
 from strop.compression.parts import DataParts
-from strop.compression.scoring import call, main_output
 
 #: No image gets smaller than this share of a side.
 _LEAST = 0.5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.scoring import call
+from strop.compression.calling import call, laid, layout_for
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.compression.training import Objective, Schedule, forget, train
 from strop.distill import distiller_for
@@ -69,7 +69,9 @@ class LearningStage(StageSettings):
         loader = around.data.loader(derive_seed(around.seed, 'rehearsal'), steps)
         schedule = replace(self.schedule, epochs=max(1, round(steps / len(loader))), checkpoint_steps=None)
         forget(folder)
-        found = train(student, loader, objective, schedule, folder, seed=around.seed % 2**31, trained=along)
+        layout = layout_for(student, around.data.example(2), weights=True)
+        seed = around.seed % 2**31
+        found = train(student, loader, objective, schedule, folder, seed=seed, trained=along, layout=layout)
         forget(folder)
         return found.model
 
@@ -87,6 +89,7 @@ class LearningStage(StageSettings):
             around.work,
             seed=around.seed % 2**31,
             trained=along,
+            layout=layout_for(student, around.data.example(2), weights=True),
             tell=around.tell,
         )
         after, gap = judge.score(found.model, 'validation'), judge.gap(found.model, 'validation')
@@ -206,7 +209,9 @@ class DistillStage(LearningStage):
     def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
         """Return the divergence from the original, and what else is to be learned."""
         judge = around.judge
-        teacher = copy.deepcopy(around.original).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        teacher = copy.deepcopy(around.original).eval().requires_grad_(False)
+        layout = layout_for(teacher, around.data.at(None).example(2), weights=True)
+        teacher.to(memory_format=layout)
         distiller = None
         if self.features:
             with seeded(around.seed, 'distiller'):
@@ -221,12 +226,12 @@ class DistillStage(LearningStage):
             losses: dict[str, Tensor] = {}
             if distiller is None:
                 with torch.no_grad():
-                    answers = call(teacher, inputs)
+                    answers = call(teacher, laid(inputs, layout))
                 outputs = call(learner, around.data.seen(inputs))
             else:
                 with distiller.record(teacher, learner):
                     with torch.no_grad():
-                        answers = call(teacher, inputs)
+                        answers = call(teacher, laid(inputs, layout))
                     outputs = call(learner, around.data.seen(inputs))
                 losses['loss_features'] = distiller.loss()
             if self.soft:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from strop.compression.automatic import Planner
 from strop.compression.budget import Budget
-from strop.compression.scoring import call, main_output, with_better_norms
+from strop.compression.calling import call, main_output
+from strop.compression.scoring import with_better_norms
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.pruning import IMPORTANCES, build_importance, prune, recalibrate, remove_blocks
@@ -128,7 +129,7 @@ class PruneStage(StageSettings):
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Prune, and say why."""
         model, found = state.model, Outcome()
-        batches = around.data.inputs('calibration')
+        batches = around.calibration(model)
         if self.blocks is not None:
             model, record = remove_blocks(model, around.data.example(2), count=self.blocks, data=batches[:4])
             found.records.append(record)
@@ -241,7 +242,7 @@ class PruneStage(StageSettings):
         found.side = planned.side
         if self.recalibrate and (planned.records or planned.side):
             view = around.at(planned.side or around.data.side)
-            return with_better_norms(planned.model, view.data.inputs('calibration'), view.judge)
+            return with_better_norms(planned.model, view.calibration(planned.model), view.judge)
         return planned.model
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.scoring import main_output
+from strop.compression.calling import main_output
 from strop.compression.stage import REFERENCE, IntegerFile, Outcome, StageSettings, State, Surroundings
 from strop.errors import ConfigError, MissingDependencyError
 from strop.quantization import Backend, backend, backends, quantize

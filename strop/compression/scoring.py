@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,55 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from strop.compression.calling import call, laid, layout_for, main_output
 from strop.compression.parts import DataParts, check_classes
 from strop.errors import ConfigError, DataError, TrainingError
 from strop.pruning import recalibrate
 
 #: Takes inputs, gives outputs: a model, or a file in its runtime.
 Run = Callable[[Any], Any]
-
-
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """Call a model on the inputs of a batch: a tensor, a tuple of arguments, or a mapping of keywords.
-
-    >>> call(torch.nn.Identity(), torch.ones(1))
-    tensor([1.])
-    """
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
-
-
-def main_output(outputs: Any, inputs: Any = None) -> Tensor:
-    """Return the tensor that a model is judged by: the logits, or the embedding of each text, or its only tensor.
-
-    The hidden states of the tokens of a text are averaged where its mask says that there is a token.
-
-    Raises:
-        DataError: If there is no such tensor.
-
-    >>> main_output({'logits': torch.ones(1, 2), 'loss': torch.zeros(())}).shape
-    torch.Size([1, 2])
-    """
-    if isinstance(outputs, Mapping):
-        for name in ('logits', 'last_hidden_state'):
-            if isinstance(outputs.get(name), Tensor):
-                return outputs[name] if name == 'logits' else _pooled(outputs[name], inputs)
-    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if not tensors:
-        raise DataError(f'The model gives a {type(outputs).__name__} without a tensor of numbers, which cannot be judged.')
-    first = tensors[0]
-    if isinstance(inputs, Mapping) and first.ndim == 3 and 'attention_mask' in inputs:
-        return _pooled(first, inputs)
-    return first
-
-
-def _pooled(states: Tensor, inputs: Any) -> Tensor:
-    mask = inputs.get('attention_mask') if isinstance(inputs, Mapping) else None
-    if mask is None:
-        return states.mean(1)
-    weight = mask[..., None].to(states)
-    return (states * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 class Judge:
@@ -144,24 +103,15 @@ class Judge:
         Raises:
             TrainingError: If outputs are not finite.
         """
-        if isinstance(run, nn.Module):
-            run.eval()
-        model = run
         answers = self._original_answers(part) if self.task != 'tokens' else []
         sums: dict[str, float] = {}
         count = 0
-        with torch.no_grad():
-            for number, (inputs, targets) in enumerate(self.data.batches(part)):
-                if limit is not None and number >= limit:
-                    break
-                output = (
-                    main_output(call(model, inputs) if isinstance(model, nn.Module) else model(inputs), inputs).float().cpu()
-                )
-                if not bool(torch.isfinite(output).all()):
-                    raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
-                for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                count += len(output)
+        for number, (_, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
+            if not bool(torch.isfinite(output).all()):
+                raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
+            for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
+                sums[name] = sums.get(name, 0.0) + value
+            count += len(output)
         return {name: value / max(count, 1) for name, value in sums.items()}
 
     def score(self, run: Run | nn.Module, part: str = 'validation', limit: int | None = None) -> float:
@@ -182,16 +132,16 @@ class Judge:
             run: A model, or what runs it.
             part: Which samples.
         """
-        if isinstance(run, nn.Module):
-            run.eval()
         answers = self._original_answers(part) if self.task != 'tokens' else []
         total, count = 0.0, 0
-        with torch.no_grad():
-            for number, (inputs, _) in enumerate(self.data.batches(part)):
-                output = main_output(call(run, inputs), inputs).float().cpu()
-                answer = answers[number] if answers else main_output(call(self.original, inputs), inputs).float()
-                total += float(self.divergence(output, answer)) * len(output)
-                count += len(output)
+        for number, (inputs, _, output) in enumerate(_outputs(run, self.data.batches(part))):
+            if answers:
+                answer = answers[number]
+            else:
+                with torch.no_grad():
+                    answer = main_output(call(self.original, inputs), inputs).float()
+            total += float(self.divergence(output, answer)) * len(output)
+            count += len(output)
         return total / max(count, 1)
 
     def loss(self, outputs: Any, targets: Any, inputs: Any = None, smoothing: float = 0.0) -> Tensor:
@@ -228,10 +178,7 @@ class Judge:
 
     def _original_answers(self, part: str) -> list[Tensor]:
         if part not in self._answers:
-            with torch.no_grad():
-                self._answers[part] = [
-                    main_output(call(self.original, inputs), inputs).float() for inputs, _ in self.data.at(None).batches(part)
-                ]
+            self._answers[part] = [output for _, _, output in _outputs(self.original, self.data.at(None).batches(part))]
         return self._answers[part]
 
     def _of_batch(self, output: Tensor, targets: Any, answer: Tensor | None) -> dict[str, float]:
@@ -253,6 +200,22 @@ class Judge:
                 found['top5'] = float((output.topk(5, 1).indices == targets[:, None]).any(1).sum())
         found['agreement'] = float((output.argmax(1) == answer.argmax(1)).sum())
         return found
+
+
+def _outputs(
+    run: Run | nn.Module, batches: Iterable[tuple[Any, Any]], limit: int | None = None
+) -> Iterator[tuple[Any, Any, Tensor]]:
+    """Yield the inputs and targets of batches with what a model, put into eval mode, gives for them."""
+    layout = torch.contiguous_format
+    for number, (inputs, targets) in enumerate(islice(batches, limit)):
+        if isinstance(run, nn.Module):
+            if number == 0:
+                run.eval()
+                layout = layout_for(run, inputs)
+            inputs = laid(inputs, layout)
+        with torch.no_grad():
+            outputs = call(run, inputs) if isinstance(run, nn.Module) else run(inputs)
+        yield inputs, targets, main_output(outputs, inputs).float().cpu()
 
 
 def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module:
@@ -283,4 +246,4 @@ def _shapes(inputs: Any) -> str:
     return ', '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
 
-__all__ = ['Judge', 'Run', 'call', 'main_output', 'with_better_norms']
+__all__ = ['Judge', 'Run', 'with_better_norms']

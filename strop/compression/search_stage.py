@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.scoring import call
+from strop.compression.calling import call, layout_for
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.compression.training import Schedule, train
 from strop.engine import kept_batch_norms
@@ -96,9 +96,10 @@ class SearchStage(StageSettings):
             self.schedule,
             around.work / 'supernet',
             seed=around.seed % 2**31,
+            layout=layout_for(supernet, around.data.example(2), weights=True),
             tell=lambda done, total: around.tell(done, 2 * total),
         )
-        example, batches = around.data.example(1), around.data.inputs('calibration')
+        example, batches = around.data.example(1), around.calibration(supernet)
         estimator = SpaceEstimator(supernet, example)
         constraints = self._constraints(around.budget, estimator)
         finished = 0

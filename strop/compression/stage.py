@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from strop.compression.budget import Budget
+from strop.compression.calling import laid, layout_for
 from strop.compression.parts import DataParts
 from strop.compression.scoring import Judge
 from strop.errors import ConfigError, listed, near
@@ -156,6 +157,11 @@ class Surroundings:
             stored = self.budget.size_mb * 1e6 / bytes_each
             limits['params'] = min(stored, limits.get('params', stored))
         return limits
+
+    def calibration(self, model: nn.Module) -> list[Any]:
+        """Return the batches of calibration samples in the layout in which a model takes them best."""
+        layout = layout_for(model, self.data.example(2))
+        return [laid(inputs, layout) for inputs in self.data.inputs('calibration')]
 
     def tell(self, done: int, total: int) -> None:
         """Say how far the stage is."""

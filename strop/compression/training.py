@@ -13,9 +13,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
+from strop.compression.calling import laid
 from strop.engine import build_runner
 from strop.errors import ConfigError, listed, near
 from strop.files import atomic_write
@@ -90,13 +90,20 @@ class Lesson(BaseModel):
         objective: Gives the losses of a batch.
         trained: Modules of the objective that are trained along, such as projections of a distiller.
         freeze_norms: Whether batch norms of the student stay in eval mode.
+        layout: Of images and of the weights of convolutions.
     """
 
     def __init__(
-        self, student: nn.Module, objective: Objective, trained: nn.Module | None = None, freeze_norms: bool = False
+        self,
+        student: nn.Module,
+        objective: Objective,
+        trained: nn.Module | None = None,
+        freeze_norms: bool = False,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student = student.to(memory_format=layout)
+        self.layout = layout
         self.trained = trained if trained is not None else nn.Identity()
         self.objective = objective
         self.freeze_norms = freeze_norms
@@ -113,13 +120,7 @@ class Lesson(BaseModel):
         """Return the losses, or in any other mode what the student gives."""
         if mode != 'loss':
             return self.student(inputs)
-        inputs = tree_map_only(Tensor, _layout, inputs)
-        return dict(self.objective(self.student, inputs, targets, self.step))
-
-
-def _layout(tensor: Tensor) -> Tensor:
-    # Convolutions on CPUs are much the faster this way.
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        return dict(self.objective(self.student, laid(inputs, self.layout), targets, self.step))
 
 
 class _Watch(Hook):
@@ -184,6 +185,7 @@ def train(
     *,
     seed: int,
     trained: nn.Module | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
     tell: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train a model, from the last checkpoint in `folder` if there is one; the folder may be deleted afterwards.
@@ -198,13 +200,14 @@ def train(
         folder: For checkpoints.
         seed: Of everything random.
         trained: Modules of the objective that are trained along.
+        layout: Of images; see `strop.compression.calling.layout_for`.
         tell: Called with (steps done, steps in all).
 
     Raises:
         TrainingError: If a loss is not finite.
     """
     total = schedule.epochs * len(loader)
-    lesson = Lesson(student.to(memory_format=torch.channels_last), objective, trained, schedule.freeze_norms)
+    lesson = Lesson(student, objective, trained, schedule.freeze_norms, layout)
     optimizer: dict[str, Any] = {'lr': schedule.lr, 'weight_decay': schedule.weight_decay}
     optimizer |= {'type': 'SGD', 'momentum': 0.9, 'nesterov': True} if schedule.optimizer == 'sgd' else {'type': 'AdamW'}
     wrapper: dict[str, Any] = {'type': 'OptimWrapper', 'optimizer': optimizer}

@@ -185,7 +185,7 @@ class RuntimeModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute it."""
         kwargs = {name: kwargs[name] for name in dict.fromkeys((*self._names, *kwargs)) if name in kwargs}
-        found = self._in_parts(tensors_of((args, kwargs)))
+        found = self._in_parts([tensor.contiguous() for tensor in tensors_of((args, kwargs))])
         return found[0] if len(found) == 1 else found
 
     def _in_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from strop.compression.calling import main_output
 from strop.compression.parts import given_parts
-from strop.compression.scoring import Judge, main_output, with_better_norms
+from strop.compression.scoring import Judge, with_better_norms
 from strop.errors import ConfigError, DataError, TrainingError
 from tests.compression.conftest import small_net
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strop.compression.scoring import call
+from strop.compression.calling import call
 from strop.compression.training import Schedule, train
 from strop.errors import ConfigError, TrainingError
 from tests.compression.conftest import small_net

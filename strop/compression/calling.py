@@ -1,0 +1,102 @@
+"""How models are called on the inputs of a batch: in which memory layout, and which tensor of the outputs counts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
+
+from strop.errors import DataError
+
+
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model on the inputs of a batch: a tensor, a tuple of arguments, or a mapping of keywords.
+
+    >>> call(torch.nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def main_output(outputs: Any, inputs: Any = None) -> Tensor:
+    """Return the tensor that a model is judged by: the logits, or the embedding of each text, or its only tensor.
+
+    The hidden states of the tokens of a text are averaged where its mask says that there is a token.
+
+    Raises:
+        DataError: If there is no such tensor.
+
+    >>> main_output({'logits': torch.ones(1, 2), 'loss': torch.zeros(())}).shape
+    torch.Size([1, 2])
+    """
+    if isinstance(outputs, Mapping):
+        for name in ('logits', 'last_hidden_state'):
+            if isinstance(outputs.get(name), Tensor):
+                return outputs[name] if name == 'logits' else _pooled(outputs[name], inputs)
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not tensors:
+        raise DataError(f'The model gives a {type(outputs).__name__} without a tensor of numbers, which cannot be judged.')
+    first = tensors[0]
+    if isinstance(inputs, Mapping) and first.ndim == 3 and 'attention_mask' in inputs:
+        return _pooled(first, inputs)
+    return first
+
+
+def _pooled(states: Tensor, inputs: Any) -> Tensor:
+    mask = inputs.get('attention_mask') if isinstance(inputs, Mapping) else None
+    if mask is None:
+        return states.mean(1)
+    weight = mask[..., None].to(states)
+    return (states * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
+def laid(inputs: Any, layout: torch.memory_format) -> Any:
+    """Return inputs with every tensor of four axes (N, C, H, W) in a layout; the values are the same.
+
+    >>> laid(torch.ones(1, 3, 8, 8), torch.channels_last).stride()
+    (192, 1, 24, 3)
+    """
+    return tree_map_only(Tensor, lambda each: each.contiguous(memory_format=layout) if each.ndim == 4 else each, inputs)
+
+
+def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.memory_format:
+    """Return `torch.channels_last` if a model takes images that way, `torch.contiguous_format` otherwise.
+
+    One that flattens by `view` where `flatten` or `reshape` would do raises on it, as does a traced graph in which a `view` was
+    written down.
+
+    Args:
+        model: The model; it and its mode stay as they are.
+        inputs: Inputs of a batch; no more than two samples of it are used.
+        weights: Whether its weights will be in that layout as well: what a convolution gives follows them where the layout of
+            its input says nothing, as that of one channel.
+
+    >>> layout_for(nn.Conv2d(3, 4, 3), torch.ones(2, 3, 8, 8))
+    torch.channels_last
+    >>> layout_for(nn.Linear(3, 4), torch.ones(2, 3))
+    torch.contiguous_format
+    """
+    if not tree_any(lambda leaf: isinstance(leaf, Tensor) and leaf.ndim == 4, inputs):
+        return torch.contiguous_format
+    few = tree_map_only(Tensor, lambda each: each[:2] if each.ndim else each, inputs)
+    if weights:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            call(model.eval(), laid(few, torch.channels_last))
+    except Exception:  # whatever it is, the layout that models are written for will tell
+        return torch.contiguous_format
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.channels_last
+
+
+__all__ = ['call', 'laid', 'layout_for', 'main_output']

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import strop
+from strop.compression.calling import laid, layout_for
+
+
+class Flattens(nn.Module):
+    """A network of the kind that flattens by `view`."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        )  # fmt: skip
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images)
+        return self.head(x.view(x.size(0), -1))
+
+
+class Reshapes(Flattens):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images).flatten(1))
+
+
+class TestLayouts:
+    @pytest.mark.parametrize('weights', [False, True])
+    def test_what_a_model_takes(self, weights: bool) -> None:
+        images = torch.rand(4, 3, 8, 8)
+        assert layout_for(Reshapes(), images, weights) is torch.channels_last
+        assert layout_for(Flattens(), images, weights) is torch.contiguous_format
+
+    def test_of_one_channel_the_weights_decide(self) -> None:
+        images, model = torch.rand(4, 1, 8, 8), Flattens(1)
+        assert layout_for(model, images) is torch.channels_last
+        model(laid(images, torch.channels_last))
+        assert layout_for(model, images, weights=True) is torch.contiguous_format
+        with pytest.raises(RuntimeError, match='view size is not compatible'):
+            model.to(memory_format=torch.channels_last)(images)
+
+    def test_the_model_stays_as_it_is(self) -> None:
+        model = Flattens().train()
+        model.features[1].eval()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        strides = [parameter.stride() for parameter in model.parameters()]
+        for weights in (False, True):
+            layout_for(model, torch.rand(4, 3, 8, 8), weights)
+        assert [module.training for module in model.features][:3] == [True, False, True]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert [parameter.stride() for parameter in model.parameters()] == strides
+
+    def test_without_images_nothing_is_called(self) -> None:
+        def fail(*_: Any) -> None:
+            raise AssertionError
+
+        model = nn.Linear(3, 2)
+        model.register_forward_hook(fail)
+        assert layout_for(model, {'tokens': torch.ones(2, 3), 'mask': [torch.ones(2)]}) is torch.contiguous_format
+
+    def test_every_image_of_nested_inputs_is_laid(self) -> None:
+        images, rows = torch.rand(2, 3, 4, 4), torch.rand(2, 3)
+        found = laid({'a': images, 'b': (rows, images)}, torch.channels_last)
+        assert found['a'].stride() == found['b'][1].stride() == (48, 1, 12, 3)
+        assert found['b'][0] is rows
+        assert torch.equal(found['a'], images)
+
+
+def _stripes(count: int, channels: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(count, channels, 8, 8, generator=generator), torch.arange(count) % 2
+    images[labels == 0, :, ::2] += 1
+    images[labels == 1, :, :, ::2] += 1
+    return images, labels
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_network_that_flattens_by_view_goes_through_the_chain(tmp_path: Path, channels: int) -> None:
+    torch.manual_seed(0)
+    found = strop.compress(
+        Flattens(channels), {'train': _stripes(320, channels), 'test': _stripes(64, channels)},
+        stages=[
+            {'finetune': {'epochs': 3, 'lr': 0.05}}, {'prune': {'ratio': 0.5}}, {'distill': {'epochs': 2}},
+            {'quantize': {'backend': 'onnxruntime'}}, 'export',
+        ],
+        output=tmp_path / 'out', runtimes=['eager', 'onnxruntime'], progress='quiet',
+    )  # fmt: skip
+    assert found.result.stages[-2].scores['accuracy'] > 0.9
+    again = strop.load(tmp_path / 'out', factory=lambda: Flattens(channels))
+    assert again(torch.rand(2, channels, 8, 8)).shape == (2, 2)
