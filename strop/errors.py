@@ -80,6 +80,10 @@ class ExportError(StropError, RuntimeError):
     """A model could not be exported, or its export differs from it."""
 
 
+class DifferenceError(ExportError):
+    """An export was run, and does not compute what its source does."""
+
+
 class DataError(StropError, ValueError):
     """A data set is missing, empty, or not usable for the task."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from strop.compression.budget import Budget
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
-from strop.errors import ConfigError, ExportError, StropError, listed, near, try_import
+from strop.errors import ConfigError, DifferenceError, EstimateError, ExportError, StropError, listed, near, try_import
 from strop.estimators.runtimes import openvino_core, quiet
 from strop.export.comparison import Inputs
 from strop.export.programs import Source, write_onnx, write_program
@@ -62,6 +62,9 @@ FORMATS: Mapping[str, Format] = {
 class ExportStage(StageSettings):
     """Write the float model as files of runtimes.
 
+    A file that does not compute what the model does fails the stage; so does a format that is named and cannot hold the model.
+    One that is not named is then left out, with a warning.
+
     Args:
         formats: Some of `pt2` (torch.export), `onnx`, `openvino` and `executorch`; by default all that are installed.
         dynamic_batch: Leave the batch size open; `executorch` takes single samples in any case.
@@ -109,7 +112,17 @@ class ExportStage(StageSettings):
         for number, name in enumerate(chosen):
             around.tell(number, len(chosen))
             path = around.folder / FORMATS[name].file
-            difference = self._written(name, path, state.model, source, around)
+            try:
+                difference = self._written(name, path, state.model, source, around)
+            except DifferenceError:
+                raise
+            except ExportError as error:
+                if self.formats or (number == len(chosen) - 1 and not found.exports):
+                    raise
+                for left in (path, path.with_suffix('.bin')):
+                    left.unlink(missing_ok=True)
+                found.warnings.append(f'No file for {FORMATS[name].runtime} was written: {error}')
+                continue
             size = sum(part.stat().st_size for part in path.parent.glob(f'{path.stem}.*') if part.suffix in _parts(path))
             found.exports.append(Export(path.name, name, FORMATS[name].runtime, difference, size))
         for entry in FORMATS.values():
@@ -169,6 +182,8 @@ def _write_executorch(model: nn.Module, example: Any, path: Path, rtol: float | 
         with quiet():
             entry.write(switchable(capture(source.model, call, dynamic_batch=False)), call, path)
             run = prepared(entry, path)
+    except EstimateError as error:
+        raise ExportError(f'ExecuTorch cannot run {type(model).__name__}: {error}') from error
     except StropError:
         raise
     except Exception as error:
@@ -180,7 +195,7 @@ def _write_executorch(model: nn.Module, example: Any, path: Path, rtol: float | 
 
 def _kept(found: Any, name: str, path: Path) -> float:
     if found.problem:
-        raise ExportError(
+        raise DifferenceError(
             f'The file for {name} does not do what the model does: {found.problem}. {path.name} is not kept. '
             '`rtol` and `atol` of the '
             'stage set what counts as equal.'

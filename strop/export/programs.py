@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from strop.errors import ConfigError, ExportError, MissingDependencyError, try_import
+from strop.errors import ConfigError, DifferenceError, ExportError, MissingDependencyError, try_import
 from strop.estimators.runtimes import quiet
 from strop.export.comparison import Comparison, ExportedFile, Inputs, compared, named_outputs, outputs_of, source_of
 from strop.export.recipe import plain_subnet
@@ -357,7 +357,7 @@ def _flat(outputs: Any) -> list[Any]:
 
 def _refuse(found: Comparison | None, what: str, target: Path) -> None:
     if found is not None and found.problem:
-        raise ExportError(
+        raise DifferenceError(
             f'The {what} does not do what the model does: {found.problem}. {target.name} is not written. Usual causes: '
             'a forward that depends on '
             'Python values (a counter, the batch size, the mode); rtol and atol set what counts as equal.'
