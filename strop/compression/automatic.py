@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from strop.compression.calling import call, main_output
+from strop.compression.calling import as_batches, call, main_output
 from strop.compression.clock import Clock, Pace
 from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
@@ -250,7 +250,7 @@ class Planner:
         first, second = self._halves(self._whole())
         # Its norms are measured on the same batches, or their change would be taken for harm.
         whole = copy.deepcopy(self.model)
-        recalibrate(whole, first)
+        recalibrate(whole, as_batches(first))
         with torch.no_grad():
             self._wanted = [main_output(call(whole, inputs), inputs) for inputs in second]
 
@@ -278,7 +278,7 @@ class Planner:
         def find() -> float:
             smaller = copy.deepcopy(self._model(rung))
             first, second = self._halves(rung)
-            recalibrate(smaller, first)
+            recalibrate(smaller, as_batches(first))
             with torch.no_grad():
                 gaps = [
                     _distance(main_output(call(smaller, inputs), inputs), answer)

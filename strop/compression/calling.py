@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,15 @@ def call(model: Callable[..., Any], inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def as_batches(several: Iterable[Any]) -> list[Any]:
+    """Return the inputs of batches as calibrations take them, for which the first item of a tuple or list is the inputs.
+
+    >>> as_batches([torch.ones(1), [torch.ones(1), torch.zeros(1)]])
+    [tensor([1.]), ([tensor([1.]), tensor([0.])],)]
+    """
+    return [(inputs,) if isinstance(inputs, (tuple, list)) else inputs for inputs in several]
 
 
 def main_output(outputs: Any, inputs: Any = None) -> Tensor:
@@ -99,4 +108,4 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
     return torch.channels_last
 
 
-__all__ = ['call', 'laid', 'layout_for', 'main_output']
+__all__ = ['as_batches', 'call', 'laid', 'layout_for', 'main_output']

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from strop.compression.calling import main_output
+from strop.compression.calling import as_batches, main_output
 from strop.compression.parts import DataParts
 from strop.compression.stage import Surroundings
 from strop.errors import StropError
@@ -116,7 +116,7 @@ class Clock:
 
     def _quantized(self, model: nn.Module, data: DataParts) -> Any:
         # Ranges do not change what a kernel takes, so those of one sample do.
-        return quantize(model, [data.example(1)], backend=str(self.backend), activation='min_max', check=False)
+        return quantize(model, as_batches([data.example(1)]), backend=str(self.backend), activation='min_max', check=False)
 
     def _prepared(self, model: nn.Module, data: DataParts) -> Callable[[], Any]:
         """Return a call that runs a model once, quantized if the recipe does that."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strop.compression.automatic import Planner
 from strop.compression.budget import Budget
-from strop.compression.calling import call, main_output
+from strop.compression.calling import as_batches, call, main_output
 from strop.compression.scoring import with_better_norms
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.errors import BudgetError, ConfigError, listed, near
@@ -131,13 +131,13 @@ class PruneStage(StageSettings):
         model, found = state.model, Outcome()
         batches = around.calibration(model)
         if self.blocks is not None:
-            model, record = remove_blocks(model, around.data.example(2), count=self.blocks, data=batches[:4])
+            model, record = remove_blocks(model, around.data.example(2), count=self.blocks, data=as_batches(batches[:4]))
             found.records.append(record)
             found.explanation.append(
                 f'The blocks {", ".join(record.removed)} change what passes through them least and were taken out.'
             )
             if self.recalibrate:
-                recalibrate(model, batches)
+                recalibrate(model, as_batches(batches))
         wanted = around.budget
         if self.ratio is not None or self.budget is not None:
             model = self._by_amount(model, around, batches, found)
@@ -167,7 +167,7 @@ class PruneStage(StageSettings):
         options: dict[str, Any] = {
             'importance': self.importance, 'scope': scope, 'round_to': self.round_to, 'ignored': self.ignored,
             'limits': self.limits, 'max_ratio': self.max_ratio, 'seed': around.seed,
-            'recalibrate': batches if self.recalibrate else None,
+            'recalibrate': as_batches(batches) if self.recalibrate else None,
         }  # fmt: skip
         if judged.needs_data:
             options['data'], options['loss'] = importance_data(around, model)

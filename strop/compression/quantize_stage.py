@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.calling import main_output
+from strop.compression.calling import as_batches, main_output
 from strop.compression.stage import REFERENCE, IntegerFile, Outcome, StageSettings, State, Surroundings
 from strop.errors import ConfigError, MissingDependencyError
 from strop.quantization import Backend, backend, backends, quantize
@@ -158,7 +158,7 @@ class QuantizeStage(StageSettings):
             options = {'metric': lambda graph: judge.score(graph, 'validation'), 'max_drop': drop / 100}
         return quantize(
             model,
-            around.data.inputs('calibration'),
+            as_batches(around.data.inputs('calibration')),
             backend=entry,
             batches=None,
             activation=self.activation,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from strop.compression.calling import call, laid, layout_for, main_output
+from strop.compression.calling import as_batches, call, laid, layout_for, main_output
 from strop.compression.parts import DataParts, check_classes
 from strop.errors import ConfigError, DataError, TrainingError
 from strop.pruning import recalibrate
@@ -226,14 +226,14 @@ def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module
 
     Args:
         model: The model; it stays as it is.
-        batches: Batches of inputs to measure them on.
+        batches: Inputs of batches to measure them on.
         judge: What scores it.
 
     Returns:
         A copy in any case.
     """
     kept, again = copy.deepcopy(model), copy.deepcopy(model)
-    if not recalibrate(again, batches):
+    if not recalibrate(again, as_batches(batches)):
         return kept
     try:
         before = judge.score(kept, 'validation')

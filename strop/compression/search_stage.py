@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.calling import call, layout_for
+from strop.compression.calling import as_batches, call, layout_for
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings, resources_of
 from strop.compression.training import Schedule, train
 from strop.engine import kept_batch_norms
@@ -107,7 +107,7 @@ class SearchStage(StageSettings):
         def evaluate(subnet: Subnet) -> float:
             binding.apply(subnet)
             with kept_batch_norms(supernet):
-                recalibrate(supernet, batches)
+                recalibrate(supernet, as_batches(batches))
                 return judge.score(supernet, 'validation')
 
         def told(trial: Any) -> None:
@@ -130,7 +130,7 @@ class SearchStage(StageSettings):
         else:
             best, trials = found.best.subnet, found.complete
         model = extract(supernet, best).eval()
-        recalibrate(model, batches)
+        recalibrate(model, as_batches(batches))
         around.progress.done(around.name)
         costs = resources_of(model, example)
         largest = estimator.largest('macs').value

@@ -186,13 +186,13 @@ def kind(value: Any) -> str:
 def forward(model: nn.Module, batch: Any) -> Any:
     """Run a model on the inputs of a batch.
 
-    A tensor or mapping is the inputs; of a tuple or list the first item is (`(images, labels)`), itself a tensor, a tuple
-    of positional or a mapping of keyword arguments.
+    A tensor or mapping is the inputs; of a tuple or list the first item is (`(images, labels)`), itself a tensor, a tuple or
+    list of positional or a mapping of keyword arguments.
     """
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    if isinstance(inputs, tuple):
+    if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
 

@@ -74,6 +74,52 @@ class TestLayouts:
         assert torch.equal(found['a'], images)
 
 
+class Multiplies(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 64), nn.Linear(4, 64)
+        self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, 2)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.first(first) * self.second(second))))
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Two tensors a sample, which a loader makes a list of."""
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, index: int) -> Any:
+        generator = torch.Generator().manual_seed(index)
+        return (torch.rand(8, generator=generator) + index % 2, torch.rand(4, generator=generator)), index % 2
+
+
+@pytest.mark.parametrize(
+    'stages',
+    [
+        [
+            {'prune': {'rehearse': 2, 'tries': 1}},
+            {'distill': {'epochs': 1}},
+            {'quantize': {'backend': 'onnxruntime'}},
+            'export',
+        ],
+        [{'prune': {'ratio': 0.5, 'importance': 'taylor'}}, {'quantize': {'backend': 'inductor'}}],
+    ],
+)
+def test_a_network_of_two_inputs_goes_through_the_chain(tmp_path: Path, stages: list[Any]) -> None:
+    pytest.importorskip('onnxruntime')
+    torch.manual_seed(0)
+    found = strop.compress(
+        Multiplies(), {'train': Pairs(), 'test': Pairs()}, stages=stages, output=tmp_path / 'out', runtimes=['eager'],
+        budget={'params': 0.7}, progress='quiet', threads=1,
+    )  # fmt: skip
+    assert found.result.stages[1].resources.params <= 0.7 * found.result.stages[0].resources.params
+    assert 0 <= found.result.stages[-1].scores.get('accuracy', 0.0) <= 1
+
+
 def _stripes(count: int, channels: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.rand(count, channels, 8, 8, generator=generator), torch.arange(count) % 2
@@ -84,6 +130,7 @@ def _stripes(count: int, channels: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_a_network_that_flattens_by_view_goes_through_the_chain(tmp_path: Path, channels: int) -> None:
+    pytest.importorskip('onnxruntime')
     torch.manual_seed(0)
     found = strop.compress(
         Flattens(channels), {'train': _stripes(320, channels), 'test': _stripes(64, channels)},
