@@ -52,6 +52,7 @@ calls = [runtime('openvino').prepare(torch.nn.Linear(2, 2), torch.zeros(1, 2)) f
 while calls:  # the first one first
     calls.pop(0)()
     gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background may have it ignored
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
