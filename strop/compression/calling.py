@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
-from strop.errors import DataError
+from strop.errors import DataError, StropError
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
@@ -86,6 +86,9 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
         weights: Whether its weights will be in that layout as well: what a convolution gives follows them where the layout of
             its input says nothing, as that of one channel.
 
+    Raises:
+        NotDecidedError: If the model has decisions to make.
+
     >>> layout_for(nn.Conv2d(3, 4, 3), torch.ones(2, 3, 8, 8))
     torch.channels_last
     >>> layout_for(nn.Linear(3, 4), torch.ones(2, 3))
@@ -100,6 +103,8 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
     try:
         with torch.no_grad():
             call(model.eval(), laid(few, torch.channels_last))
+    except StropError:
+        raise
     except Exception:  # whatever it is, the layout that models are written for will tell
         return torch.contiguous_format
     finally:

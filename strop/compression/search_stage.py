@@ -85,10 +85,14 @@ class SearchStage(StageSettings):
             )
         binding = bind(supernet)
 
-        def objective(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def draw(step: int) -> None:
             binding.apply(space.sample(counter_rng(around.seed, 'subnet', step)))
+
+        def objective(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+            draw(step)
             return {'loss': judge.loss(call(student, inputs), targets, inputs)}
 
+        draw(0)  # an undecided supernet cannot be asked for its layout
         trained = train(
             supernet,
             around.data.loader(derive_seed(around.seed, 'order')),

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 import strop
 from strop.compression.calling import laid, layout_for
+from strop.errors import NotDecidedError
+from strop.mutables import LayerChoice
+from strop.mutables.binding import bind
 
 
 class Flattens(nn.Module):
@@ -57,6 +60,14 @@ class TestLayouts:
         assert [module.training for module in model.features][:3] == [True, False, True]
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
         assert [parameter.stride() for parameter in model.parameters()] == strides
+
+    def test_an_undecided_supernet_is_said_to_be_one(self) -> None:
+        supernet = nn.Sequential(LayerChoice([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)], key='kernel'))
+        for weights in (False, True):
+            with pytest.raises(NotDecidedError):
+                layout_for(supernet, torch.rand(2, 3, 8, 8), weights)
+        bind(supernet).apply({'kernel': 1})
+        assert layout_for(supernet, torch.rand(2, 3, 8, 8), weights=True) is torch.channels_last
 
     def test_without_images_nothing_is_called(self) -> None:
         def fail(*_: Any) -> None:

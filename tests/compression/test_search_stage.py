@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import strop
+import strop.compression.search_stage as module
+from strop.compression.training import train
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
 from tests.compression.conftest import small_net
@@ -34,6 +36,20 @@ def test_the_winner_keeps_the_budget_is_pruned_further_and_comes_back(tmp_path, 
     assert sum(entry.chosen for entry in found.result.tried) == 1
     x = pictures['test'][0]
     assert torch.equal(strop.load(found.folder, factory=supernet)(x), found.model(x))
+
+
+def test_it_is_trained_in_the_layout_that_its_subnets_take(tmp_path, pictures, monkeypatch):
+    layouts = []
+
+    def seen(*args, **options):
+        layouts.append(options['layout'])
+        return train(*args, **options)
+
+    monkeypatch.setattr(module, 'train', seen)
+    options = dict(threads=1, runtimes=['eager'], progress='quiet')
+    stages = [{'search': {'epochs': 1, 'trials': 2}}]
+    strop.compress(supernet(), pictures, stages=stages, output=tmp_path / 'out', **options)
+    assert layouts == [torch.channels_last]
 
 
 def test_a_supernet_needs_a_search_and_a_search_a_supernet(tmp_path, pictures):
