@@ -28,7 +28,7 @@ import torch
 from record import ROOT, write_result
 from torch import Tensor, nn
 
-from strop.estimators.runtimes import openvino_core
+from strop.estimators.sessions import openvino_core
 from strop.quantization import backends, quantize
 
 SIZE = 224

@@ -27,7 +27,7 @@ from record import ROOT, write_result
 from torch import nn
 
 from strop.estimators import measure
-from strop.quantization import Batches, backends, quantize
+from strop.quantization import backends, quantize
 
 MODELS = ('resnet18', 'mobilenetv2_100', 'vit_tiny_patch16_224')
 
@@ -46,10 +46,10 @@ def network(name: str) -> nn.Module:
 
 def calls(result: Any, inputs: torch.Tensor, threads: int) -> dict[str, Any]:
     """Return name -> a call of the quantized and of the float model in one runtime."""
-    name, call = result.backend.name, Batches.of([inputs])[0]
-    found = {f'{name} int8': partial(result._runnable(result.model, threads, None, call), inputs)}
+    name = result.backend.name
+    found = {f'{name} int8': result.bind(inputs, threads)}
     for precision in result.backend.precisions:
-        found[f'{name} {precision}'] = partial(result._runnable(result.reference, threads, precision, call), inputs)
+        found[f'{name} {precision}'] = result.bind(inputs, threads, precision, floats=True)
     return found
 
 

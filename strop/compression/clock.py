@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -122,16 +121,9 @@ class Clock:
         """Return a call that runs a model once, quantized if the recipe does that."""
         if self.backend is None:
             return self._float(model, data)
-        result = self._quantized(model, data)
-        args, kwargs = _call_of(data.example(1))
-        run = result._runnable(result.model, self.around.budget.threads, None, (args, kwargs))
-        return partial(run, *args, **kwargs)
-
-
-def _call_of(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(sample, Mapping):
-        return (), dict(sample)
-    return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}
+        sample = data.example(1)
+        inputs = tuple(sample) if isinstance(sample, list) else sample
+        return self._quantized(model, data).bind(inputs, self.around.budget.threads)
 
 
 class _Keywords(nn.Module):
@@ -148,7 +140,7 @@ class _Keywords(nn.Module):
 def _positional(model: nn.Module, sample: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     if isinstance(sample, Mapping):
         return _Keywords(model, list(sample)), tuple(sample.values())
-    return model, _call_of(sample)[0]
+    return model, tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
 
 
 __all__ = ['Clock', 'Pace']

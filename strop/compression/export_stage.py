@@ -13,7 +13,8 @@ from torch import nn
 from strop.compression.budget import Budget
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.errors import ConfigError, DifferenceError, EstimateError, ExportError, StropError, listed, near, try_import
-from strop.estimators.runtimes import openvino_core, quiet
+from strop.estimators.runtimes import quiet
+from strop.estimators.sessions import openvino_core
 from strop.export.comparison import Inputs
 from strop.export.programs import Source, write_onnx, write_program
 from strop.quantization import backend

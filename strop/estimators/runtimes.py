@@ -7,8 +7,6 @@ import functools
 import importlib.util
 import io
 import logging
-import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -21,8 +19,7 @@ import torch
 from torch import nn
 
 from strop.errors import ConfigError, EstimateError, MissingDependencyError, StropError, listed, near, try_import
-
-Call = Callable[[], Any]
+from strop.estimators.sessions import Call, OnnxRuntimeSession, OpenVinoSession
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ class Runtime:
         """Return a call without arguments that runs the model once, in eval mode and without gradients.
 
         The model is copied, so neither its mode nor anything else in it changes. What the call returns is the
-        runtime's own: tensors for eager and compile, a list of NumPy arrays for the others.
+        runtime's own, and the next call may overwrite it: tensors for eager and compile, a list of NumPy arrays for the others.
+        The inputs are handed over once, before.
 
         Args:
             model: A plain model.
@@ -190,36 +188,7 @@ def onnx_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> bytes:
 
 
 def _onnxruntime(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
-    ort = try_import('onnxruntime', 'onnx')
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(onnx_bytes(model, inputs), options, providers=['CPUExecutionProvider'])
-    arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
-    feed = {node.name: array for node, array in zip(session.get_inputs(), arrays, strict=True)}
-    return lambda: session.run(None, feed)
-
-
-def openvino_core() -> Any:
-    """Return the one core of OpenVINO that this process has.
-
-    Each core gives the thread that it is made in a stack for signal handlers, and takes it back when it is freed. Where one is
-    freed before a later one, the thread is left with a stack that is gone, and the next signal (Ctrl-C, say) kills the process.
-
-    Raises:
-        MissingDependencyError: If OpenVINO is not installed.
-    """
-    ov = try_import('openvino', 'openvino')
-    with _ONE_AT_A_TIME:
-        process = os.getpid()  # a forked process has none of the threads of its parent's
-        if process not in _CORES:
-            _CORES[process] = ov.Core()
-        return _CORES[process]
-
-
-_CORES: dict[int, Any] = {}
-_ONE_AT_A_TIME = threading.Lock()
+    return OnnxRuntimeSession(onnx_bytes(model, inputs), threads).bind(inputs)
 
 
 def _openvino(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
@@ -227,22 +196,7 @@ def _openvino(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision
     with torch.no_grad():
         program = torch.export.export(model, inputs, strict=False)
     converted = ov.convert_model(program)
-    # Some CPUs compute in bf16 unless told otherwise: a baseline says what it computes in.
-    settings = {
-        'INFERENCE_PRECISION_HINT': precision,
-        'INFERENCE_NUM_THREADS': threads,
-        'NUM_STREAMS': 1,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
-    compiled = openvino_core().compile_model(converted, 'CPU', settings)
-    request = compiled.create_infer_request()
-    arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
-
-    def call() -> list[Any]:
-        result = request.infer(arrays)
-        return [result[output] for output in compiled.outputs]
-
-    return call
+    return OpenVinoSession(converted, threads, precision).bind(inputs)
 
 
 _RUNTIMES: Mapping[str, Runtime] = MappingProxyType(

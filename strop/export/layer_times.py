@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,8 @@ from torch import nn
 from strop.errors import ConfigError, EstimateError, StropError, listed, near, try_import
 from strop.estimators import Latency, count, measure
 from strop.estimators.counting import human
-from strop.estimators.runtimes import check_positive, onnx_bytes, openvino_core, quiet
+from strop.estimators.runtimes import check_positive, onnx_bytes, quiet
+from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession
 from strop.export.comparison import Inputs
 
 if TYPE_CHECKING:
@@ -332,21 +332,9 @@ def _write(path: Path, model: nn.Module, inputs: Inputs, quantized: Quantized | 
 def _kernels_of_onnxruntime(
     path: Path, tensors: Sequence[torch.Tensor], precision: str, threads: int, rounds: int, warmup: int
 ) -> tuple[list[_Kernel], Latency]:
-    ort = try_import('onnxruntime', 'onnx')
-
-    def session(profiled: bool) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.enable_profiling = profiled
-        options.profile_file_prefix = str(path.with_name('profile'))
-        return ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-
-    plain, profiled = session(False), session(True)
-    feed = {node.name: tensor.numpy() for node, tensor in zip(plain.get_inputs(), tensors, strict=True)}
-    whole = _beside(lambda: plain.run(None, feed), lambda: profiled.run(None, feed), threads, rounds, warmup)
-    events = json.loads(Path(profiled.end_profiling()).read_text())
+    profiled = OnnxRuntimeSession(path, threads, profile=path.with_name('profile'))
+    whole = _beside(OnnxRuntimeSession(path, threads).bind(tensors), profiled.bind(tensors), threads, rounds, warmup)
+    events = json.loads(Path(profiled.session.end_profiling()).read_text())
     found: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time'):
@@ -366,31 +354,19 @@ def _rounds(times: Sequence[float], runs: int, rounds: int) -> tuple[float, ...]
 def _kernels_of_openvino(
     path: Path, tensors: Sequence[torch.Tensor], precision: str, threads: int, rounds: int, warmup: int
 ) -> tuple[list[_Kernel], Latency]:
-    core = openvino_core()
-    model = core.read_model(str(path))
-    model.reshape({port.any_name: list(tensor.shape) for port, tensor in zip(model.inputs, tensors, strict=True)})
-    settings = {
-        'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32',
-        'INFERENCE_NUM_THREADS': threads,
-        'NUM_STREAMS': 1,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
-    arrays = [tensor.numpy() for tensor in tensors]
-    plain = core.compile_model(model, 'CPU', settings).create_infer_request()
+    floats = 'bf16' if precision == 'bf16' else 'f32'
+    plain = OpenVinoSession(path, threads, floats).bind(tensors)
     # A counter is the mean of all runs of one compiled program, the slow first one included: what the rounds took is the
     # difference of two readings. Several programs give several such means.
-    profiled = [
-        core.compile_model(model, 'CPU', {**settings, 'PERF_COUNT': True}).create_infer_request() for _ in range(_MEANS)
-    ]
+    profiled = [OpenVinoSession(path, threads, floats, profiled=True).bind(tensors) for _ in range(_MEANS)]
     warmup = max(warmup, 1)
-    for request in profiled:
+    for call in profiled:
         for _ in range(warmup):
-            request.infer(arrays)
-    before = [_totals(request, warmup) for request in profiled]
-    entries = {_WHOLE: partial(plain.infer, arrays)}
-    entries |= {str(index): partial(request.infer, arrays) for index, request in enumerate(profiled)}
+            call()
+    before = [_totals(call.request, warmup) for call in profiled]
+    entries = {_WHOLE: plain, **{str(index): call for index, call in enumerate(profiled)}}
     whole = measure(entries, runs=rounds, warmup=warmup, settle=0, threads=threads)[_WHOLE]
-    after = [_totals(request, 2 * warmup + rounds) for request in profiled]
+    after = [_totals(call.request, 2 * warmup + rounds) for call in profiled]
     runs = warmup + rounds
     # Steps that the compiler adds are numbered anew in each program (Convert_59030): they are told by their place.
     first = [(kind, bool(total)) for _, kind, total in after[0]]

@@ -20,12 +20,13 @@ from strop.errors import ConfigError, EstimateError, StropError, listed, near
 from strop.estimators import Latency, measure, ratio, runtimes
 from strop.estimators.latency import Machine
 from strop.estimators.runtimes import check_positive, onnx_bytes
+from strop.estimators.sessions import Call, Run, bound
 from strop.export.comparison import Inputs
 from strop.export.layer_times import Positional
 from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
 from strop.quantization import Quantized, backends
-from strop.quantization.backends import Run, compiled, prepared
+from strop.quantization.backends import Compiled, prepared
 from strop.quantization.flow import tensors_of
 
 if TYPE_CHECKING:
@@ -418,7 +419,7 @@ class _Bench:
         entries = {', '.join(each.key): each for each in ready if each.batch in (None, batch)}
         if not entries:
             return []
-        calls = {name: partial(each.run, self.tensors(each.stage, batch)) for name, each in entries.items()}
+        calls = {name: bound(each.run, self.tensors(each.stage, batch)) for name, each in entries.items()}
         trial = measure(calls, runs=2, warmup=1, settle=0, threads=self._threads)
         lap = sum(min(latency.samples_ms) for latency in trial.values())
         laps = 1e3 * seconds / lap
@@ -434,10 +435,10 @@ class _Bench:
     def _plain(self, stage: str, model: nn.Module, runtime: str, precision: str) -> list[_Ready]:
         inputs = self._inputs[stage]
         if runtime == 'eager':
-            return [_Ready(stage, runtime, precision, _eager(Positional(model, inputs), precision))]
+            return [_Ready(stage, runtime, precision, _Eager(model, inputs, precision))]
         if runtime == 'compile':
-            run = compiled(_apart(Positional(model, inputs)), self._threads, precision)
-            return [_Ready(stage, runtime, precision, run)]
+            alone = _apart(Positional(model, inputs))
+            return [_Ready(stage, runtime, precision, Compiled(alone, self._threads, precision))]
         load = backends()[runtime].load
         assert load is not None, 'both ONNX runtimes load files'
         found = []
@@ -488,7 +489,20 @@ def _ordered(run: Run, inputs: Inputs, model: nn.Module) -> Run:
     order = [
         next(i for i, tensor in enumerate(tensors) if tensor is each) for each in inputs.bound(model)[0].tensors().values()
     ]
-    return run if order == sorted(order) else lambda given: run([given[index] for index in order])
+    return run if order == sorted(order) else _Reordered(run, order)
+
+
+class _Reordered:
+    """A file that takes its tensors in another order."""
+
+    def __init__(self, run: Run, order: Sequence[int]) -> None:
+        self._run, self._order = run, order
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return self._run([tensors[index] for index in self._order])
+
+    def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
+        return bound(self._run, [tensors[index] for index in self._order])
 
 
 def _apart(module: Positional) -> Positional:
@@ -504,12 +518,25 @@ def _apart(module: Positional) -> Positional:
     return module
 
 
-def _eager(model: nn.Module, precision: str) -> Run:
-    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.inference_mode(), torch.autocast('cpu', torch.bfloat16) if precision == 'bf16' else nullcontext():
-            return tensors_of(model(*tensors))
+class _Eager:
+    """A model as PyTorch runs it."""
 
-    return run
+    def __init__(self, model: nn.Module, inputs: Inputs, precision: str) -> None:
+        self._model, self._inputs, self._precision = model, inputs, precision
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return tensors_of(self.bind(tensors)())
+
+    def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
+        given = iter(tensors)
+        filled = self._inputs.map(lambda _: next(given))
+
+        def call() -> Any:
+            lower = torch.autocast('cpu', torch.bfloat16) if self._precision == 'bf16' else nullcontext()
+            with torch.inference_mode(), lower:
+                return self._model(*filled.args, **filled.kwargs)
+
+        return call
 
 
 def _subjects(stage: str, found: Any) -> list[Subject]:

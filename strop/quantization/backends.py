@@ -19,14 +19,13 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
-from strop.estimators.runtimes import openvino_core, quiet
+from strop.estimators.runtimes import quiet
+from strop.estimators.sessions import Call as Bound
+from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession, Run
 from strop.quantization.batches import Call
 from strop.quantization.flow import pt2e, tensors_of, traced
 from strop.quantization.qdq import qdq_quantizer
 from strop.quantization.xnnpack import Program, xnnpack_quantizer
-
-#: Runs a quantized model: the tensors of its arguments in, the tensors of its outputs out.
-Run = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -200,39 +199,56 @@ def _run_inductor(path: Path, threads: int, precision: str) -> Run:
     pt2e('quantize_pt2e')  # registers the ops of the program
     pt2e('quantizer.x86_inductor_quantizer')  # and this what makes integer kernels of them, not only in its own graphs
     program = torch.export.load(path)
-    return compiled(program.module(), threads, precision)
+    return Compiled(program.module(), threads, precision)
 
 
-def compiled(graph: nn.Module, threads: int, precision: str = 'f32') -> Run:
-    """Return a graph compiled by Inductor with its weights frozen, without which the integers would not be used.
+class Compiled:
+    """A graph compiled by Inductor with its weights frozen, without which the integers would not be used.
 
     Inductor compiles once for each shape of inputs, during the first call with it.
+
+    Args:
+        graph: The graph.
+        threads: Threads to compute with.
+        precision: What is not integer is computed in this.
     """
-    from torch._inductor import config  # its documented settings; torch.compile's `options` come too late for freezing
 
-    function = torch.compile(graph, dynamic=False)
+    def __init__(self, graph: nn.Module, threads: int, precision: str = 'f32') -> None:
+        self._function = torch.compile(graph, dynamic=False)
+        self._threads, self._precision = threads, precision
+        self._seen: set[Any] = set()
 
-    def lower() -> Any:
-        return torch.autocast('cpu', torch.bfloat16) if precision == 'bf16' else contextlib.nullcontext()
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the outputs."""
+        return tensors_of(self.bind(tensors)())
 
-    seen: set[Any] = set()
+    def bind(self, tensors: Sequence[torch.Tensor]) -> Bound:
+        """Return a call on these inputs."""
+        self._compile(tensors)
 
-    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        def call() -> Any:
+            with torch.no_grad(), self._lower():
+                return self._function(*tensors)
+
+        return call
+
+    def _compile(self, tensors: Sequence[torch.Tensor]) -> None:
+        from torch._inductor import config  # its documented settings; torch.compile's `options` come too late for freezing
+
         key = tuple(tensor.shape for tensor in tensors)
-        if key in seen:
-            with torch.no_grad(), lower():
-                return tensors_of(function(*tensors))
+        if key in self._seen:
+            return
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)  # the C++ code is generated for a number of threads
+        torch.set_num_threads(self._threads)  # the C++ code is generated for a number of threads
         try:
-            with torch.no_grad(), config.patch(freezing=True), quiet(), lower():
-                found = tensors_of(function(*tensors))
+            with torch.no_grad(), config.patch(freezing=True), quiet(), self._lower():
+                self._function(*tensors)
         finally:
             torch.set_num_threads(before)
-        seen.add(key)
-        return found
+        self._seen.add(key)
 
-    return run
+    def _lower(self) -> Any:
+        return torch.autocast('cpu', torch.bfloat16) if self._precision == 'bf16' else contextlib.nullcontext()
 
 
 # -- ONNX: ONNX Runtime, OpenVINO, TensorRT -------------------------------------------------------------------
@@ -309,45 +325,11 @@ def fuse_transposes(path: Path) -> int:
 
 
 def _run_onnxruntime(path: Path, threads: int, precision: str) -> Run:
-    ort = try_import('onnxruntime', 'onnx')
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    names = [node.name for node in session.get_inputs()]
-
-    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        feed = {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
-        return [torch.from_numpy(array) for array in session.run(None, feed)]
-
-    return run
+    return OnnxRuntimeSession(path, threads)
 
 
 def _run_openvino(path: Path, threads: int, precision: str) -> Run:
-    core = openvino_core()
-    model = core.read_model(str(path))
-    settings = {
-        'INFERENCE_PRECISION_HINT': precision,  # some CPUs would compute what is not integer in bf16 unasked
-        'INFERENCE_NUM_THREADS': threads,
-        'NUM_STREAMS': 1,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
-    requests: dict[Any, tuple[Any, Any]] = {}
-
-    def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        key = tuple(tuple(tensor.shape) for tensor in tensors)
-        if key not in requests:
-            # Shapes that are known are faster than open ones.
-            fixed = model.clone()
-            fixed.reshape({port.any_name: list(shape) for port, shape in zip(fixed.inputs, key, strict=True)})
-            made = core.compile_model(fixed, 'CPU', settings)
-            requests[key] = made, made.create_infer_request()
-        made, request = requests[key]
-        result = request.infer([tensor.contiguous().numpy() for tensor in tensors])
-        return [torch.from_numpy(result[output].copy()) for output in made.outputs]
-
-    return run
+    return OpenVinoSession(path, threads, precision)
 
 
 # -- ExecuTorch -----------------------------------------------------------------------------------------------

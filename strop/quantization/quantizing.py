@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.fx import GraphModule, Node
 from strop.errors import ConfigError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
+from strop.estimators.sessions import bound
 from strop.files import atomic_path
 from strop.graph.statistics import measure_again, tracking_norms
 from strop.quantization.backends import Backend, Run, check_structure
@@ -294,7 +294,29 @@ class Quantized:
         Raises:
             ConfigError: If files of this backend cannot be run here.
         """
-        return self._runnable(self.model, threads, precision)
+        run = self._loaded(self.model, threads, precision)
+        return lambda *args, **kwargs: run(tensors_of(in_order(self.example, args, kwargs)))
+
+    def bind(
+        self, inputs: Any = None, threads: int = 1, precision: str | None = None, floats: bool = False
+    ) -> Callable[[], Any]:
+        """Return a call without arguments that runs the quantized model on these inputs in its runtime, as latencies are of.
+
+        What it returns is the runtime's own, and the next call may overwrite it.
+
+        Args:
+            inputs: Example inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments; the first sample of the
+                calibration data by default.
+            threads: Threads to compute with.
+            precision: What is not integer is computed in this.
+            floats: Run the float model in the same runtime instead.
+
+        Raises:
+            ConfigError: If files of this backend cannot be run here.
+        """
+        args, kwargs = call = self._call(inputs)
+        run = self._loaded(self.reference if floats else self.model, threads, precision, call)
+        return bound(run, tensors_of(in_order(self.example, args, kwargs)))
 
     def latency(
         self, inputs: Any = None, *, threads: int = 1, runs: int = 30, precisions: Iterable[str] = ('f32',)
@@ -302,7 +324,7 @@ class Quantized:
         """Measure the quantized model beside the float model in the same runtime; `print(result)` tells where it is slower.
 
         Args:
-            inputs: Example inputs; the first sample of the calibration data by default.
+            inputs: Example inputs, as `bind` takes them.
             threads: Threads to compute with.
             runs: Rounds.
             precisions: What the float model is measured in.
@@ -314,11 +336,9 @@ class Quantized:
             ConfigError: If files of this backend cannot be run here.
         """
         check_positive(threads=threads, runs=runs)
-        call = self._sample() if inputs is None else Batches.of([inputs if not isinstance(inputs, tuple) else (inputs,)])[0]
-        args, kwargs = call
-        entries = {'int8': partial(self._runnable(self.model, threads, None, call), *args, **kwargs)}
+        entries = {'int8': self.bind(inputs, threads)}
         for precision in precisions:
-            entries[precision] = partial(self._runnable(self.reference, threads, precision, call), *args, **kwargs)
+            entries[precision] = self.bind(inputs, threads, precision, floats=True)
         self.times = measure(entries, threads=threads, runs=runs)
         return self.times
 
@@ -332,15 +352,17 @@ class Quantized:
     def _sample(self) -> Call:
         return rows(self.example, 0, 1) if self._batch is not None else self.example
 
-    def _runnable(
-        self, graph: GraphModule, threads: int, precision: str | None, call: Call | None = None
-    ) -> Callable[..., list[torch.Tensor]]:
+    def _call(self, inputs: Any) -> Call:
+        if inputs is None:
+            return self._sample()
+        return Batches.of([inputs if not isinstance(inputs, tuple) else (inputs,)])[0]
+
+    def _loaded(self, graph: GraphModule, threads: int, precision: str | None, call: Call | None = None) -> Run:
         check_positive(threads=threads)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f'model{self.backend.suffix}'
             self._write(graph, path, call)
-            run = prepared_file(self.backend, path, threads, precision)
-        return lambda *args, **kwargs: run(tensors_of(in_order(self.example, args, kwargs)))
+            return prepared_file(self.backend, path, threads, precision)
 
     def _write(self, graph: GraphModule, path: Path, call: Call | None = None) -> None:
         example = (call or self._sample()) if not self.backend.open_batch else self.example

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -152,5 +152,14 @@ class Program:
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the outputs; they are copies, since the program writes into the same memory every time."""
-        self._load()
-        return [value.clone() for value in tensors_of(self._method.execute([tensor.contiguous() for tensor in tensors]))]
+        return [value.clone() for value in tensors_of(self.bind(tensors)())]
+
+    def bind(self, tensors: Sequence[torch.Tensor]) -> Callable[[], Any]:
+        """Return a call on these inputs that gives the program's own memory."""
+        given = [tensor.contiguous() for tensor in tensors]
+
+        def call() -> Any:
+            self._load()
+            return self._method.execute(given)
+
+        return call

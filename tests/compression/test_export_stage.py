@@ -8,7 +8,7 @@ import torch
 import strop
 import strop.compression.export_stage as module
 from strop.errors import DifferenceError, ExportError
-from strop.estimators.runtimes import openvino_core
+from strop.estimators.sessions import openvino_core
 from tests.compression.conftest import drawn, small_net
 
 

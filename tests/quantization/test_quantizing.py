@@ -448,6 +448,18 @@ def test_latencies_are_measured_beside_the_float_model():
     assert sqnr(result(image_batches()[0][:2]), run(image_batches()[0][:2])[0]) > 25
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino', 'inductor'])
+def test_bound_calls_compute_what_the_runtime_does(name):
+    for module in backend(name).modules:
+        pytest.importorskip(module)
+    net, x = small_net(), image_batches()[0][:1]
+    result = quantize(net, image_batches(), backend=name, check=False)
+    found = result.bind(x)()[0]
+    torch.testing.assert_close(torch.as_tensor(found), result.prepare()(x)[0].reshape(found.shape))
+    assert sqnr(net(x), torch.as_tensor(result.bind(x, floats=True)()[0]).reshape(net(x).shape)) > 60
+
+
 def test_samples_of_one_batch_size_are_held_to_the_limit_together():
     calls = [((torch.full((1, 4), float(number + 1)),), {}) for number in range(4)]
 

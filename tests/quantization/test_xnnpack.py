@@ -53,9 +53,9 @@ def test_programs_of_one_and_of_two_threads_run_side_by_side():
     bindings = pytest.importorskip('executorch.extension.pybindings.portable_lib')
     net, x = small_net(), image_batches()[0][:1]
     result = quantize(net, [x], backend='executorch', check=False)
-    runs = {threads: result._runnable(result.reference, threads, None) for threads in (1, 2)}
+    runs = {threads: result.bind(x, threads, floats=True) for threads in (1, 2)}
     for threads in (1, 2, 2, 1, 2):
-        torch.testing.assert_close(runs[threads](x)[0], net(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(runs[threads]()[0], net(x), atol=1e-5, rtol=1e-5)
         assert bindings._threadpool_get_thread_count() == threads
 
 
