@@ -223,10 +223,15 @@ class Compiled:
         return tensors_of(self.bind(tensors)())
 
     def bind(self, tensors: Sequence[torch.Tensor]) -> Bound:
-        """Return a call on these inputs."""
-        self._compile(tensors)
+        """Return a call on these inputs, which compiles when it runs first.
+
+        Not before: what captures graphs may clear the programs of `torch.compile`, and one made anew would not be frozen.
+        """
+        shapes = tuple(tensor.shape for tensor in tensors)
 
         def call() -> Any:
+            if shapes not in self._seen:
+                self._compile(tensors)
             with torch.no_grad(), self._lower():
                 return self._function(*tensors)
 
@@ -235,9 +240,6 @@ class Compiled:
     def _compile(self, tensors: Sequence[torch.Tensor]) -> None:
         from torch._inductor import config  # its documented settings; torch.compile's `options` come too late for freezing
 
-        key = tuple(tensor.shape for tensor in tensors)
-        if key in self._seen:
-            return
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)  # the C++ code is generated for a number of threads
         try:
@@ -245,7 +247,7 @@ class Compiled:
                 self._function(*tensors)
         finally:
             torch.set_num_threads(before)
-        self._seen.add(key)
+        self._seen.add(tuple(tensor.shape for tensor in tensors))
 
     def _lower(self) -> Any:
         return torch.autocast('cpu', torch.bfloat16) if self._precision == 'bf16' else contextlib.nullcontext()
