@@ -187,6 +187,33 @@ def onnx_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> bytes:
     return buffer.getvalue()
 
 
+def out_of_place(program: Any) -> Any:
+    """Write results of operators that overwrite their input beside it, where nothing else reads that input; return the program.
+
+    The export to ONNX would do the same, but by taking each such operator apart: with an open batch size that is half of the
+    time that a network with clamps after all layers takes.
+
+    Args:
+        program: An `ExportedProgram`; it is changed.
+    """
+    for node in program.graph.nodes:
+        source: Any = node.args[0] if node.op == 'call_function' and node.args else None
+        schema = getattr(node.target, '_schema', None)
+        made_by = getattr(getattr(source, 'target', None), '_schema', None)
+        if schema is None or made_by is None or len(source.users) != 1 or not schema.name.endswith('_'):
+            continue
+        # What an operator gives may be a view of something that others read.
+        fresh = all(value.alias_info is None for value in made_by.returns)
+        name, overload = schema.name.removeprefix('aten::'), schema.overload_name or 'default'
+        beside = getattr(getattr(torch.ops.aten, name.removesuffix('_'), None), overload, None)
+        if not fresh or not schema.name.startswith('aten::') or name.startswith('_') or beside is None:
+            continue
+        if [value.name for value in beside._schema.arguments] == [value.name for value in schema.arguments]:
+            node.target = beside
+    program.graph_module.recompile()
+    return program
+
+
 def _onnxruntime(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
     return OnnxRuntimeSession(onnx_bytes(model, inputs), threads).bind(inputs)
 

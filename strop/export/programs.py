@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from strop.errors import ConfigError, DifferenceError, ExportError, MissingDependencyError, try_import
-from strop.estimators.runtimes import quiet
+from strop.estimators.runtimes import out_of_place, quiet
 from strop.export.comparison import Comparison, ExportedFile, Inputs, compared, named_outputs, outputs_of, source_of
 from strop.export.recipe import plain_subnet
 from strop.files import atomic_path
@@ -280,8 +280,8 @@ def write_onnx(
             f'ONNX outputs are tensors, but {extra[0]} is a {type(wanted[extra[0]]).__name__}. Return tensors only.'
         )
     inputs, outputs = list(source.inputs.tensors()), list(_names(source))
-    program = source.program
     try:
+        program = out_of_place(source.program)
         with quiet(), torch.no_grad(), _silent():
             converted: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, opset_version=opset, input_names=inputs, output_names=outputs

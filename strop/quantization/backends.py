@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
-from strop.estimators.runtimes import quiet
+from strop.estimators.runtimes import out_of_place, quiet
 from strop.estimators.sessions import Call as Bound
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession, Run
 from strop.quantization.batches import Call
@@ -267,7 +267,7 @@ def _symmetric_qdq(is_qat: bool) -> Any:
 def _write_onnx(graph: GraphModule, example: Call, path: Path) -> None:
     for package in ('onnx', 'onnxscript'):
         try_import(package, 'onnx')
-    program = exported(graph, example)
+    program = out_of_place(exported(graph, example))
     names = _input_names(example)
     with quiet(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         converted: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=names)

@@ -10,7 +10,7 @@ from torch import nn
 
 from strop import errors
 from strop.errors import ConfigError, EstimateError, MissingDependencyError
-from strop.estimators.runtimes import Runtime, runtime, runtimes
+from strop.estimators.runtimes import Runtime, out_of_place, runtime, runtimes
 from tests.scripts import run_script
 
 
@@ -47,7 +47,7 @@ def test_eager_in_bf16():
 
 CTRL_C = """
 import gc, signal, torch
-from strop.estimators.runtimes import runtime
+from strop.estimators.runtimes import out_of_place, runtime
 calls = [runtime('openvino').prepare(torch.nn.Linear(2, 2), torch.zeros(1, 2)) for _ in range(2)]
 while calls:  # the first one first
     calls.pop(0)()
@@ -105,3 +105,36 @@ def test_what_cannot_be_prepared_is_named():
     needs('openvino')
     with pytest.raises(EstimateError, match='Looks could not be prepared for openvino'):
         runtime('openvino').prepare(Looks(), torch.zeros(2))
+
+
+class Overwriting(nn.Module):
+    """In-place operators, two of them on views."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        """Return sums in which an overwritten value counts as often as it is read."""
+        y = nn.functional.hardtanh(self.first(x), 0.0, 6.0, inplace=True)
+        z = self.second(y)
+        z.mul_(2)
+        rows = z[:, 0]
+        rows.add_(1)  # changes z
+        w = (z + 1).clamp_(-1, 1)
+        return z + w + y[:, :, 2:, 2:].sigmoid_()
+
+
+def test_operators_write_beside_their_input_only_where_nothing_else_reads_it():
+    torch.manual_seed(0)
+    net, x = Overwriting().eval(), torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = net(x)
+        program = torch.export.export(net, (x,))
+        before = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
+        after = [str(node.target) for node in out_of_place(program).graph.nodes if node.op == 'call_function']
+        assert {'aten.hardtanh_.default', 'aten.clamp_.default', 'aten.mul_.Tensor', 'aten.add_.Tensor'} <= set(before)
+        assert {'aten.hardtanh.default', 'aten.clamp.default', 'aten.mul.Tensor'} <= set(after)
+        assert {'aten.add_.Tensor', 'aten.sigmoid_.default'} <= set(after)  # of views
+        torch.testing.assert_close(program.module()(x), expected)
+        torch.testing.assert_close(program.run_decompositions({}).module()(x), expected)
