@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 #: Shares of a unit that are cut away to find out what it is worth.
 GRID = (0.25, 0.5, 0.75)
+#: The ladder on which channels go and no block does.
+_KEPT = 'all blocks kept'
 #: Shares of what may go that are cut from all units to find out how the times of layers shrink.
 _WIDTHS = (0.35, 0.7, 1.0)
 #: What the harm of a block counts beside that of channels, in the ladders that are compared.
@@ -67,6 +69,8 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _SECONDS = 240.0
 #: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
+#: With smaller images one further below than this wants the ladder without blocks as well.
+_LOOSE = 0.92
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
 
@@ -328,7 +332,7 @@ class Planner:
             return {'least harm': greedy_ladder(*given, self.blocks)}
         if not self.blocks:
             return {'least harm': greedy_ladder(*given, ()), 'the same share everywhere': uniform_ladder(*given)}
-        names = {1.0: 'least harm', math.inf: 'all blocks kept'}
+        names = {1.0: 'least harm', math.inf: _KEPT}
         ladders = {
             names.get(weight, f'harm of blocks × {weight:g}'): greedy_ladder(*given, self.blocks, weight)
             for weight in _DEPTH_WEIGHTS
@@ -389,7 +393,12 @@ class Planner:
         images = [kept, *(sized([kept], side, whole)[0] for side in self.sides)]
         index = self._reach('smaller images', images, tries=len(images))
         for side in between(self.sides, None if index is None else index - 1):
-            self._reach(f'images of {side}, {first}', sized(self._ladders[first], side, whole))
+            ladder = sized(self._ladders[first], side, whole)
+            found = self._reach(f'images of {side}, {first}', ladder)
+            if found is None or not ladder[found].removed or _KEPT not in self._ladders:
+                continue
+            if self._excess(ladder[found]) < _LOOSE:  # a whole block is more than had to go
+                self._reach(f'images of {side}, {_KEPT}', sized(self._ladders[_KEPT], side, whole))
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
         """Return the candidate that learns best; without a stage that trains the one that is harmed least."""

@@ -13,7 +13,7 @@ from torch import nn
 from strop.compression.budget import Budget
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.errors import ConfigError, DifferenceError, EstimateError, ExportError, StropError, listed, near, try_import
-from strop.estimators.runtimes import quiet
+from strop.estimators.runtimes import advice, quiet
 from strop.estimators.sessions import openvino_core
 from strop.export.comparison import Inputs
 from strop.export.programs import Source, write_onnx, write_program
@@ -165,6 +165,7 @@ def _write_openvino(source: Source, path: Path, rtol: float | None, atol: float 
     except Exception as error:
         raise ExportError(
             f'OpenVINO cannot convert {type(source.model).__name__}: {type(error).__name__}: {str(error)[:800]}'
+            f'{advice(source.model)}'
         ) from error
 
     def run(given: Inputs) -> list[torch.Tensor]:

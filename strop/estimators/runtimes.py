@@ -89,7 +89,7 @@ class Runtime:
             raise
         except Exception as error:
             raise EstimateError(
-                f'{type(model).__name__} could not be prepared for {self.name}: {type(error).__name__}: {error}'
+                f'{type(model).__name__} could not be prepared for {self.name}: {type(error).__name__}: {error}{advice(plain)}'
             ) from error
 
 
@@ -120,6 +120,20 @@ def check_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ConfigError(f'`{name}` must be a positive integer, but got {number!r}.')
+
+
+def advice(model: nn.Module) -> str:
+    """Return a sentence on what stands in the way of bringing a model to a runtime, where that is known; else nothing.
+
+    >>> advice(nn.Linear(1, 1))
+    ''
+    """
+    if getattr(getattr(model, 'config', None), 'use_cache', False):
+        return (
+            f' {type(model).__name__} gives its cache of keys and values out with every forward, which some runtimes refuse: '
+            '`model.config.use_cache = False` leaves it out.'
+        )
+    return ''
 
 
 @contextmanager

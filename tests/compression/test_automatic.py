@@ -145,6 +145,23 @@ def test_the_search_for_smaller_images_goes_on_to_the_first_within_the_budget():
     assert len(asked) < len(ladder)
 
 
+@pytest.mark.parametrize(('share', 'removed', 'asked'), [(0.7, ('3',), True), (0.95, ('3',), False), (0.7, (), False)])
+def test_channels_alone_are_tried_with_smaller_images_where_a_block_is_more_than_had_to_go(share, removed, asked):
+    whole, cut = Rung({}, (), 1.0, 0.0), Rung({'3': 4}, removed, share, 0.0)
+    reached = []
+    planner = SimpleNamespace(
+        around=SimpleNamespace(data=SimpleNamespace(side=32, image_side=32)),
+        sides=[28, 24],
+        _ladders={'least harm': [whole, cut], 'all blocks kept': [whole, whole]},
+        _excess=lambda rung: share,
+        # Images of 24 alone keep the budget; those of 28 do with the last rung of a ladder.
+        _reach=lambda label, ladder, tries=None: reached.append((label, ladder[0].side)) or (2 if tries else 1),
+    )
+    Planner._smaller_images(planner)
+    expected = [('smaller images', None), ('images of 28, least harm', 28)]
+    assert reached == [*expected, *([('images of 28, all blocks kept', 28)] if asked else [])]
+
+
 @pytest.mark.parametrize(('drop', 'expected'), [(0.0, 0), (2.0, 2), (100.0, None)])
 def test_a_drop_of_the_score_alone_drives_the_pruning(tmp_path, pictures, by_count, monkeypatch, drop, expected):
     sizes = []

@@ -138,3 +138,15 @@ def test_operators_write_beside_their_input_only_where_nothing_else_reads_it():
         assert {'aten.add_.Tensor', 'aten.sigmoid_.default'} <= set(after)  # of views
         torch.testing.assert_close(program.module()(x), expected)
         torch.testing.assert_close(program.run_decompositions({}).module()(x), expected)
+
+
+def test_a_model_that_gives_its_cache_out_is_told_how_to_leave_it_out():
+    transformers = pytest.importorskip('transformers')
+    pytest.importorskip('openvino')
+    config = transformers.GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model, ids = transformers.GPT2LMHeadModel(config).eval(), torch.zeros(1, 8, dtype=torch.long)
+    with pytest.raises(EstimateError, match=r'`model\.config\.use_cache = False` leaves it out'):
+        runtime('openvino').prepare(model, ids)
+    model.config.use_cache = False
+    with torch.no_grad():
+        np.testing.assert_allclose(runtime('openvino').prepare(model, ids)()[0], model(ids).logits, atol=1e-4)
