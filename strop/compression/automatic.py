@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 
 #: Shares of a unit that are cut away to find out what it is worth.
 GRID = (0.25, 0.5, 0.75)
-#: The ladder on which channels go and no block does.
-_KEPT = 'all blocks kept'
 #: Shares of what may go that are cut from all units to find out how the times of layers shrink.
 _WIDTHS = (0.35, 0.7, 1.0)
 #: What the harm of a block counts beside that of channels, in the ladders that are compared.
@@ -69,8 +67,6 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _SECONDS = 240.0
 #: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
-#: With smaller images one further below than this wants the ladder without blocks as well.
-_LOOSE = 0.92
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
 
@@ -138,7 +134,7 @@ class Planner:
         self._done, self._total = 0, 1
         self._last: tuple[str, nn.Module] | None = None
         self._resources: dict[str, StageResources] = {}
-        self._missed: dict[str, Sequence[Rung]] = {}
+        self._missed: list[tuple[str, Rung]] = []
 
     def plan(self) -> Planned:
         """Make the plan and carry it out."""
@@ -332,7 +328,7 @@ class Planner:
             return {'least harm': greedy_ladder(*given, self.blocks)}
         if not self.blocks:
             return {'least harm': greedy_ladder(*given, ()), 'the same share everywhere': uniform_ladder(*given)}
-        names = {1.0: 'least harm', math.inf: _KEPT}
+        names = {1.0: 'least harm', math.inf: 'all blocks kept'}
         ladders = {
             names.get(weight, f'harm of blocks × {weight:g}'): greedy_ladder(*given, self.blocks, weight)
             for weight in _DEPTH_WEIGHTS
@@ -355,10 +351,9 @@ class Planner:
         if self.sides:
             self._smaller_images()
         for label, ladder in self._ladders.items():
-            self._reach(label, ladder)
+            self._reach(_steps(label, ladder), ladder)
         if not planned.candidates:
-            label, missed = min(self._missed.items(), key=lambda item: self._excess(item[1][-1]))
-            rung = missed[-1]
+            label, rung = min(self._missed, key=lambda item: self._excess(item[1]))
             pace = self._pace(rung)
             planned.warnings.append(
                 f'The budget ({self.around.budget}) cannot be reached by pruning: the smallest model that can be reached '
@@ -369,16 +364,15 @@ class Planner:
                 )
                 + 'and was taken.'
             )
-            last = len(missed) - 1
-            name = self._tried[rung.key].label if rung.key in self._tried else f'{label}, step {last} of {last}'
+            name = self._tried[rung.key].label if rung.key in self._tried else label
             return Candidate(name, rung, pace, self._harm(rung))
         return self._best(planned.candidates)
 
-    def _reach(self, label: str, ladder: Sequence[Rung], tries: int | None = None) -> int | None:
+    def _reach(self, labels: Sequence[str], ladder: Sequence[Rung], tries: int | None = None) -> int | None:
         """Look on a ladder for a model within the budget; return its place, or None if there is none."""
-        index = self._first_within(label, ladder, self.tries if tries is None else tries)
+        index = self._first_within(labels, ladder, self.tries if tries is None else tries)
         if index is None:
-            self._missed[label] = ladder
+            self._missed.append((labels[-1], ladder[-1]))
         elif all(found.rung.key != ladder[index].key for found in self.planned.candidates):
             rung = ladder[index]
             self.planned.candidates.append(Candidate(self._tried[rung.key].label, rung, self._pace(rung), self._harm(rung)))
@@ -391,14 +385,19 @@ class Planner:
         kept = self._ladders[first][0]
         # A step is several percent of the time: the search goes on until the first one within the budget is known.
         images = [kept, *(sized([kept], side, whole)[0] for side in self.sides)]
-        index = self._reach('smaller images', images, tries=len(images))
+        index = self._reach(['as it is', *(f'images of {side} alone' for side in self.sides)], images, tries=len(images))
         for side in between(self.sides, None if index is None else index - 1):
             ladder = sized(self._ladders[first], side, whole)
-            found = self._reach(f'images of {side}, {first}', ladder)
-            if found is None or not ladder[found].removed or _KEPT not in self._ladders:
+            labels = [f'images of {side}, {step}' for step in _steps(first, ladder)]
+            found = self._first_within(labels, ladder, self.tries)
+            if found is None:
+                self._missed.append((labels[-1], ladder[-1]))
                 continue
-            if self._excess(ladder[found]) < _LOOSE:  # a whole block is more than had to go
-                self._reach(f'images of {side}, {_KEPT}', sized(self._ladders[_KEPT], side, whole))
+            # A step that takes a block may leave room for larger images.
+            sides = [each for each in self.sides if each >= side]
+            larger = [sized([self._ladders[first][found]], each, whole)[0] for each in sides]
+            step = _steps(first, ladder)[found]
+            self._reach([f'images of {each}, {step}' for each in sides], larger, tries=len(larger))
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
         """Return the candidate that learns best; without a stage that trains the one that is harmed least."""
@@ -439,21 +438,20 @@ class Planner:
         planned.explanation.append(f'Taken was: {chosen.label}.')
         return chosen
 
-    def _first_within(self, label: str, ladder: Sequence[Rung], tries: int) -> int | None:
+    def _first_within(self, labels: Sequence[str], ladder: Sequence[Rung], tries: int) -> int | None:
         """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
         low, high = 0, len(ladder) - 1
-        if self._excess(ladder[low], f'{label}, step 0 of {high}') <= 1:
+        if self._excess(ladder[low], labels[low]) <= 1:
             return low
-        if high == 0 or self._excess(ladder[high], f'{label}, step {high} of {high}') > 1:
+        if high == 0 or self._excess(ladder[high], labels[high]) > 1:
             return None
-        last = high
         shares = {index: self._excess(ladder[index]) for index in (low, high)}
         for number in range(max(1, tries) + _MORE):
             enough = number >= tries and shares[high] > _FAR
             if high - low <= 1 or shares[high] > _NEAR or enough:
                 break
             middle = _between(ladder, low, high, shares) if number % 3 != 2 else (low + high) // 2
-            shares[middle] = self._excess(ladder[middle], f'{label}, step {middle} of {last}')
+            shares[middle] = self._excess(ladder[middle], labels[middle])
             low, high = (low, middle) if shares[middle] <= 1 else (middle, high)
         return high
 
@@ -578,6 +576,11 @@ class Planner:
         self._done += 1
         self._total = max(self._total, self._done + 1)
         self.around.tell(self._done, self._total)
+
+
+def _steps(label: str, ladder: Sequence[Rung]) -> list[str]:
+    """Return what the reader calls the rungs of a ladder."""
+    return [f'{label}, step {index} of {len(ladder) - 1}' for index in range(len(ladder))]
 
 
 def _mark(what: str, rung: Rung) -> str:

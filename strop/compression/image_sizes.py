@@ -78,7 +78,7 @@ def between(sides: Sequence[int], index: int | None) -> list[int]:
     if not larger:
         return []
     chosen = {larger[quarter * len(larger) // 4] for quarter in (1, 2, 3)}
-    return sorted(chosen if index is not None else {*chosen, sides[-1]}, reverse=True)
+    return sorted({*chosen, larger[-1]}, reverse=True)
 
 
 def _shape(model: nn.Module, data: DataParts) -> torch.Size | None:
