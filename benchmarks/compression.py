@@ -69,7 +69,7 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
             },
             data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 25_000, 'batch_size': 64, **CIFAR},
             base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16'},
-            learn={'epochs': 30 if full else 8, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
+            learn={'epochs': 30 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
             prune={'resolution': True, **plan},
         ),
         'mobilenet': Case(
