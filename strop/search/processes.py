@@ -26,6 +26,7 @@ from strop.search.reports import Decide
 from strop.search.trial import Trial
 
 _POLL = 0.2  # seconds between two looks at limits
+_SECOND_LOOK = 0.1  # seconds between two looks at memory before a trial is killed for it
 _STARTUP = 120.0  # seconds in which a worker must be ready
 _OBEY = 10.0  # seconds in which a trial that is told to stop must have ended
 
@@ -180,8 +181,8 @@ class LocalProcesses:
         if self.seconds is not None and taken > self.seconds:
             reason = f'the trial was killed after {taken:.3g} s: its limit is {self.seconds:g} s'
         elif self.memory is not None:
-            held = _held(self._psutil, worker.process.pid) - worker.held
-            if held > self.memory:
+            held = over_limit(self._psutil, worker.process.pid, worker.held, self.memory)
+            if held is not None:
                 reason = f'the trial was killed: it held {held:.0f} MiB of memory, and its limit is {self.memory:g} MiB'
         if reason is None:
             return None
@@ -315,6 +316,18 @@ def _held(psutil: Any, pid: int | None) -> float:
                 used = each.memory_info()
                 total += (used.rss - getattr(used, 'shared', 0)) / 2**20
     return total
+
+
+def over_limit(psutil: Any, pid: int | None, before: float, limit: float) -> float | None:
+    """Return the MiB that a process and its children took on if they are more than a limit, at two looks in a row.
+
+    A child that was just forked seems to hold all that its parent does, until it runs a program of its own.
+    """
+    held = _held(psutil, pid) - before
+    if held > limit:
+        time.sleep(_SECOND_LOOK)
+        held = _held(psutil, pid) - before
+    return held if held > limit else None
 
 
 # -- in the worker -----------------------------------------------------------------------------

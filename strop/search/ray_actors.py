@@ -23,7 +23,7 @@ from strop.errors import ConfigError, StropError, try_import
 from strop.mutables import Space
 from strop.search.executor import Evaluate, Outcome
 from strop.search.parcel import Parcel, pack
-from strop.search.processes import _held, evaluate_logged, log_file
+from strop.search.processes import _held, evaluate_logged, log_file, over_limit
 from strop.search.trial import Trial
 
 _POLL = 0.5  # seconds between two looks at limits
@@ -498,12 +498,13 @@ class _Evaluator:
         before = _held(psutil, os.getpid())
         while True:
             time.sleep(_WATCH)
-            number, now = self.number, _held(psutil, os.getpid())
+            number = self.number
             if number is None:
                 continue
-            if now - before > self.settings['memory']:
+            held = over_limit(psutil, os.getpid(), before, self.settings['memory'])
+            if held is not None:
                 with contextlib.suppress(Exception):
-                    ray.get(self.desk.note.remote(number, now - before))
+                    ray.get(self.desk.note.remote(number, held))
                 for child in psutil.Process().children(recursive=True):
                     with contextlib.suppress(psutil.Error):
                         child.kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import strop.search.processes as processes
 from search import evaluations
 from strop.errors import ConfigError
 from strop.mutables import OneOf, Space
@@ -246,3 +247,12 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode != 0
     assert '__main__' in done.stderr.splitlines()[-1]
+
+
+def test_memory_that_is_gone_at_a_second_look_breaks_no_limit(monkeypatch):
+    """A child that was just forked seems to hold what its parent does."""
+    looks = iter([100.0, 500.0, 100.0, 500.0, 600.0])
+    monkeypatch.setattr(processes, '_held', lambda psutil, pid: next(looks))
+    assert processes.over_limit(None, 1, before=50.0, limit=300.0) is None
+    assert processes.over_limit(None, 1, before=50.0, limit=300.0) is None
+    assert processes.over_limit(None, 1, before=50.0, limit=300.0) == 550.0
