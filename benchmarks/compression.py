@@ -38,8 +38,7 @@ from strop.report.compression_result import CompressionResult, Measurement
 
 RUNTIME = 'openvino'
 CIFAR = {'mean': [123.675, 116.28, 103.53], 'std': [58.395, 57.12, 57.375]}
-#: Of all cases: the share of the quantized original's time that is asked for. 1.5 times as fast is the aim; a plan is measured
-#: in other minutes than the result, hence a little more.
+#: Of all cases: the share of the quantized original's time that is asked for. 1.5 times as fast is the aim.
 SHARE = 0.665
 #: How the default size plans: with fewer tries than the stage has by itself.
 QUICKER = {'tries': 2}

@@ -63,7 +63,7 @@ def sized(ladder: Sequence[Rung], side: int, whole: int) -> list[Rung]:
 
 
 def between(sides: Sequence[int], index: int | None) -> list[int]:
-    """Return a few sides for which something else must go as well: at quarters of the way to one that is small enough.
+    """Return a few sides for which something else must go as well: at quarters of the way to one small enough, and next to it.
 
     Args:
         sides: From the largest to the smallest.

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from strop.errors import ConfigError, DifferenceError, ExportError, MissingDependencyError, try_import
 from strop.estimators.runtimes import out_of_place, quiet
+from strop.estimators.sessions import OnnxRuntimeSession
 from strop.export.comparison import Comparison, ExportedFile, Inputs, compared, named_outputs, outputs_of, source_of
 from strop.export.recipe import plain_subnet
 from strop.files import atomic_path
@@ -322,15 +323,13 @@ def _name_batch(converted: Any, program: Any) -> None:
 
 
 def _in_onnxruntime(file: Path, source: Source) -> Run:
-    ort = try_import('onnxruntime', 'onnx')
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
+    try_import('onnxruntime', 'onnx')
+    threads = torch.get_num_threads()
     session: list[Any] = []
 
     def run(given: Inputs) -> Sequence[Any]:
         if not session:
-            session.append(ort.InferenceSession(os.fspath(file), options, providers=['CPUExecutionProvider']))
+            session.append(OnnxRuntimeSession(file, threads).session)
         tensors = given.tensors()
         wanted = {node.name for node in session[0].get_inputs()}
         feed = {name: tensor.contiguous().numpy() for name, tensor in tensors.items() if name in wanted}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from strop.errors import ConfigError, ExportError, StropError
+from strop.errors import ConfigError, EstimateError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.estimators.sessions import bound
@@ -313,10 +313,21 @@ class Quantized:
 
         Raises:
             ConfigError: If files of this backend cannot be run here.
+            DataError: If the inputs are not finite, or others than those of the calibration data.
+            EstimateError: If the runtime does not take inputs of this shape.
         """
         args, kwargs = call = self._call(inputs)
+        tensors = tensors_of(in_order(self.example, args, kwargs))
         run = self._loaded(self.reference if floats else self.model, threads, precision, call)
-        return bound(run, tensors_of(in_order(self.example, args, kwargs)))
+        try:
+            return bound(run, tensors)
+        except Exception as error:  # whatever a runtime raises
+            shapes = ', '.join(str(tuple(tensor.shape)) for tensor in tensors)
+            wanted = ', '.join(str(tuple(tensor.shape)) for tensor in tensors_of(self.example))
+            raise EstimateError(
+                f'{self.backend.name} does not take inputs of the shapes {shapes}; the calibration data had {wanted}: '
+                f'{type(error).__name__}: {str(error)[:300]}'
+            ) from error
 
     def latency(
         self, inputs: Any = None, *, threads: int = 1, runs: int = 30, precisions: Iterable[str] = ('f32',)

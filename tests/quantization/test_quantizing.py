@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.errors import ConfigError, DataError, ExportError, StropError
+from strop.errors import ConfigError, DataError, EstimateError, ExportError, StropError
 from strop.quantization import QuantizationRecord, backend, quantize
 from strop.quantization.quantizing import compared
 from tests.quantization.nets import fragile_net, image_batches, small_net, small_transformer, sqnr, token_batches
@@ -458,6 +458,20 @@ def test_bound_calls_compute_what_the_runtime_does(name):
     found = result.bind(x)()[0]
     torch.testing.assert_close(torch.as_tensor(found), result.prepare()(x)[0].reshape(found.shape))
     assert sqnr(net(x), torch.as_tensor(result.bind(x, floats=True)()[0]).reshape(net(x).shape)) > 60
+
+
+@pytest.mark.parametrize('name', ['openvino', 'onnxruntime', 'inductor'])
+def test_inputs_that_a_runtime_does_not_take_are_told(name):
+    for module in backend(name).modules:
+        pytest.importorskip(module)
+    result = quantize(small_net(), image_batches(), backend=name, check=False)
+    wrong = torch.rand(1, 5, 8, 8)
+    with pytest.raises(EstimateError, match=r'does not take inputs of the shapes \(1, 5, 8, 8\)|failed while it was measured'):
+        result.latency(wrong, runs=1)
+    with pytest.raises(DataError, match='NaN'):
+        result.bind(torch.full((1, 5, 8, 8), float('nan')))
+    with pytest.raises(DataError, match='Arguments are given as the calibration data had them'):
+        result.bind((image_batches()[0][:1],) * 2)
 
 
 def test_samples_of_one_batch_size_are_held_to_the_limit_together():
