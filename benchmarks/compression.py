@@ -68,14 +68,14 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
             },
             data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 25_000, 'batch_size': 64, **CIFAR},
             base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16'},
-            learn={'epochs': 30 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16'},
+            learn={'epochs': 30 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16', 'compile': True},
             prune={'resolution': True, **plan},
         ),
         'mobilenet': Case(
             model={'source': 'compression_networks:mobilenet'},
             data={'source': fashion, 'limit': 60_000 if full else 10_000, 'batch_size': 64, 'mean': [72.9], 'std': [90.0]},
             base={'epochs': 20 if full else 6, 'lr': 0.1},
-            learn={'epochs': 20 if full else 6, 'lr': 0.05, 'hard': 0.5},
+            learn={'epochs': 20 if full else 6, 'lr': 0.05, 'hard': 0.5, 'compile': True},
             prune={**plan},
         ),
         'lite0': Case(

@@ -1,4 +1,4 @@
-"""How models are called on the inputs of a batch: in which memory layout, and which tensor of the outputs counts."""
+"""How models are called on the inputs of a batch: in which memory layout, compiled or not, and which output counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
-from strop.errors import DataError, StropError
+from strop.errors import ConfigError, DataError, StropError
+from strop.estimators.runtimes import quiet
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
@@ -113,4 +114,52 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
     return torch.channels_last
 
 
-__all__ = ['as_batches', 'call', 'laid', 'layout_for', 'main_output']
+class Compiled:
+    """A model that `torch.compile` runs on inputs of one shape, and PyTorch as always on all others.
+
+    With one shape alone, the program that runs depends on the inputs and not on those that came before, so that a training
+    which was killed goes on with the same bits.
+
+    Args:
+        model: The model; what it learns or keeps, it keeps itself.
+        example: Inputs of a batch of that shape, as `call` takes them.
+
+    Raises:
+        ConfigError: When it is first called on that shape, if it cannot be compiled here.
+
+    >>> doubled = Compiled(torch.nn.Linear(2, 3), torch.ones(4, 2))
+    >>> doubled(torch.ones(1, 2)).shape  # another shape, so that nothing is compiled
+    torch.Size([1, 3])
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model = model
+        self._shapes = _shapes(example)
+        self._function = torch.compile(model, dynamic=False)
+        self._ran = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model gives."""
+        if _shapes((args, kwargs)) != self._shapes:
+            return self.model(*args, **kwargs)
+        if self._ran:
+            return self._function(*args, **kwargs)
+        try:
+            with quiet():
+                outputs = self._function(*args, **kwargs)
+        except Exception as error:  # whatever dynamo, Inductor or a C++ compiler raise
+            with torch.no_grad():
+                self.model(*args, **kwargs)  # if it is the model's own fault, then that is what is told
+            raise ConfigError(
+                f'torch.compile cannot compile {type(self.model).__name__} here: {type(error).__name__}: {str(error)[:300]}. '
+                'It needs a C++ compiler, and a model that it can trace. Leave `compile` out to train without.'
+            ) from error
+        self._ran = True
+        return outputs
+
+
+def _shapes(inputs: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+__all__ = ['Compiled', 'as_batches', 'call', 'laid', 'layout_for', 'main_output']

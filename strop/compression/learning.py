@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.calling import call, laid, layout_for
+from strop.compression.calling import Compiled, call, laid, layout_for
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.compression.training import Objective, Schedule, forget, train
 from strop.distill import distiller_for
@@ -33,6 +33,7 @@ class LearningStage(StageSettings):
     precision: str | None = None
     checkpoint_steps: int | None = None
     freeze_norms: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         self.schedule  # noqa: B018 - it checks the values
@@ -57,7 +58,7 @@ class LearningStage(StageSettings):
     def rehearse(self, model: nn.Module, around: Surroundings, steps: int) -> nn.Module:
         """Return a copy of a model that was trained for a few steps, as this stage would.
 
-        The learning rate rises and falls within these steps.
+        The learning rate rises and falls within these steps. Nothing is compiled for so few.
 
         Args:
             model: The model; it stays as it is.
@@ -65,9 +66,9 @@ class LearningStage(StageSettings):
             steps: So many batches; beyond one epoch the nearest number of whole epochs.
         """
         student, folder = copy.deepcopy(model), around.work / 'rehearsal'
-        objective, along = self.objective(student, around)
+        objective, along = replace(self, compile=False).objective(student, around)
         loader = around.data.loader(derive_seed(around.seed, 'rehearsal'), steps)
-        schedule = replace(self.schedule, epochs=max(1, round(steps / len(loader))), checkpoint_steps=None)
+        schedule = replace(self.schedule, epochs=max(1, round(steps / len(loader))), checkpoint_steps=None, compile=False)
         forget(folder)
         layout = layout_for(student, around.data.example(2), weights=True)
         seed = around.seed % 2**31
@@ -90,6 +91,7 @@ class LearningStage(StageSettings):
             seed=around.seed % 2**31,
             trained=along,
             layout=layout_for(student, around.data.example(2), weights=True),
+            example=around.data.example(around.data.full_batch) if self.compile else None,
             tell=around.tell,
         )
         after, gap = judge.score(found.model, 'validation'), judge.gap(found.model, 'validation')
@@ -142,7 +144,7 @@ class FinetuneStage(LearningStage):
         """Return the loss by the labels."""
         judge = around.judge
 
-        def losses(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def losses(student: Callable[..., Any], inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             return {'loss': judge.loss(call(student, around.data.seen(inputs)), targets, inputs, self.smoothing)}
 
         return losses, None
@@ -182,6 +184,11 @@ class DistillStage(LearningStage):
         pairs = self.features.items() if isinstance(self.features, Mapping) else [(path, path) for path in self.features or ()]
         if isinstance(self.features, str) or not all(isinstance(path, str) for pair in pairs for path in pair):
             raise ConfigError(f'`features` of the stage `distill` are paths of modules, but got {self.features!r}.')
+        if self.compile and self.features:
+            raise ConfigError(
+                '`compile` and `features` of the stage `distill` do not go together: what modules give is read by hooks, which '
+                'a compiled model does not call. Leave one of them out.'
+            )
         if not self.soft and not self.hard and not self.features:
             raise ConfigError('The stage `distill` has nothing to learn by: `soft`, `hard` and `features` are all empty.')
 
@@ -212,6 +219,9 @@ class DistillStage(LearningStage):
         teacher = copy.deepcopy(around.original).eval().requires_grad_(False)
         layout = layout_for(teacher, around.data.at(None).example(2), weights=True)
         teacher.to(memory_format=layout)
+        taught: Callable[..., Any] = teacher
+        if self.compile:
+            taught = Compiled(teacher, around.data.at(None).example(around.data.full_batch))
         distiller = None
         if self.features:
             with seeded(around.seed, 'distiller'):
@@ -220,16 +230,16 @@ class DistillStage(LearningStage):
                     features_weight=self.features_weight, teacher_inputs=around.data.at(None).example(2),
                 )  # fmt: skip
 
-        def found(learner: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def found(learner: Callable[..., Any], inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             if next((tensor.device for tensor in teacher.parameters()), None) != _device(inputs):
                 teacher.to(_device(inputs))
             losses: dict[str, Tensor] = {}
             if distiller is None:
                 with torch.no_grad():
-                    answers = call(teacher, laid(inputs, layout))
+                    answers = call(taught, laid(inputs, layout))
                 outputs = call(learner, around.data.seen(inputs))
             else:
-                with distiller.record(teacher, learner):
+                with distiller.record(teacher, student):
                     with torch.no_grad():
                         answers = call(teacher, laid(inputs, layout))
                     outputs = call(learner, around.data.seen(inputs))

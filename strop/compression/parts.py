@@ -103,6 +103,11 @@ class DataParts:
         chosen = [self.calibration[index % len(self.calibration)] for index in range(size)]
         return self.seen(collated(chosen)[0])
 
+    @property
+    def full_batch(self) -> int:
+        """How many samples the batches of `loader` have."""
+        return min(self.batch_size, len(self.train))
+
     def loader(self, seed: int, batches: int | None = None) -> DataLoader:
         """Return a loader of the training part, of whole inputs, whose order and augmentation are a function of (seed, epoch).
 

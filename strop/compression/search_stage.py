@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from strop.compression.budget import Budget
 from strop.compression.calling import as_batches, call, layout_for
@@ -88,7 +88,7 @@ class SearchStage(StageSettings):
         def draw(step: int) -> None:
             binding.apply(space.sample(counter_rng(around.seed, 'subnet', step)))
 
-        def objective(student: nn.Module, inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
+        def objective(student: Callable[..., Any], inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             draw(step)
             return {'loss': judge.loss(call(student, inputs), targets, inputs)}
 

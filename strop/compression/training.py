@@ -15,15 +15,15 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from strop.compression.calling import laid
+from strop.compression.calling import Compiled, laid
 from strop.engine import build_runner
 from strop.errors import ConfigError, listed, near
 from strop.files import atomic_write
 from strop.quantization.qat import freeze_batch_norms
 from strop.randomness import seeded
 
-#: (student, inputs, targets, step) -> name -> loss.
-Objective = Callable[[nn.Module, Any, Any, int], Mapping[str, Tensor]]
+#: (student, or what runs it compiled; inputs, targets, step) -> name -> loss.
+Objective = Callable[[Callable[..., Any], Any, Any, int], Mapping[str, Tensor]]
 
 OPTIMIZERS = ('sgd', 'adamw')
 _POINTS = 60
@@ -44,6 +44,7 @@ class Schedule:
         checkpoint_steps: A checkpoint every so many steps; one an epoch by default.
         freeze_norms: Keep the statistics of batch norms as they are. Those of a few hundred samples are worse than those that
             the model was trained with.
+        compile: Run whole batches by `torch.compile`: seconds to minutes at the start, faster steps from then on.
 
     Raises:
         ConfigError: If a value is not what it can be.
@@ -61,10 +62,12 @@ class Schedule:
     precision: str | None = None
     checkpoint_steps: int | None = None
     freeze_norms: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.freeze_norms, bool):
-            raise ConfigError(f'`freeze_norms` is true or false, but got {self.freeze_norms!r}.')
+        for name in ('freeze_norms', 'compile'):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f'`{name}` is true or false, but got {getattr(self, name)!r}.')
         for name in ('epochs', 'checkpoint_steps'):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -91,6 +94,7 @@ class Lesson(BaseModel):
         trained: Modules of the objective that are trained along, such as projections of a distiller.
         freeze_norms: Whether batch norms of the student stay in eval mode.
         layout: Of images and of the weights of convolutions.
+        example: Inputs of a batch, as the student sees them, for whose shapes it is compiled; None runs it as it is.
     """
 
     def __init__(
@@ -100,9 +104,11 @@ class Lesson(BaseModel):
         trained: nn.Module | None = None,
         freeze_norms: bool = False,
         layout: torch.memory_format = torch.contiguous_format,
+        example: Any = None,
     ) -> None:
         super().__init__()
         self.student = student.to(memory_format=layout)
+        self.compiled = None if example is None else Compiled(self.student, example)
         self.layout = layout
         self.trained = trained if trained is not None else nn.Identity()
         self.objective = objective
@@ -120,7 +126,7 @@ class Lesson(BaseModel):
         """Return the losses, or in any other mode what the student gives."""
         if mode != 'loss':
             return self.student(inputs)
-        return dict(self.objective(self.student, laid(inputs, self.layout), targets, self.step))
+        return dict(self.objective(self.compiled or self.student, laid(inputs, self.layout), targets, self.step))
 
 
 class _Watch(Hook):
@@ -186,6 +192,7 @@ def train(
     seed: int,
     trained: nn.Module | None = None,
     layout: torch.memory_format = torch.contiguous_format,
+    example: Any = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Trained:
     """Train a model, from the last checkpoint in `folder` if there is one; the folder may be deleted afterwards.
@@ -201,13 +208,15 @@ def train(
         seed: Of everything random.
         trained: Modules of the objective that are trained along.
         layout: Of images; see `strop.compression.calling.layout_for`.
+        example: Inputs of a whole batch, as the student sees them: what a schedule with `compile` compiles for.
         tell: Called with (steps done, steps in all).
 
     Raises:
+        ConfigError: If it is to be compiled and cannot be.
         TrainingError: If a loss is not finite.
     """
     total = schedule.epochs * len(loader)
-    lesson = Lesson(student, objective, trained, schedule.freeze_norms, layout)
+    lesson = Lesson(student, objective, trained, schedule.freeze_norms, layout, example if schedule.compile else None)
     optimizer: dict[str, Any] = {'lr': schedule.lr, 'weight_decay': schedule.weight_decay}
     optimizer |= {'type': 'SGD', 'momentum': 0.9, 'nesterov': True} if schedule.optimizer == 'sgd' else {'type': 'AdamW'}
     wrapper: dict[str, Any] = {'type': 'OptimWrapper', 'optimizer': optimizer}
@@ -246,6 +255,8 @@ def train(
     with seeded(seed, 'training'):
         runner = build_runner(config, work_dir=folder, resume=True)
         runner.train()
+    if schedule.compile:
+        torch.compiler.reset()  # what it made is of no use to the next stages, which share its limit of programs
     model = student.cpu().eval()
     model.zero_grad(set_to_none=True)
     return Trained(model, watch.points)

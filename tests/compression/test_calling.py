@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import strop
-from strop.compression.calling import laid, layout_for
-from strop.errors import NotDecidedError
+from strop.compression.calling import Compiled, laid, layout_for
+from strop.errors import ConfigError, NotDecidedError
 from strop.mutables import LayerChoice
 from strop.mutables.binding import bind
 
@@ -154,3 +154,52 @@ def test_a_network_that_flattens_by_view_goes_through_the_chain(tmp_path: Path, 
     assert found.result.stages[-2].scores['accuracy'] > 0.9
     again = strop.load(tmp_path / 'out', factory=lambda: Flattens(channels))
     assert again(torch.rand(2, channels, 8, 8)).shape == (2, 2)
+
+
+def _counting(model: nn.Module) -> list[torch.Size]:
+    shapes: list[torch.Size] = []
+    model.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    return shapes
+
+
+def test_one_shape_runs_compiled_and_others_as_always(monkeypatch):
+    model, compiled_for = nn.Linear(3, 2), []
+
+    def compiled(module, dynamic):
+        assert dynamic is False
+        return lambda *args, **kwargs: compiled_for.append(args[0].shape) or module.forward(*args, **kwargs)
+
+    monkeypatch.setattr(torch, 'compile', compiled)
+    plain, run = _counting(model), Compiled(model, torch.rand(8, 3))
+    for rows in (8, 5, 8, 1):
+        x = torch.rand(rows, 3)
+        assert torch.equal(run(x), model.forward(x))
+    assert compiled_for == [(8, 3), (8, 3)]
+    assert plain == [(5, 3), (1, 3)]
+
+
+def test_what_is_compiled_learns_as_the_model_does():
+    torch.manual_seed(0)
+    model, x = Flattens().train(), torch.rand(4, 3, 8, 8)
+    twin = Flattens().train()
+    twin.load_state_dict(model.state_dict())
+    run = Compiled(model, x)
+    run(x).square().mean().backward()
+    twin(x).square().mean().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5, msg=name)
+    torch.testing.assert_close(model.features[1].running_mean, twin.features[1].running_mean)
+
+
+def test_a_model_that_cannot_be_compiled_is_told_and_its_own_errors_stay(monkeypatch):
+    def broken(module, dynamic):
+        def run(*args, **kwargs):
+            raise RuntimeError('no working C++ compiler found')
+
+        return run
+
+    monkeypatch.setattr(torch, 'compile', broken)
+    with pytest.raises(ConfigError, match=r'compile Linear here: RuntimeError: no working C.*Leave `compile` out'):
+        Compiled(nn.Linear(3, 2), torch.rand(4, 3))(torch.rand(4, 3))
+    with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
+        Compiled(nn.Linear(3, 2), torch.rand(4, 5))(torch.rand(4, 5))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import strop
 from strop.compression import Judge
 from strop.compression.budget import Budget
+from strop.compression.calling import Compiled
 from strop.compression.learning import DistillStage, FinetuneStage
 from strop.compression.progress import Progress
 from strop.compression.stage import State, Surroundings
@@ -64,6 +67,7 @@ def test_a_distilled_model_comes_closer_to_its_teacher_without_a_label(tmp_path,
     [
         (DistillStage, {'temperature': 0}), (DistillStage, {'features': 'layer1'}), (DistillStage, {'hard': -1}),
         (DistillStage, {'soft': 0}), (FinetuneStage, {'smoothing': 1.0}), (FinetuneStage, {'epochs': 0}),
+        (DistillStage, {'compile': True, 'features': ['3']}), (FinetuneStage, {'compile': 1}),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(kind, options):
@@ -90,3 +94,26 @@ def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tm
     assert judge.score(first, 'validation') > judge.score(model, 'validation')
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not (work / 'rehearsal').exists()
+
+
+def test_student_and_teacher_run_compiled_and_a_rehearsal_does_not(tmp_path, parts, monkeypatch):
+    ran = []
+
+    class Spy(Compiled):
+        def __call__(self, *args, **kwargs):
+            ran.append(self.model.training)
+            return super().__call__(*args, **kwargs)
+
+    monkeypatch.setattr('strop.compression.learning.Compiled', Spy)
+    monkeypatch.setattr('strop.compression.training.Compiled', Spy)
+    judge, work = Judge(parts, small_net()), tmp_path / 'work'
+    around = Surroundings('distill', small_net(), parts, judge, Budget(), 0, 1, tmp_path, work, Progress.of('quiet'))
+    stage, weak = DistillStage(epochs=2, lr=0.05, compile=True), small_net(8)
+    stage.rehearse(weak, around, 2)
+    assert ran == []
+    found = stage.run(State(weak), around)
+    assert ran == [False, True] * 6  # the teacher first, in eval mode
+    assert found.curve[-1]['loss'] < found.curve[0]['loss']
+    plain = DistillStage(epochs=2, lr=0.05).run(State(small_net(8)), replace(around, work=tmp_path / 'plain'))
+    for ours, theirs in zip(found.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=2e-3)

@@ -24,15 +24,16 @@ def _run(judge, parts, folder, stop=None, **options):
         return {'loss': judge.loss(call(student, inputs), targets, inputs)}
 
     schedule = Schedule(**{'epochs': 3, 'lr': 0.1, 'checkpoint_steps': 2, **options})
-    return train(small_net(), parts.loader(0), objective, schedule, folder, seed=0, tell=tell)
+    example = parts.example(parts.full_batch)
+    return train(small_net(), parts.loader(0), objective, schedule, folder, seed=0, example=example, tell=tell)
 
 
-@pytest.mark.parametrize('stop', [3, 4, 8])
-def test_a_training_that_was_stopped_ends_with_the_same_bits_and_curve(judge, parts, tmp_path, stop):
-    whole = _run(judge, parts, tmp_path / 'whole')
+@pytest.mark.parametrize(('stop', 'compile'), [(3, False), (4, False), (8, False), (4, True)])
+def test_a_training_that_was_stopped_ends_with_the_same_bits_and_curve(judge, parts, tmp_path, stop, compile):
+    whole = _run(judge, parts, tmp_path / 'whole', compile=compile)
     with pytest.raises(Killed):
-        _run(judge, parts, tmp_path / 'parts', stop=stop)
-    again = _run(judge, parts, tmp_path / 'parts')
+        _run(judge, parts, tmp_path / 'parts', stop=stop, compile=compile)
+    again = _run(judge, parts, tmp_path / 'parts', compile=compile)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert whole.curve == again.curve
@@ -66,6 +67,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(parts, tmp_path):
         ({'optimizer': 'adamm'}, "Did you mean 'adamw'"),
         ({'precision': 'int8'}, '`precision`'),
         ({'clip': 0}, '`clip`'),
+        ({'compile': 'yes'}, '`compile` is true or false'),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(options, message):
