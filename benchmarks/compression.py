@@ -6,12 +6,13 @@ WikiText-2. Each is one recipe that the command line runs: prune by the automati
 *quantized* original in OpenVINO, learn from the original, quantize, export. Beside it stands what single methods give:
 
 - `quantize`: the original, quantized alike (it is part of the chain's own run, so that times are of the same rounds);
-- `prune`: pruned and taught in the same way, in floats, to the time that the chain reached, or as near as it comes.
+- `prune`, with `--single`: pruned and taught in the same way, in floats, to the time that the chain reached, or as near as it
+  comes. It takes about as long again.
 
 Ratios are of paired rounds with intervals; the scores that count are those that OpenVINO computes of the int8 file on the test
 part. A killed benchmark goes on inside the recipe that ran; what `--out` holds of other cases stays in it.
 
-    python benchmarks/compression.py --out benchmarks/results/compression.json
+    python benchmarks/compression.py --single --out benchmarks/results/compression.json
     python benchmarks/compression.py --cases resnet20 --quick
 """
 
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument('--learn-threads', type=int, default=os.cpu_count(), help='that everything else computes with')
     parser.add_argument('--quick', action='store_true', help='an epoch of few samples, to see that it runs')
     parser.add_argument('--full', action='store_true', help='all images and longer training (hours)')
+    parser.add_argument('--single', action='store_true', help='also pruning alone, to the time of each chain')
     parser.add_argument('--float32', action='store_true', help='learn in float32, for processors that are slower in bfloat16')
     parser.add_argument('--work', default='work_dirs/compression')
     parser.add_argument('--out', help='write the result file, such as benchmarks/results/compression.json')
@@ -266,7 +268,7 @@ def main() -> None:
             chosen[name] = case
     settings = {key: getattr(options, key) for key in ('seed', 'threads', 'learn_threads', 'quick', 'full')}
     # All chains come first: they are what the other runs are compared with.
-    for recipe, (name, case) in product(('chain', 'prune'), chosen.items()):
+    for recipe, (name, case) in product(('chain', 'prune') if options.single else ('chain',), chosen.items()):
         if recipe == 'chain':
             found[name] = {
                 'commit': git('rev-parse', 'HEAD'), 'settings': {**settings, 'float32': study.float32}, 'share': SHARE,

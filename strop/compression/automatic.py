@@ -24,35 +24,22 @@ Step 3 is the greedy of NetAdapt (Yang et al., NetAdapt: Platform-Aware Neural N
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from strop.compression.calling import as_batches, call, main_output
-from strop.compression.clock import Clock, Pace
+from strop.compression.clock import Pace
 from strop.compression.image_sizes import between, sized, smaller_sides
 from strop.compression.ladder import Pricing, Rung, Worth, greedy_ladder, uniform_ladder
-from strop.compression.plan import Candidate, Notes, Planned, record_of
-from strop.compression.scoring import with_better_norms
-from strop.compression.stage import Surroundings, resources_of
+from strop.compression.plan import Candidate, Planned
+from strop.compression.stage import Surroundings
+from strop.compression.workshop import Workshop
 from strop.estimators import WidthCosts
-from strop.graph import channel_units, verify
-from strop.pruning import (
-    Ranking,
-    build_importance,
-    recalibrate,
-    remove_blocks,
-    residual_blocks,
-    score,
-)
-from strop.report.compression_result import StageResources, Tried
+from strop.graph import channel_units
+from strop.pruning import Ranking, build_importance, residual_blocks, score
+from strop.report.compression_result import Tried
 
 if TYPE_CHECKING:
     from strop.pruning import Selection
@@ -63,8 +50,6 @@ GRID = (0.25, 0.5, 0.75)
 _WIDTHS = (0.35, 0.7, 1.0)
 #: What the harm of a block counts beside that of channels, in the ladders that are compared.
 _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
-#: Seconds that finding out what units are worth may take, about.
-_SECONDS = 240.0
 #: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: Of more models within the budget than this only the best without training are taught.
@@ -108,11 +93,8 @@ class Planner:
         recalibrate: bool,
         calibration: list[Any],
     ) -> None:
-        self.model, self.around, self.importance = model, around, importance
-        self.tries, self.rehearse, self.recalibrates = tries, rehearse, recalibrate
-        self._calibrations: dict[int | None, list[Any]] = {around.data.side: calibration}
-        self.example = around.data.example(1)
-        self.graph = channel_units(model, self.example)
+        self.model, self.around, self.tries, self.rehearse = model, around, tries, rehearse
+        self.graph = channel_units(model, around.data.example(1))
         judge = build_importance(importance, seed=around.seed)
         found = score(self.graph, model, judge, data=importance_data, loss=importance_loss, seed=around.seed)
         self.ranking = Ranking(self.graph, model, found, selection)
@@ -122,27 +104,26 @@ class Planner:
             for block in (residual_blocks(model, around.data.example(2)) if depth else ())
             if not any(path == block or path.startswith(f'{block}.') for path in needs)
         ]
-        self.clock = Clock(around)
-        self.notes = Notes(around.work / 'plan.json')
+        self.shop = Workshop(
+            model, around, self.ranking, importance=importance, rehearse=rehearse, recalibrate=recalibrate,
+            calibration=calibration,
+        )  # fmt: skip
         self.planned = Planned(model)
         self._tried: dict[str, Tried] = {}
-        self.counted = around.counted_limits()
         self.sides: list[int] = []
         if resolution:
             self.sides, why = smaller_sides(model, around.data)
             self.planned.warnings += [f'Images cannot be made smaller than this: {why}.'] if why else []
         self._done, self._total = 0, 1
-        self._last: tuple[str, nn.Module] | None = None
-        self._resources: dict[str, StageResources] = {}
         self._missed: list[tuple[str, Rung]] = []
 
     def plan(self) -> Planned:
         """Make the plan and carry it out."""
         planned = self.planned
         ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
-        trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
+        self._trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
         ladders += 4 if self.sides and not self._only_score() else 0
-        self._total = trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
+        self._total = self._trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
         self.pricing = self._priced()
         planned.worths = self._worths()
         self._ladders = self._ordered()
@@ -150,9 +131,9 @@ class Planner:
             chosen = self._within_score()
         else:
             chosen = self._within_budget()
-        if chosen.rung.key != self._whole().key:
-            planned.model, planned.records = self._built(chosen.rung, check=True)
-            planned.latencies_after = self._layers('layers after', planned.model, self._view(chosen.rung))['layers']
+        if chosen.rung.key != self.shop.whole.key:
+            planned.model, planned.records = self.shop.built(chosen.rung, check=True)
+            planned.latencies_after = self._layers(chosen.rung)['layers']
         planned.side = chosen.rung.side
         planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
         planned.removed = chosen.rung.removed
@@ -166,8 +147,8 @@ class Planner:
 
     def _priced(self) -> Pricing:
         """Measure the layers of the whole model and of narrower ones."""
-        whole = self._layers('layers', self.model, self.around)
-        planned = self.planned
+        planned, shop = self.planned, self.shop
+        whole = self._layers(shop.whole)
         planned.latencies = whole['layers']
         slowest = sorted(planned.latencies.items(), key=lambda item: -item[1])[:4]
         planned.explanation.append(
@@ -183,9 +164,9 @@ class Planner:
         for share in _WIDTHS:
             lengths = self.ranking.lengths(share)
             narrow = Rung(lengths, (), 0.0, 0.0)
-            times = self._layers(_mark('layers', narrow), partial(self._model, narrow), self.around)['shared']
+            times = self._layers(narrow)['shared']
             # Profiles are taken one after the other, in faster and slower moments of the machine; whole models in turns.
-            part = self._pace(narrow).share / self._pace(self._whole()).share
+            part = shop.pace(narrow).share / shop.pace(shop.whole).share
             scale = part * sum(whole['shared'].values()) / (sum(times.values()) or 1)
             pricing.learn(lengths, {name: ms * scale for name, ms in times.items()})
         kept = pricing.milliseconds(lengths) / pricing.milliseconds({})
@@ -196,23 +177,15 @@ class Planner:
         )
         return pricing
 
-    def _layers(self, key: str, model: nn.Module | Callable[[], nn.Module], around: Surroundings) -> dict[str, Any]:
-        def find() -> dict[str, Any]:
-            shared, found = self.clock.layers(model if isinstance(model, nn.Module) else model(), around.data)
-            return {
-                'shared': shared, 'layers': {name: layer.latency.median_ms for name, layer in found.items()},
-                'milliseconds': found.whole.median_ms, 'runtime': found.runtime, 'precision': found.precision,
-                'threads': found.threads, 'warnings': list(self.clock.warnings),
-            }  # fmt: skip
-
+    def _layers(self, rung: Rung) -> dict[str, Any]:
         self._advance()
-        known: dict[str, Any] = self.notes.recall(key, find)
+        known = self.shop.layers(rung)
         self.planned.warnings += [text for text in known['warnings'] if text not in self.planned.warnings]
         return known
 
     def _worths(self) -> list[Worth]:
         """Cut each unit alone, take out each block alone, and compare the outputs with the whole model's."""
-        self._compare()
+        self.shop.compare(self._trials)
         whole = self.pricing.milliseconds({})
         result = []
         for name in self.ranking.prunable:
@@ -224,100 +197,16 @@ class Planner:
                 if lengths[name] >= unit.size:
                     continue
                 cut = 1 - lengths[name] / unit.size
-                gaps[cut] = self._harm(Rung(lengths, (), 0.0, 0.0))
+                gaps[cut] = self.shop.harm(Rung(lengths, (), 0.0, 0.0))
+                self._advance()
                 saved = max(saved, (whole - self.pricing.milliseconds(lengths)) / cut)
             if gaps:
                 result.append(Worth(name, unit.size, saved, gaps))
         for block in self.blocks:
-            harm = self._harm(Rung(self.graph.fit({}), (block,), 0.0, 0.0))
+            harm = self.shop.harm(Rung(self.graph.fit({}), (block,), 0.0, 0.0))
+            self._advance()
             result.append(Worth(block, 0, self.pricing.inside(block), {1.0: harm}))
         return result
-
-    def _compare(self) -> None:
-        """Choose the batches that models are compared on, and what the whole model gives for them."""
-        batches = self._calibration(self._whole())
-
-        def find() -> int:
-            begun = time.monotonic()
-            with torch.no_grad():
-                call(self.model, batches[0])
-            once = time.monotonic() - begun
-            trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
-            # Two forwards for each trial: one for the statistics of norms, one to compare.
-            return int(max(1, min(len(batches) // 2 or 1, _SECONDS / max(2 * once * trials, 1e-9))))
-
-        self._many = int(self.notes.recall('batches', find))
-        first, second = self._halves(self._whole())
-        # Its norms are measured on the same batches, or their change would be taken for harm.
-        whole = copy.deepcopy(self.model)
-        recalibrate(whole, as_batches(first))
-        with torch.no_grad():
-            self._wanted = [main_output(call(whole, inputs), inputs) for inputs in second]
-
-    def _view(self, rung: Rung) -> Surroundings:
-        """Return the data and the judge for the images that a rung's model takes."""
-        return self.around if rung.side is None else self.around.at(rung.side)
-
-    def _calibration(self, rung: Rung) -> list[Any]:
-        around = self._view(rung)
-        side = around.data.side
-        if side not in self._calibrations:
-            # Those of the images that it had, and of one other size: they may be large.
-            self._calibrations = {self.around.data.side: self._calibrations[self.around.data.side]}
-            self._calibrations[side] = around.calibration(self.model)
-        return self._calibrations[side]
-
-    def _halves(self, rung: Rung) -> tuple[list[Any], list[Any]]:
-        """Return batches for the statistics of norms, and others to compare on."""
-        batches, many = self._calibration(rung), self._many
-        return batches[:many], batches[many : 2 * many] or batches[:many]
-
-    def _harm(self, rung: Rung) -> float:
-        """Return how far the outputs of a rung's model are from the whole model's."""
-
-        def find() -> float:
-            smaller = copy.deepcopy(self._model(rung))
-            first, second = self._halves(rung)
-            recalibrate(smaller, as_batches(first))
-            with torch.no_grad():
-                gaps = [
-                    _distance(main_output(call(smaller, inputs), inputs), answer)
-                    for inputs, answer in zip(second, self._wanted)
-                ]
-            value = sum(gaps) / len(gaps)
-            return value if math.isfinite(value) else 1e6
-
-        self._advance()
-        return float(self.notes.recall(_mark('harm', rung), find))
-
-    def _pace(self, rung: Rung) -> Pace:
-        """Return the time of a rung's model."""
-        if not self.around.budget.timed:
-            return Pace(0.0, 0.0)
-
-        def find() -> list[float]:
-            pace = self.clock.time(self._model(rung), self._view(rung).data)
-            return [pace.share, pace.milliseconds]
-
-        return Pace(*self.notes.recall(_mark('time', rung), find))
-
-    def _normed(self, rung: Rung, batches: list[Any]) -> nn.Module:
-        """Return a copy of a rung's model with the norms that it will have."""
-        model = self._model(rung)
-        return with_better_norms(model, batches, self._view(rung).judge) if self.recalibrates else copy.deepcopy(model)
-
-    def _rehearsed(self, rung: Rung) -> tuple[float, float]:
-        """Return score and gap on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
-
-        def find() -> list[float]:
-            around = self._view(rung)
-            smaller = self._normed(rung, self._calibration(rung))
-            if around.follows is not None and self.rehearse:
-                smaller = around.follows.rehearse(smaller, around, self.rehearse)
-            return [around.judge.score(smaller, 'validation'), around.judge.gap(smaller, 'validation')]
-
-        score, gap = self.notes.recall(_mark('rehearsed', rung), find)
-        return float(score), float(gap)
 
     # -- what is chosen --------------------------------------------------------------------
 
@@ -335,26 +224,23 @@ class Planner:
         }
         return {**ladders, 'the same share everywhere': uniform_ladder(*given)}
 
-    def _whole(self) -> Rung:
-        return Rung(self.graph.fit({}), (), 0.0, 0.0)
-
     def _only_score(self) -> bool:
         """Whether the budget limits nothing but the drop of the score."""
-        return not self.around.budget.timed and not self.counted
+        return not self.around.budget.timed and not self.shop.counted
 
     def _within_budget(self) -> Candidate:
         """Find on each ladder the least harmed model within the budget; of these take the one that learns best."""
-        planned, whole = self.planned, self._whole()
+        planned, whole = self.planned, self.shop.whole
         if self._excess(whole, 'as it is') <= 1:
             planned.explanation.append('The model keeps the budget as it is; nothing was removed.')
-            return Candidate('as it is', whole, self._pace(whole), 0.0)
+            return Candidate('as it is', whole, self.shop.pace(whole), 0.0)
         if self.sides:
             self._smaller_images()
         for label, ladder in self._ladders.items():
             self._reach(_steps(label, ladder), ladder)
         if not planned.candidates:
             label, rung = min(self._missed, key=lambda item: self._excess(item[1]))
-            pace = self._pace(rung)
+            pace = self.shop.pace(rung)
             planned.warnings.append(
                 f'The budget ({self.around.budget}) cannot be reached by pruning: the smallest model that can be reached '
                 + (
@@ -365,7 +251,7 @@ class Planner:
                 + 'and was taken.'
             )
             name = self._tried[rung.key].label if rung.key in self._tried else label
-            return Candidate(name, rung, pace, self._harm(rung))
+            return Candidate(name, rung, pace, self.shop.harm(rung))
         return self._best(planned.candidates)
 
     def _reach(self, labels: Sequence[str], ladder: Sequence[Rung], tries: int | None = None) -> int | None:
@@ -375,7 +261,8 @@ class Planner:
             self._missed.append((labels[-1], ladder[-1]))
         elif all(found.rung.key != ladder[index].key for found in self.planned.candidates):
             rung = ladder[index]
-            self.planned.candidates.append(Candidate(self._tried[rung.key].label, rung, self._pace(rung), self._harm(rung)))
+            label = self._tried[rung.key].label
+            self.planned.candidates.append(Candidate(label, rung, self.shop.pace(rung), self.shop.harm(rung)))
         return index
 
     def _smaller_images(self) -> None:
@@ -416,9 +303,9 @@ class Planner:
             planned.explanation.append(
                 f'{len(candidates)} models keep the budget; the {_TAUGHT} best without training were taught.'
             )
-            candidates = sorted(candidates, key=lambda found: -self._untaught(found.rung))[:_TAUGHT]
+            candidates = sorted(candidates, key=lambda found: -self.shop.untaught(found.rung))[:_TAUGHT]
         for found in candidates:
-            found.score, found.gap = self._rehearsed(found.rung)
+            found.score, found.gap = self.shop.taught(found.rung)
             self._advance()
         planned.explanation.append(
             f'{len(candidates)} models that keep the budget were taught for about {self.rehearse} steps, as the stage '
@@ -464,8 +351,8 @@ class Planner:
         while high - low > 1 and len(planned.candidates) < max(1, self.tries):
             middle = (low + high) // 2
             rung = ladder[middle]
-            found = Candidate(f'{label}, step {middle} of {len(ladder) - 1}', rung, Pace(0.0, 0.0), self._harm(rung))
-            found.score, found.gap = self._rehearsed(rung)
+            found = Candidate(f'{label}, step {middle} of {len(ladder) - 1}', rung, Pace(0.0, 0.0), self.shop.harm(rung))
+            found.score, found.gap = self.shop.taught(rung)
             planned.candidates.append(found)
             self._try(rung, found.label, found.score, None)
             low, high = (middle, high) if 100 * (whole - found.score) <= drop else (low, middle)
@@ -483,56 +370,19 @@ class Planner:
 
     def _excess(self, rung: Rung, label: str | None = None) -> float:
         """Return what a rung takes as a share of the tightest limit; written down as tried if it has a label."""
-        pace, costs = self._pace(rung), self._costs(rung)
-        counted = [float(getattr(costs, name) or 0) / limit for name, limit in self.counted.items()]
         if label is not None:
             self._advance()
-            self._try(rung, label, self._untaught(rung), pace)
-        return max([self.clock.excess(pace), *counted])
-
-    def _untaught(self, rung: Rung) -> float:
-        def find() -> float:
-            return self._view(rung).judge.score(self._normed(rung, self._calibration(rung)[:2]), 'validation')
-
-        return float(self.notes.recall(_mark('untaught', rung), find))
+            self._try(rung, label, self.shop.untaught(rung), self.shop.pace(rung))
+        return self.shop.excess(rung)
 
     def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
-        costs = self._costs(rung)
+        costs = self.shop.costs(rung)
         milliseconds = pace.milliseconds if pace is not None and self.around.budget.timed else None
         tried = Tried(label, self.around.name, costs.macs, costs.params, milliseconds, found, False, 'validation')
         self._tried.setdefault(rung.key, tried)
 
-    def _costs(self, rung: Rung) -> StageResources:
-        if rung.key not in self._resources:
-            self._resources[rung.key] = resources_of(self._model(rung), self._view(rung).data.example(1))
-        return self._resources[rung.key]
-
-    # -- how it is carried out -------------------------------------------------------------
-
-    def _model(self, rung: Rung) -> nn.Module:
-        """Return the model of a rung, which stays as it is; the last one is kept."""
-        if self._last is None or self._last[0] != rung.key:
-            self._last = rung.key, self._built(rung)[0]
-        return self._last[1]
-
-    def _built(self, rung: Rung, check: bool = False) -> tuple[nn.Module, list[Any]]:
-        """Cut a model to a rung: units first, by the names that they were ranked under, then blocks."""
-        slicing = self.graph.slicing(self.ranking.keep(rung.lengths))
-        smaller, records = self.model, []
-        if slicing.touched:
-            smaller = slicing.apply(self.model)
-            if check:
-                error = verify(self.model, smaller, slicing, self.example)
-                costs = [resources_of(model, self.example) for model in (self.model, smaller)]
-                options = {'importance': self.importance, 'seed': self.around.seed, 'budget': str(self.around.budget)}
-                records.append(record_of(self.graph, slicing, costs[0], costs[1], error, **options))
-        if rung.removed:
-            smaller, record = remove_blocks(smaller, self.around.data.example(2), names=list(rung.removed))
-            records.append(record)
-        return (copy.deepcopy(smaller) if smaller is self.model else smaller).eval(), records
-
     def _explain(self, chosen: Candidate) -> None:
-        planned, pricing = self.planned, self.pricing
+        planned, pricing, shop = self.planned, self.pricing, self.shop
         by_name = {worth.name: worth for worth in planned.worths}
         whole = pricing.milliseconds({})
         if planned.side is not None:
@@ -565,11 +415,11 @@ class Planner:
                 + ', '.join(f'{worth.name} (harm {worth.at(0.5):.3g})' for worth in kept)
                 + '.'
             )
-        if self.around.budget.timed and chosen.rung.key != self._whole().key:
+        if self.around.budget.timed and chosen.rung.key != shop.whole.key:
             planned.explanation.append(
-                f'{len(planned.tried)} models were measured on {self.clock.runtime} in {self.clock.precision}; the one chosen '
+                f'{len(planned.tried)} models were measured on {shop.clock.runtime} in {shop.clock.precision}; the one chosen '
                 f'takes {chosen.pace.milliseconds:.3f} ms, where the {self.around.budget.relative_to} model takes '
-                f'{self.notes.recall("whole", lambda: self.clock.whole_ms):.3f} ms.'
+                f'{shop.whole_ms:.3f} ms.'
             )
 
     def _advance(self) -> None:
@@ -583,10 +433,6 @@ def _steps(label: str, ladder: Sequence[Rung]) -> list[str]:
     return [f'{label}, step {index} of {len(ladder) - 1}' for index in range(len(ladder))]
 
 
-def _mark(what: str, rung: Rung) -> str:
-    return f'{what} {hashlib.sha256(rung.key.encode()).hexdigest()[:20]}'
-
-
 def _between(ladder: Sequence[Rung], low: int, high: int, shares: Mapping[int, float]) -> int:
     """Return the rung between two measured ones that the predicted times say is the first within the budget."""
     top, bottom = ladder[low].milliseconds, ladder[high].milliseconds
@@ -594,14 +440,6 @@ def _between(ladder: Sequence[Rung], low: int, high: int, shares: Mapping[int, f
     wanted = top - fall * (top - bottom)
     found = next((index for index in range(low + 1, high) if ladder[index].milliseconds <= wanted), high - 1)
     return min(max(found, low + 1), high - 1)
-
-
-def _distance(output: Tensor, wanted: Tensor) -> float:
-    """Return the mean squared difference of outputs in units of the variance of the wanted ones.
-
-    Unlike the divergence of classes it does not vanish where the model is sure of itself.
-    """
-    return float((output - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12))
 
 
 __all__ = ['GRID', 'Planner']

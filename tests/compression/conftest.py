@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from strop.compression import DataParts, DataSource, Judge, measuring
+from strop.compression import DataParts, DataSource, Judge, measuring, workshop
+from strop.compression.clock import Clock, Pace
 from strop.compression.parts import given_parts
+from strop.estimators import count
+from strop.export.layer_times import layer_times
 from strop.randomness import counter_rng, seeded
 
 
@@ -92,3 +95,32 @@ def image_folder(tmp_path: Path) -> Path:
 
 def source_of(path: Path, **options: object) -> DataSource:
     return DataSource.of({'source': str(path), **options})
+
+
+class Counted:
+    """Stands for a runtime whose time is a fixed part and the multiply-adds of each layer."""
+
+    def __init__(self, around):
+        self.around, self.runtime, self.precision = around, 'eager', 'f32'
+        self.sample = around.data.example(1)
+        self.whole = count(around.original, self.sample).macs
+        self.whole_ms, self.warnings, self.timed = 1.0, [], []
+
+    def time(self, model, data):
+        share = 0.1 + 0.9 * count(model, data.example(1)).macs / self.whole
+        self.timed.append(share)
+        return Pace(share, share)
+
+    def layers(self, model, data):
+        times = {
+            name: 0.1 + 0.9 * cost.macs / self.whole for name, cost in count(model, self.sample).modules.items() if cost.macs
+        }
+        found = layer_times(model, self.sample, runtime='eager')
+        return {name: times[name] for name in found if name in times}, found
+
+    excess = Clock.excess
+
+
+@pytest.fixture
+def by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workshop, 'Clock', Counted)

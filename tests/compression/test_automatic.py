@@ -13,43 +13,13 @@ from torch import nn
 
 import strop
 import strop.compression.automatic as automatic
+import strop.compression.workshop as workshop
 from strop.compression.automatic import Planner
-from strop.compression.clock import Clock, Pace
 from strop.compression.ladder import Rung
 from strop.compression.learning import DistillStage
 from strop.compression.plan import Planned
 from strop.estimators import count
-from strop.export.layer_times import layer_times
 from tests.compression.conftest import small_net
-
-
-class Counted:
-    """Stands for a runtime whose time is a fixed part and the multiply-adds of each layer."""
-
-    def __init__(self, around):
-        self.around, self.runtime, self.precision = around, 'eager', 'f32'
-        self.sample = around.data.example(1)
-        self.whole = count(around.original, self.sample).macs
-        self.whole_ms, self.warnings, self.timed = 1.0, [], []
-
-    def time(self, model, data):
-        share = 0.1 + 0.9 * count(model, data.example(1)).macs / self.whole
-        self.timed.append(share)
-        return Pace(share, share)
-
-    def layers(self, model, data):
-        times = {
-            name: 0.1 + 0.9 * cost.macs / self.whole for name, cost in count(model, self.sample).modules.items() if cost.macs
-        }
-        found = layer_times(model, self.sample, runtime='eager')
-        return {name: times[name] for name in found if name in times}, found
-
-    excess = Clock.excess
-
-
-@pytest.fixture
-def by_count(monkeypatch):
-    monkeypatch.setattr(automatic, 'Clock', Counted)
 
 
 def compress(folder, pictures, budget, **stage):
@@ -123,7 +93,7 @@ def test_of_equally_good_learners_the_one_nearest_to_the_original_is_taken(tmp_p
         place = seen.index(rung.key)
         return (0.5, 0.0) if place == 0 else (0.9 + 0.001 * place, 2.0 + place)
 
-    monkeypatch.setattr(Planner, '_rehearsed', close)
+    monkeypatch.setattr(workshop.Workshop, 'taught', close)
     stages = [{'finetune': {'epochs': 3, 'lr': 0.1}}, {'prune': {'round_to': 4, 'rehearse': 3}}, {'distill': {'epochs': 1}}]
     found = strop.compress(
         small_net(), pictures, stages=stages, budget={'runtime': 'eager', 'latency': 0.5}, output=tmp_path / 'out', threads=1,
@@ -154,7 +124,7 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
     planner = SimpleNamespace(
         around=SimpleNamespace(data=SimpleNamespace(side=32, image_side=32)), sides=sides, tries=3, planned=Planned(None),
         _ladders={'least harm': [whole, cut, least]}, _missed=[], _tried={},
-        _harm=lambda rung: rung.harm, _pace=lambda rung: None,
+        shop=SimpleNamespace(harm=lambda rung: rung.harm, pace=lambda rung: None),
     )  # fmt: skip
 
     def excess(rung, label=None):
@@ -176,15 +146,16 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
 
 @pytest.mark.parametrize(('drop', 'expected'), [(0.0, 0), (2.0, 2), (100.0, None)])
 def test_a_drop_of_the_score_alone_drives_the_pruning(tmp_path, pictures, by_count, monkeypatch, drop, expected):
-    sizes = []
+    sizes, ladders, ordered = [], {}, Planner._ordered
 
     def falling(self, rung):
         """Lose a point with each step."""
-        (ladder,) = self._ladders.values()
+        (ladder,) = ladders.values()
         sizes[:] = [len(ladder)]
-        return self.around.judge.score(self.model, 'validation') - 0.01 * ladder.index(rung) + 1e-9, 0.0
+        return self.around.judge.score(self.model(self.whole), 'validation') - 0.01 * ladder.index(rung) + 1e-9, 0.0
 
-    monkeypatch.setattr(Planner, '_rehearsed', falling)
+    monkeypatch.setattr(Planner, '_ordered', lambda self: ladders.update(ordered(self)) or ladders)
+    monkeypatch.setattr(workshop.Workshop, 'taught', falling)
     stages = [{'prune': {'round_to': 4, 'tries': 6}}]
     found = strop.compress(
         small_net(), pictures, stages=stages, budget={'runtime': 'eager', 'accuracy_drop': drop}, output=tmp_path / 'out',
@@ -208,7 +179,8 @@ def test_what_was_found_out_is_not_found_out_again(tmp_path, pictures, by_count,
         pass
 
     times = []
-    measure = Counted.time
+    counted = workshop.Clock
+    measure = counted.time
 
     def dies(self, *of):
         if len(times) == 6:  # four are of the whole model and of three narrower ones
@@ -216,15 +188,15 @@ def test_what_was_found_out_is_not_found_out_again(tmp_path, pictures, by_count,
         times.append(measure(self, *of))
         return times[-1]
 
-    monkeypatch.setattr(Counted, 'time', dies)
+    monkeypatch.setattr(counted, 'time', dies)
     with pytest.raises(Stop):
         compress(tmp_path / 'out', pictures, {'latency': 0.5})
     harms = []
-    monkeypatch.setattr(Counted, 'time', lambda self, *of: times.append(measure(self, *of)) or times[-1])
-    monkeypatch.setattr(automatic, '_distance', lambda *tensors: harms.append(1) or 1.0)
+    monkeypatch.setattr(counted, 'time', lambda self, *of: times.append(measure(self, *of)) or times[-1])
+    monkeypatch.setattr(workshop, '_distance', lambda *tensors: harms.append(1) or 1.0)
     resumed = compress(tmp_path / 'out', pictures, {'latency': 0.5})
     monkeypatch.undo()
-    monkeypatch.setattr(automatic, 'Clock', Counted)
+    monkeypatch.setattr(workshop, 'Clock', counted)
     plain = compress(tmp_path / 'plain', pictures, {'latency': 0.5})
     entries = {entry.label: entry.latency_ms for entry in plain.result.tried}
     assert {entry.label: entry.latency_ms for entry in resumed.result.tried} == entries

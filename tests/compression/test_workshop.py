@@ -1,0 +1,104 @@
+"""Models of a plan: built as they will be, measured once, remembered by a plan that was killed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strop.compression import Judge
+from strop.compression.budget import Budget
+from strop.compression.ladder import Rung
+from strop.compression.learning import DistillStage
+from strop.compression.progress import Progress
+from strop.compression.stage import Surroundings
+from strop.compression.workshop import Workshop
+from strop.errors import StropError
+from strop.graph import channel_units
+from strop.pruning import Ranking, build_importance, score
+from tests.compression.conftest import small_net
+
+
+@pytest.fixture
+def shop(tmp_path, parts, by_count):
+    """Return what makes workshops on the same folder, for one model."""
+    model = small_net()
+    graph = channel_units(model, parts.example(1))
+    found = score(graph, model, build_importance('l1', seed=0))
+    calibration = parts.inputs('calibration')
+
+    def make(follows=None, budget=None, rehearse=2):
+        budget = budget or Budget(latency=0.5, runtime='eager')
+        around = Surroundings(
+            'prune', model, parts, Judge(parts, model), budget, 0, 1, tmp_path, tmp_path / 'work', Progress.of('quiet')
+        )
+        around.follows = follows
+        ranking = Ranking(graph, model, found)
+        return Workshop(
+            model, around, ranking, importance='l1', rehearse=rehearse, recalibrate=True, calibration=calibration
+        )  # fmt: skip
+
+    return make
+
+
+def _narrow(found: Workshop) -> Rung:
+    return Rung(found.ranking.lengths(0.5), (), 0.0, 0.0)
+
+
+def test_the_whole_model_is_what_everything_is_compared_with(shop):
+    found = shop()
+    found.compare(10)
+    assert found.harm(found.whole) == 0.0
+    assert found.pace(found.whole).share == pytest.approx(1.0)
+    assert found.excess(found.whole) == pytest.approx(2.0)  # half of the time is allowed
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(found.model(found.whole)(x), small_net()(x))
+
+
+def test_a_narrow_model_takes_less_and_loses_something(shop):
+    found = shop()
+    found.compare(10)
+    rung = _narrow(found)
+    model, records = found.built(rung, check=True)
+    assert sum(p.numel() for p in model.parameters()) == found.costs(rung).params < found.costs(found.whole).params
+    assert (records[0].params[1], records[0].importance) == (found.costs(rung).params, 'l1')
+    assert found.pace(rung).share < 1
+    assert found.harm(rung) > 0
+    assert set(found.layers(rung)['layers']) == set(found.layers(found.whole)['layers'])
+
+
+def test_a_block_goes_out_whole(shop):
+    found = shop()
+    rung = Rung(found.whole.lengths, ('3',), 0.0, 0.0)
+    assert len(found.built(rung)[1]) == 1
+    assert found.costs(rung).macs < found.costs(found.whole).macs
+    with pytest.raises(StropError):
+        found.built(Rung(found.whole.lengths, ('4',), 0.0, 0.0))
+
+
+def test_limits_that_are_counted_need_no_clock(shop):
+    found = shop(budget=Budget(params=0.25))
+    assert found.pace(found.whole).milliseconds == 0
+    assert found.excess(found.whole) == pytest.approx(4.0)
+
+
+def test_what_a_killed_plan_found_out_is_not_found_out_again(shop, monkeypatch):
+    first = shop(DistillStage(epochs=1, lr=0.05))
+    first.compare(10)
+    rung = _narrow(first)
+    known = first.pace(rung), first.harm(rung), first.untaught(rung), first.taught(rung), first.layers(rung)
+    assert first.taught(rung)[0] != first.untaught(rung) or first.taught(rung)[1] > 0
+
+    def never(*args, **kwargs):
+        raise AssertionError('it is known')
+
+    second = shop(DistillStage(epochs=1, lr=0.05))
+    second.compare(10)
+    for name in ('model', 'built'):
+        monkeypatch.setattr(second, name, never)
+    assert (second.pace(rung), second.harm(rung), second.untaught(rung), second.taught(rung), second.layers(rung)) == known
+
+
+def test_without_a_stage_that_trains_nothing_is_taught(shop):
+    found = shop()
+    rung = _narrow(found)
+    assert found.taught(rung)[0] == shop(DistillStage(), rehearse=0).taught(rung)[0]
