@@ -418,8 +418,8 @@ class Planner:
         if self.around.budget.timed and chosen.rung.key != shop.whole.key:
             planned.explanation.append(
                 f'{len(planned.tried)} models were measured on {shop.clock.runtime} in {shop.clock.precision}; the one chosen '
-                f'takes {chosen.pace.milliseconds:.3f} ms, where the {self.around.budget.relative_to} model takes '
-                f'{shop.whole_ms:.3f} ms.'
+                f'takes {chosen.pace.milliseconds:.3f} ms, {chosen.pace.share:.2f} of what the '
+                f'{self.around.budget.relative_to} model takes in turns with it.'
             )
 
     def _advance(self) -> None:

@@ -58,9 +58,6 @@ class Clock:
         self._whole = prepare(around.original, around.at(None).data)
         trial = measure({'whole': self._whole}, runs=5, threads=budget.threads)['whole'].median_ms
         self._calls = max(1, min(_MOST_CALLS, round(_SAMPLE_MS / max(trial, 1e-6))))
-        self.whole_ms = measure({'whole': self._whole}, runs=_ROUNDS, calls=self._calls, threads=budget.threads)[
-            'whole'
-        ].median_ms
 
     def time(self, model: nn.Module, data: DataParts) -> Pace:
         """Return the time of a model, measured in turns with that of what the budget is of.

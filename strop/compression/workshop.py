@@ -63,11 +63,6 @@ class Workshop:
         """The model as it is."""
         return Rung(self._graph.fit({}), (), 0.0, 0.0)
 
-    @property
-    def whole_ms(self) -> float:
-        """The milliseconds of what the budget is of."""
-        return float(self._notes.recall('whole', lambda: self.clock.whole_ms))
-
     def view(self, rung: Rung) -> Surroundings:
         """Return the data and the judge for the images that a rung's model takes."""
         return self.around if rung.side is None else self.around.at(rung.side)

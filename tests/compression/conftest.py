@@ -104,7 +104,7 @@ class Counted:
         self.around, self.runtime, self.precision = around, 'eager', 'f32'
         self.sample = around.data.example(1)
         self.whole = count(around.original, self.sample).macs
-        self.whole_ms, self.warnings, self.timed = 1.0, [], []
+        self.warnings, self.timed = [], []
 
     def time(self, model, data):
         share = 0.1 + 0.9 * count(model, data.example(1)).macs / self.whole

@@ -45,6 +45,7 @@ def test_the_plan_keeps_the_budget_with_the_least_harm_and_says_why(tmp_path, pi
     assert min(plan['candidates'], key=lambda candidate: candidate['harm'])['label'] == chosen.label
     assert all(candidate['share'] <= 0.5 for candidate in plan['candidates'])
     assert any('Measured on eager' in sentence for sentence in stage.explanation)
+    assert f'{chosen.latency_ms:.2f} of what the original model takes in turns with it' in stage.explanation[-1]
     assert any(' went from ' in sentence or 'Taken out whole' in sentence for sentence in stage.explanation)
     assert stage.resources.macs < found.result.stage('source').resources.macs
     assert strop.load(found.folder, factory=small_net)(pictures['test'][0]).shape == (64, 4)
