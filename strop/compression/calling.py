@@ -71,8 +71,20 @@ def laid(inputs: Any, layout: torch.memory_format) -> Any:
 
     >>> laid(torch.ones(1, 3, 8, 8), torch.channels_last).stride()
     (192, 1, 24, 3)
+    >>> laid(torch.ones(1, 1, 8, 8), torch.channels_last).stride()
+    (64, 1, 8, 1)
     """
-    return tree_map_only(Tensor, lambda each: each.contiguous(memory_format=layout) if each.ndim == 4 else each, inputs)
+    return tree_map_only(Tensor, lambda each: _laid(each, layout) if each.ndim == 4 else each, inputs)
+
+
+def _laid(images: Tensor, layout: torch.memory_format) -> Tensor:
+    images = images.contiguous(memory_format=layout)
+    if images.shape[1] != 1:
+        return images
+    # One channel is contiguous either way, so that its strides are what PyTorch tells the layout of all that follows by.
+    _, _, height, width = images.shape
+    channel = 1 if layout is torch.channels_last else height * width
+    return images.as_strided(images.shape, (height * width, channel, width, 1))
 
 
 def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.memory_format:
@@ -84,8 +96,7 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
     Args:
         model: The model; it and its mode stay as they are.
         inputs: Inputs of a batch; no more than two samples of it are used.
-        weights: Whether its weights will be in that layout as well: what a convolution gives follows them where the layout of
-            its input says nothing, as that of one channel.
+        weights: Whether its weights will be in that layout as well: what a convolution gives follows them too.
 
     Raises:
         NotDecidedError: If the model has decisions to make.

@@ -42,13 +42,26 @@ class TestLayouts:
         assert layout_for(Reshapes(), images, weights) is torch.channels_last
         assert layout_for(Flattens(), images, weights) is torch.contiguous_format
 
-    def test_of_one_channel_the_weights_decide(self) -> None:
-        images, model = torch.rand(4, 1, 8, 8), Flattens(1)
+    def test_images_of_one_channel_are_seen_to_be_in_a_layout(self) -> None:
+        images, model = torch.rand(4, 1, 8, 8), nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU())
+        seen = laid(images, torch.channels_last)
+        assert torch.equal(seen, images)
+        assert torch.equal(laid(images[1:], torch.channels_last), images[1:])
+        assert model(seen).is_contiguous(memory_format=torch.channels_last)
+        assert model(laid(seen, torch.contiguous_format)).is_contiguous()
         assert layout_for(model, images) is torch.channels_last
-        model(laid(images, torch.channels_last))
-        assert layout_for(model, images, weights=True) is torch.contiguous_format
+        assert layout_for(Flattens(1), images) is torch.contiguous_format
         with pytest.raises(RuntimeError, match='view size is not compatible'):
-            model.to(memory_format=torch.channels_last)(images)
+            Flattens(1)(seen)
+
+    def test_of_what_is_made_contiguous_inside_the_weights_decide(self) -> None:
+        class Orders(Flattens):
+            def forward(self, images: Tensor) -> Tensor:
+                return super().forward(images.contiguous())
+
+        images = torch.rand(4, 3, 8, 8)
+        assert layout_for(Orders(), images) is torch.channels_last
+        assert layout_for(Orders(), images, weights=True) is torch.contiguous_format
 
     def test_the_model_stays_as_it_is(self) -> None:
         model = Flattens().train()
