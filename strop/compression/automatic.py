@@ -104,6 +104,7 @@ class Planner:
             for block in (residual_blocks(model, around.data.example(2)) if depth else ())
             if not any(path == block or path.startswith(f'{block}.') for path in needs)
         ]
+        self._trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
         self.shop = Workshop(
             model, around, self.ranking, importance=importance, rehearse=rehearse, recalibrate=recalibrate,
             calibration=calibration,
@@ -121,7 +122,6 @@ class Planner:
         """Make the plan and carry it out."""
         planned = self.planned
         ladders = 1 if self._only_score() else 1 + len(_DEPTH_WEIGHTS) * bool(self.blocks)
-        self._trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
         ladders += 4 if self.sides and not self._only_score() else 0
         self._total = self._trials + len(_WIDTHS) + 2 + ladders * (2 + self.tries)
         self.pricing = self._priced()

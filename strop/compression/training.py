@@ -254,9 +254,11 @@ def train(
     }
     with seeded(seed, 'training'):
         runner = build_runner(config, work_dir=folder, resume=True)
-        runner.train()
-    if schedule.compile:
-        torch.compiler.reset()  # what it made is of no use to the next stages, which share its limit of programs
+        try:
+            runner.train()
+        finally:
+            if schedule.compile:
+                torch.compiler.reset()  # what it made is of no use to the next stages, which share its limit of programs
     model = student.cpu().eval()
     model.zero_grad(set_to_none=True)
     return Trained(model, watch.points)

@@ -163,7 +163,7 @@ class Workshop:
             self._wanted = [main_output(call(whole, inputs), inputs) for inputs in second]
 
     def harm(self, rung: Rung) -> float:
-        """Return how far the outputs of a rung's model are from the whole model's."""
+        """Return how far the outputs of a rung's model are from the whole model's, on the batches that `compare` chose."""
 
         def find() -> float:
             smaller = copy.deepcopy(self.model(rung))

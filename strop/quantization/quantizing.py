@@ -321,6 +321,8 @@ class Quantized:
         run = self._loaded(self.reference if floats else self.model, threads, precision, call)
         try:
             return bound(run, tensors)
+        except StropError:
+            raise
         except Exception as error:  # whatever a runtime raises
             shapes = ', '.join(str(tuple(tensor.shape)) for tensor in tensors)
             wanted = ', '.join(str(tuple(tensor.shape)) for tensor in tensors_of(self.example))
