@@ -161,8 +161,9 @@ class Compiled:
         except Exception as error:  # whatever dynamo, Inductor or a C++ compiler raise
             with torch.no_grad():
                 self.model(*args, **kwargs)  # if it is the model's own fault, then that is what is told
+            said = (str(error).strip().splitlines() or [''])[0][:300]  # what follows is advice to PyTorch's developers
             raise ConfigError(
-                f'torch.compile cannot compile {type(self.model).__name__} here: {type(error).__name__}: {str(error)[:300]}. '
+                f'torch.compile cannot compile {type(self.model).__name__} here: {type(error).__name__}: {said}. '
                 'It needs a C++ compiler, and a model that it can trace. Leave `compile` out to train without.'
             ) from error
         self._ran = True
