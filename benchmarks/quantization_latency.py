@@ -8,9 +8,11 @@ above 1 means that int8 is faster.
 In turns, a call follows those of a dozen other programs: caches hold their weights, and a core that did wide fp32 vectors comes
 back to its clock only after some tenths of a second. So int8 and fp32 of each backend are measured again in bursts, by the same
 function: in each round one is called for about `BURST_MS` before a sample, which is the mean of as many calls. That is a model
-which serves steadily; in turns, one which is called now and then. Beside them stands what the processor does in products of large matrices: VNNI alone does
-four times the multiply-adds of fp32 vectors in the same time, AMX several times more, and no network can gain more than that.
-Weights are random with batch norms calibrated on noise: latency doesn't depend on them.
+which serves steadily; in turns, one which is called now and then.
+
+Beside them stands what the processor does in products of large matrices: VNNI alone does four times the multiply-adds of fp32
+vectors in the same time, AMX several times more, and no network can gain more than that. Weights are random with batch norms
+calibrated on noise: latency doesn't depend on them.
 
 Each cell is written when it is done; a second call goes on. Run it on a machine that does nothing else.
 
