@@ -38,7 +38,6 @@ from strop.estimators import measure
 from strop.quantization import backends, quantize
 
 BURST_MS = 400  # of int8, before a sample and in it
-BURSTS = 12
 MODELS = ('resnet18', 'mobilenetv2_100', 'vit_tiny_patch16_224')
 
 
@@ -77,7 +76,7 @@ def peaks(threads: int, size: int = 2048) -> dict[str, float]:
     return {name: size**3 / times[name].median_ms / 1e6 for name in entries}
 
 
-def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int) -> dict[str, Any]:
+def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int, rounds: int) -> dict[str, Any]:
     """Measure everything in one setting."""
     torch.manual_seed(1)
     torch.set_num_threads(threads)
@@ -105,7 +104,7 @@ def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int
             + ', '.join(f'{label} {entry["value"]:.2f}x' for label, entry in ratios[name].items()),
             flush=True,
         )
-    bursts = {name: in_bursts(name, entries, times[f'{name} int8'].median_ms, threads, min(runs, BURSTS)) for name in names}
+    bursts = {name: in_bursts(name, entries, times[f'{name} int8'].median_ms, threads, rounds) for name in names}
     return {'times': times.to_dict(), 'fastest_float': fastest, 'faster_by': ratios, 'bursts': bursts, 'models': facts}
 
 
@@ -126,12 +125,13 @@ def main() -> None:
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
     parser.add_argument('--backends', nargs='+', default=[name for name, entry in backends().items() if entry.load is not None])
     parser.add_argument('--runs', type=int, default=40)
+    parser.add_argument('--bursts', type=int, default=12, help='rounds of bursts')
     parser.add_argument('--quick', action='store_true')
     parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks/results/quantization_latency.json')
     options = parser.parse_args()
     warnings.simplefilter('ignore')
     if options.quick:
-        options.models, options.batches, options.threads, options.runs = ['resnet18'], [1], [1], 10
+        options.models, options.batches, options.threads, options.runs, options.bursts = ['resnet18'], [1], [1], 10, 3
     names = [name for name in options.backends if backends()[name].available]
     best = {str(threads): peaks(threads) for threads in options.threads}
     print(f'Billions of multiply-adds a second, by threads: {best}', flush=True)
@@ -147,10 +147,12 @@ def main() -> None:
                     continue
                 print(key, flush=True)
                 # Some batches take seconds on slow paths; fewer rounds there keep the whole within an hour.
-                cells[key] = cell(model, batch, threads, names, options.runs if batch == 1 else max(8, options.runs // 4))
+                cells[key] = cell(
+                    model, batch, threads, names, options.runs if batch == 1 else max(8, options.runs // 4), options.bursts
+                )
                 if not options.quick:
                     packages = ('torchao', 'onnxruntime', 'openvino', 'executorch', 'timm')
-                    content = {'runs': options.runs, 'peak_gmacs_by_threads': best, 'cells': cells}
+                    content = {'runs': options.runs, 'bursts': options.bursts, 'peak_gmacs_by_threads': best, 'cells': cells}
                     write_result(options.out, 'quantization_latency', content, packages=packages)
 
 
