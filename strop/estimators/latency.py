@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import platform
 import time
@@ -19,6 +20,9 @@ from torch import nn
 from strop.errors import ConfigError, EstimateError, listed, near
 from strop.estimators.runtimes import Call, check_positive, runtime, runtimes
 from strop.randomness import counter_rng
+
+#: Milliseconds after which threads that wait for work sleep: 45 in ONNX Runtime, 10 in OpenMP, none to speak of elsewhere.
+SPIN_MS = 60.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ def measure(
     runs: int = 50,
     warmup: int = 5,
     settle: int = 1,
+    settle_ms: float | None = None,
     calls: int = 1,
     threads: int = 1,
     runtime_name: str = 'eager',
@@ -165,7 +170,9 @@ def measure(
 
     Every round calls each entry, starting one further on than the round before (A B C, B C A, ...), so that a
     slow moment of the machine falls on all of them alike. The call before a sample was of another entry, which has left its own
-    weights in the caches; so each entry is called once, untimed, before its sample. Garbage collection waits meanwhile.
+    weights in the caches, and with several threads leaves some that wait for more work by spinning, on cores that the next one
+    needs. So each entry is called untimed before its sample: once, and with several threads for `SPIN_MS` at least. Garbage
+    collection waits meanwhile.
 
     Args:
         entries: name -> a function without arguments, or (model, inputs), or (model, inputs, runtime).
@@ -173,6 +180,7 @@ def measure(
         warmup: Calls of each entry before the first round.
         settle: Untimed calls of an entry right before each of its samples, if there are several entries. 0 times models as
             they are where others run between their calls.
+        settle_ms: Such calls go on for so many milliseconds at least; `SPIN_MS` with several threads, 0 with one, if left out.
         calls: Calls that one sample is the mean of; more for something very short.
         threads: Threads to compute with.
         runtime_name: The runtime of entries that name none.
@@ -191,6 +199,8 @@ def measure(
     for option, value in (('warmup', warmup), ('settle', settle)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f'`{option}` must be a number of calls, 0 or more, but got {value!r}.')
+    if settle_ms is not None and not (isinstance(settle_ms, (int, float)) and 0 <= settle_ms < math.inf):
+        raise ConfigError(f'`settle_ms` must be milliseconds, 0 or more, but got {settle_ms!r}.')
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f'`entries` must be a mapping of names to functions or (model, inputs), but got {entries!r}.')
     with _threads(threads):
@@ -202,23 +212,30 @@ def measure(
         samples: dict[str, list[float]] = {name: [] for name in ready}
         names = list(ready)
         before = settle if len(names) > 1 else 0
+        pause = settling_ms(threads) if settle_ms is None else settle_ms
         with _no_garbage_collection():
             for index in range(runs):
                 start = index % len(names)
                 for name in names[start:] + names[:start]:
-                    for _ in range(before):
-                        _timed(name, ready[name], 1, clock)
+                    if before:
+                        _settled(name, ready[name], before, pause, clock)
                     samples[name].append(_timed(name, ready[name], calls, clock))
     protocol = {
         'runs': runs,
         'warmup': warmup,
         'settle': settle,
+        'settle_ms': pause,
         'calls': calls,
         'order': 'interleaved, rotating',
         'runtime': runtime_name,
         'precision': precision or runtime(runtime_name).precisions[0],
     }
     return Measurements({name: Latency(name, tuple(values)) for name, values in samples.items()}, machine, protocol)
+
+
+def settling_ms(threads: int) -> float:
+    """Return for how long an entry is called before its sample, unless `measure` is told: until threads of others sleep."""
+    return SPIN_MS if threads > 1 else 0.0
 
 
 def ratio(first: Latency, second: Latency, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Ratio:
@@ -266,6 +283,15 @@ def _prepared(name: str, entry: Any, runtime_name: str, threads: int, precision:
     raise ConfigError(
         f'{name!r} must be a function without arguments, (model, inputs) or (model, inputs, runtime), but got {entry!r}.'
     )
+
+
+def _settled(name: str, call: Call, calls: int, pause: float, clock: Callable[[], int]) -> None:
+    """Call an entry so many times, and until so many milliseconds have passed."""
+    start = clock()
+    made = 0
+    while made < calls or clock() - start < 1e6 * pause:
+        _timed(name, call, 1, clock)
+        made += 1
 
 
 def _timed(name: str, call: Call, calls: int, clock: Callable[[], int]) -> float:

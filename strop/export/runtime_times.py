@@ -18,7 +18,7 @@ from torch import nn
 
 from strop.errors import ConfigError, EstimateError, StropError, listed, near
 from strop.estimators import Latency, measure, ratio, runtimes
-from strop.estimators.latency import Machine
+from strop.estimators.latency import Machine, settling_ms
 from strop.estimators.runtimes import check_positive, onnx_bytes
 from strop.estimators.sessions import Call, Run, bound
 from strop.export.comparison import Inputs
@@ -421,12 +421,13 @@ class _Bench:
             return []
         calls = {name: bound(each.run, self.tensors(each.stage, batch)) for name, each in entries.items()}
         trial = measure(calls, runs=2, warmup=1, settle=0, threads=self._threads)
-        lap = sum(min(latency.samples_ms) for latency in trial.values())
-        laps = 1e3 * seconds / lap
+        fastest = [min(latency.samples_ms) for latency in trial.values()]
+        lap, settling = sum(fastest), sum(max(each, settling_ms(self._threads)) for each in fastest)
+        available = 1e3 * seconds
         fewest = min(_FEWEST_ROUNDS, rounds)
-        settle = int(laps >= 2 * fewest)
-        repeats = max(1, min(_MOST_CALLS, int(laps / rounds) - settle))
-        rounds = max(fewest, min(rounds, int(laps / (repeats + settle))))
+        settle = int(available >= fewest * (lap + settling))
+        repeats = max(1, min(_MOST_CALLS, int((available / rounds - settle * settling) / lap)))
+        rounds = max(fewest, min(rounds, int(available / (repeats * lap + settle * settling))))
         times = measure(calls, runs=rounds, warmup=1, settle=settle, calls=repeats, threads=self._threads)
         return [(each, times[name]) for name, each in entries.items()]
 
@@ -437,7 +438,8 @@ class _Bench:
         if runtime == 'eager':
             return [_Ready(stage, runtime, precision, _Eager(model, inputs, precision))]
         if runtime == 'compile':
-            alone = _apart(Positional(model, inputs))
+            # Of inputs that nobody calls it with: a program for the very ones that it holds would serve no others.
+            alone = _apart(Positional(model, inputs.map(torch.clone)))
             return [_Ready(stage, runtime, precision, Compiled(alone, self._threads, precision))]
         load = backends()[runtime].load
         assert load is not None, 'both ONNX runtimes load files'

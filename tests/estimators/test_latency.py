@@ -51,6 +51,22 @@ def test_each_sample_follows_an_untimed_call_of_its_entry_if_there_are_others():
     assert len(alone.calls) == 3
 
 
+def test_with_several_threads_an_entry_is_called_until_those_of_others_sleep():
+    clock = Clock()
+    entries = {'a': clock.entry('a', 8), 'b': clock.entry('b', 30)}
+    measure(entries, runs=1, warmup=0, threads=2, clock=clock)
+    assert ''.join(clock.calls) == 'a' * 8 + 'a' + 'bb' + 'b'  # eight calls of 8 ms are the first that last 60
+    for options, calls in (
+        ({'threads': 2, 'settle_ms': 0}, 'aabb'),
+        ({'settle_ms': 40}, 'aaaaaabbb'),
+        ({'settle_ms': 40, 'settle': 0}, 'ab'),
+        ({'threads': 2, 'settle': 9}, 'a' * 10 + 'b' * 10),
+    ):
+        clock.calls.clear()
+        measure(entries, runs=1, warmup=0, clock=clock, **options)
+        assert ''.join(clock.calls) == calls, options
+
+
 def test_samples_are_in_the_order_of_rounds_and_warm_up_is_left_out():
     clock = Clock()
     times = measure(
@@ -100,6 +116,7 @@ def test_models_are_timed_as_they_are_and_left_alone():
         'runs': 3,
         'warmup': 1,
         'settle': 1,
+        'settle_ms': 0.0,
         'calls': 1,
         'order': 'interleaved, rotating',
         'runtime': 'eager',
@@ -144,6 +161,8 @@ def test_wrong_input():
         measure({'a': lambda: None}, warmup=-1)
     with pytest.raises(ConfigError, match='`settle` must be a number of calls, 0 or more, but got -1'):
         measure({'a': lambda: None}, settle=-1)
+    with pytest.raises(ConfigError, match='`settle_ms` must be milliseconds, 0 or more, but got nan'):
+        measure({'a': lambda: None}, settle_ms=float('nan'))
     with pytest.raises(ConfigError, match="Did you mean 'eager'"):
         measure({'a': (nn.ReLU(), torch.zeros(1), 'eagr')})
     with pytest.raises(ConfigError, match='in one call of `measure`'):
