@@ -230,6 +230,17 @@ class Compiled:
         shapes = tuple(tensor.shape for tensor in tensors)
 
         def call() -> Any:
+            if torch.get_num_threads() == self._threads:
+                return run()
+            # A program is of a number of threads: with another one a second would be made, and not frozen.
+            before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            try:
+                return run()
+            finally:
+                torch.set_num_threads(before)
+
+        def run() -> Any:
             if shapes not in self._seen:
                 self._compile(tensors)
             with torch.no_grad(), self._lower():
@@ -240,13 +251,8 @@ class Compiled:
     def _compile(self, tensors: Sequence[torch.Tensor]) -> None:
         from torch._inductor import config  # its documented settings; torch.compile's `options` come too late for freezing
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)  # the C++ code is generated for a number of threads
-        try:
-            with torch.no_grad(), config.patch(freezing=True), quiet(), self._lower():
-                self._function(*tensors)
-        finally:
-            torch.set_num_threads(before)
+        with torch.no_grad(), config.patch(freezing=True), quiet(), self._lower():
+            self._function(*tensors)
         self._seen.add(tuple(tensor.shape for tensor in tensors))
 
     def _lower(self) -> Any:

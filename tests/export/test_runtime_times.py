@@ -91,12 +91,22 @@ def test_keyword_arguments_reach_every_runtime_under_their_names() -> None:
     assert [row.score for row in times.rows] == [pytest.approx(3 * float(ROWS.double().sum()))] * 2
 
 
-def test_every_compiled_model_is_compiled() -> None:
+@pytest.mark.parametrize('threads', [1, 2])
+def test_every_compiled_model_is_compiled_once(threads: int) -> None:
     # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
-    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        times = measure_runtimes(
-            {'a': _net(4), 'b': _net(5)}, ROWS, batches=(4,), only=('compile',), precisions=('f32',), rounds=2, seconds=1
-        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(
+        2
+    )  # programs are of a number of threads: also outside the rounds they run with those of the measurement
+    try:
+        with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+            times = measure_runtimes(
+                {'a': _net(4), 'b': _net(5)}, ROWS, batches=(4,), only=('compile',), precisions=('f32',), rounds=2, seconds=1,
+                threads=threads, score=lambda model: float(model(ROWS[:4]).double().sum()),
+            )  # fmt: skip
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert times.missing == ()
     assert [row.stage for row in times.rows] == ['a', 'b']
 
