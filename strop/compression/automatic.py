@@ -12,14 +12,17 @@
 4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget. Where the
    recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder.
 5. Each of these, or the few that are best without training, is taught for some steps as the next stage of the recipe will teach
-   it. The one with the best score on the validation samples is the plan; of those within its standard error, the one whose
-   outputs there are nearest to the original's.
+   it; the better half of more than three is taught anew for twice as many, since what heals slowly may come further. Of those
+   that are left the one with the best score on the validation samples is the plan; where others lie within its standard error,
+   the one whose outputs there are nearest to the original's.
 
 A recipe that limits only the drop of the score goes down the first ladder as far as models keep it that were taught for some
 steps.
 
 Step 3 is the greedy of NetAdapt (Yang et al., NetAdapt: Platform-Aware Neural Network Adaptation for Mobile Applications, ECCV
-2018, https://arxiv.org/abs/1804.03230), which trains between the steps; here the finished candidates are trained.
+2018, https://arxiv.org/abs/1804.03230), which trains between the steps; here the finished candidates are trained. Step 5 is the
+successive halving of Jamieson and Talwalkar (Non-stochastic Best Arm Identification and Hyperparameter Optimization, AISTATS
+2016, https://arxiv.org/abs/1502.07943), but each round starts anew: a schedule of learning rates ends with its steps.
 """
 
 from __future__ import annotations
@@ -54,6 +57,8 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
+#: Of so many, or fewer, that were taught alike one is taken; of more the better half goes on.
+_LAST = 3
 
 
 class Planner:
@@ -69,7 +74,7 @@ class Planner:
         depth: Whether residual blocks may go.
         resolution: Whether images may be made smaller.
         tries: How many models of a ladder are measured whole, beside its ends.
-        rehearse: Steps that candidates are taught for; 0 takes the one that is harmed least.
+        rehearse: Steps that candidates are taught for at first; 0 takes the one that is harmed least.
         recalibrate: Whether norms are measured again where that does better.
         calibration: Batches of inputs.
 
@@ -106,8 +111,7 @@ class Planner:
         ]
         self._trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
         self.shop = Workshop(
-            model, around, self.ranking, importance=importance, rehearse=rehearse, recalibrate=recalibrate,
-            calibration=calibration,
+            model, around, self.ranking, importance=importance, recalibrate=recalibrate, calibration=calibration,
         )  # fmt: skip
         self.planned = Planned(model)
         self._tried: dict[str, Tried] = {}
@@ -304,26 +308,48 @@ class Planner:
                 f'{len(candidates)} models keep the budget; the {_TAUGHT} best without training were taught.'
             )
             candidates = sorted(candidates, key=lambda found: -self.shop.untaught(found.rung))[:_TAUGHT]
+        steps, more = self.rehearse, f'{len(candidates)} models that keep the budget were'
+        while True:
+            self._teach(candidates, steps, more)
+            ranked, level, error = self._ranked(candidates)
+            if len(candidates) <= _LAST:
+                break
+            candidates = ranked[: len(candidates) // 2]
+            steps, more = 2 * steps, f'The {len(candidates)} best of them were'
+        if level > 1:
+            gaps = ', '.join(f'{found.gap:.4f} ({found.label})' for found in ranked[:level])
+            planned.explanation.append(
+                f'{level} of them lie within the standard error of the best, {error:.4f}; how far their outputs are from '
+                f"the original's tells them apart: {gaps}."
+            )
+        chosen = ranked[0]
+        planned.explanation.append(f'Taken was: {chosen.label}.')
+        return chosen
+
+    def _teach(self, candidates: list[Candidate], steps: int, which: str) -> None:
+        """Teach candidates for some steps; write down what they score then."""
+        follows = self.around.follows
+        assert follows is not None, 'without a stage that trains there is nothing to teach them as'
         for found in candidates:
-            found.score, found.gap = self.shop.taught(found.rung)
+            found.score, found.gap = self.shop.taught(found.rung, steps)
+            found.steps = steps
             self._advance()
-        planned.explanation.append(
-            f'{len(candidates)} models that keep the budget were taught for about {self.rehearse} steps, as the stage '
-            f'`{follows.kind}` will; their {self.around.judge.choice} on the validation samples is '
-            + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates)
-            + '.'
+        self.planned.explanation.append(
+            f'{which} taught for about {steps} steps, as the stage `{follows.kind}` will; their {self.around.judge.choice} on '
+            'the validation samples is ' + ', '.join(f'{found.score:.4f} ({found.label})' for found in candidates) + '.'
         )
+
+    def _ranked(self, candidates: list[Candidate]) -> tuple[list[Candidate], int, float]:
+        """Return candidates that were taught alike, the best first, how many are as good as the best, and the standard error.
+
+        As good are those within the standard error of the best score; they are ranked by how near they are to the original.
+        """
         best = max(found.score or 0.0 for found in candidates)
         error = self.around.judge.error(best)
         level = [found for found in candidates if (found.score or 0.0) >= best - error]
-        chosen = min(level, key=lambda found: (found.gap or 0.0, found.harm))
-        if len(level) > 1:
-            planned.explanation.append(
-                f'{len(level)} of them lie within the standard error of the best, {error:.4f}; how far their outputs are from '
-                "the original's tells them apart: " + ', '.join(f'{found.gap:.4f} ({found.label})' for found in level) + '.'
-            )
-        planned.explanation.append(f'Taken was: {chosen.label}.')
-        return chosen
+        others = [found for found in candidates if (found.score or 0.0) < best - error]
+        nearest = sorted(level, key=lambda found: (found.gap or 0.0, found.harm))
+        return nearest + sorted(others, key=lambda found: -(found.score or 0.0)), len(level), error
 
     def _first_within(self, labels: Sequence[str], ladder: Sequence[Rung], tries: int) -> int | None:
         """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
@@ -352,7 +378,8 @@ class Planner:
             middle = (low + high) // 2
             rung = ladder[middle]
             found = Candidate(f'{label}, step {middle} of {len(ladder) - 1}', rung, Pace(0.0, 0.0), self.shop.harm(rung))
-            found.score, found.gap = self.shop.taught(rung)
+            found.score, found.gap = self.shop.taught(rung, self.rehearse)
+            found.steps = self.rehearse
             planned.candidates.append(found)
             self._try(rung, found.label, found.score, None)
             low, high = (middle, high) if 100 * (whole - found.score) <= drop else (low, middle)

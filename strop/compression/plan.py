@@ -29,6 +29,7 @@ class Candidate:
         harm: How far its outputs are from the original's.
         score: On the validation samples, after it was taught for some steps.
         gap: How far its outputs are from the original's there: `Judge.gap`.
+        steps: How many these were; 0 if it was not taught.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Candidate:
     harm: float
     score: float | None = None
     gap: float | None = None
+    steps: int = 0
 
 
 @dataclass
@@ -83,7 +85,7 @@ class Planned:
             'candidates': [
                 {'label': found.label, 'lengths': dict(found.rung.lengths), 'removed': list(found.rung.removed),
                  'side': found.rung.side, 'share': found.pace.share, 'milliseconds': found.pace.milliseconds,
-                 'harm': found.harm, 'score': found.score, 'gap': found.gap}
+                 'harm': found.harm, 'score': found.score, 'gap': found.gap, 'steps': found.steps}
                 for found in self.candidates
             ],
         }  # fmt: skip

@@ -46,8 +46,8 @@ class PruneStage(StageSettings):
         resolution: Whether the automatic plan may make the images smaller as well, down to half a side. The model and its files
             then take smaller images, which the README of the result says.
         tries: How many models of each order the automatic plan measures, beside the ends.
-        rehearse: Steps that the automatic plan teaches its candidates for, as the next stage that trains will; 0 takes the one
-            whose outputs move least.
+        rehearse: Steps that the automatic plan teaches its candidates for at first, as the next stage that trains will; the
+            better half of more than three for twice as many. 0 takes the one whose outputs move least.
     """
 
     kind: ClassVar[str] = 'prune'

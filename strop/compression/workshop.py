@@ -33,7 +33,6 @@ class Workshop:
         around: The budget, the data and the original model, and the stage that trains next.
         ranking: Which indices of each unit are the first to go.
         importance: By what they were ranked, for records.
-        rehearse: Steps that models are taught for.
         recalibrate: Whether norms are measured again where that does better.
         calibration: Batches of inputs.
     """
@@ -45,11 +44,10 @@ class Workshop:
         ranking: Ranking,
         *,
         importance: str,
-        rehearse: int,
         recalibrate: bool,
         calibration: list[Any],
     ) -> None:
-        self.around, self.ranking, self.importance, self.rehearse = around, ranking, importance, rehearse
+        self.around, self.ranking, self.importance = around, ranking, importance
         self.clock = Clock(around)
         self.counted = around.counted_limits()
         self._model, self._graph, self._recalibrates = model, ranking.graph, recalibrate
@@ -187,17 +185,17 @@ class Workshop:
 
         return float(self._notes.recall(_mark('untaught', rung), find))
 
-    def taught(self, rung: Rung) -> tuple[float, float]:
+    def taught(self, rung: Rung, steps: int) -> tuple[float, float]:
         """Return score and gap on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> list[float]:
             around = self.view(rung)
             smaller = self._normed(rung, self._calibration(rung))
-            if around.follows is not None and self.rehearse:
-                smaller = around.follows.rehearse(smaller, around, self.rehearse)
+            if around.follows is not None and steps:
+                smaller = around.follows.rehearse(smaller, around, steps)
             return [around.judge.score(smaller, 'validation'), around.judge.gap(smaller, 'validation')]
 
-        score, gap = self._notes.recall(_mark('rehearsed', rung), find)
+        score, gap = self._notes.recall(_mark(f'taught for {steps} steps', rung), find)
         return float(score), float(gap)
 
     # -- internals -------------------------------------------------------------------------

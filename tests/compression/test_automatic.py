@@ -17,7 +17,7 @@ import strop.compression.workshop as workshop
 from strop.compression.automatic import Planner
 from strop.compression.ladder import Rung
 from strop.compression.learning import DistillStage
-from strop.compression.plan import Planned
+from strop.compression.plan import Candidate, Planned
 from strop.estimators import count
 from tests.compression.conftest import small_net
 
@@ -73,11 +73,18 @@ def test_candidates_are_taught_as_the_next_stage_will_and_the_best_learner_is_ta
         runtimes=['eager'], progress='quiet',
     )  # fmt: skip
     plan = json.loads((found.folder / 'records' / '02-prune-plan.json').read_text())
-    assert taught == [(0.03, 3, candidate['score'], candidate['gap']) for candidate in plan['candidates']]
+    many = len(plan['candidates'])
+    assert many == 4, 'more than three: the better half is taught again'
+    assert [(rate, steps) for rate, steps, _, _ in taught] == [(0.03, 3)] * many + [(0.03, 6)] * 2
+    last = [candidate for candidate in plan['candidates'] if candidate['steps'] == 6]
+    assert sorted(taught[many:]) == sorted((0.03, 6, candidate['score'], candidate['gap']) for candidate in last)
+    first = [(candidate['score'], candidate['gap']) for candidate in plan['candidates'] if candidate['steps'] == 3]
+    assert len(first) == 2
+    assert set(first) < {(score, gap) for _, _, score, gap in taught[:many]}
     chosen = next(entry for entry in found.result.tried if entry.chosen)
-    best = max(candidate['score'] for candidate in plan['candidates'])
+    best = max(candidate['score'] for candidate in last)
     error = math.sqrt(best * (1 - best) / found.result.data.parts['validation'])
-    level = [candidate for candidate in plan['candidates'] if candidate['score'] >= best - error]
+    level = [candidate for candidate in last if candidate['score'] >= best - error]
     assert min(level, key=lambda candidate: candidate['gap'])['label'] == chosen.label
     assert any(
         'were taught for about 3 steps, as the stage `distill` will' in text for text in found.result.stage('prune').explanation
@@ -87,7 +94,7 @@ def test_candidates_are_taught_as_the_next_stage_will_and_the_best_learner_is_ta
 def test_of_equally_good_learners_the_one_nearest_to_the_original_is_taken(tmp_path, pictures, by_count, monkeypatch):
     seen = []
 
-    def close(self, rung):
+    def close(self, rung, steps):
         """Each is better than the one before, by less than an error of a share of a hundred samples, but for the first."""
         if rung.key not in seen:
             seen.append(rung.key)
@@ -105,6 +112,36 @@ def test_of_equally_good_learners_the_one_nearest_to_the_original_is_taken(tmp_p
     chosen = next(entry for entry in found.result.tried if entry.chosen)
     assert chosen.label == next(candidate['label'] for candidate in plan['candidates'] if candidate['gap'] == 3)
     assert any('lie within the standard error of the best' in text for text in found.result.stage('prune').explanation)
+
+
+def test_the_better_half_is_taught_for_twice_as_long():
+    """What is ahead after few steps is not what is ahead after more."""
+    asked = []
+
+    def taught(rung, steps):
+        asked.append((rung.harm, steps))
+        early, late = {0: (0.1, 0.9), 1: (0.8, 0.81), 2: (0.7, 0.9), 3: (0.6, 0.7), 4: (0.2, 0.9), 5: (0.6, 0.9)}[rung.harm]
+        return (early if steps == 30 else late), rung.harm
+
+    candidates = [Candidate(f'model {harm}', Rung({}, (), 0.0, harm), None, harm) for harm in range(6)]
+    planner = SimpleNamespace(
+        around=SimpleNamespace(
+            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy', error=lambda score: 0.01),
+        ), rehearse=30, planned=Planned(None), shop=SimpleNamespace(taught=taught), _advance=lambda: None,
+    )  # fmt: skip
+    planner._teach, planner._ranked = partial(Planner._teach, planner), partial(Planner._ranked, planner)
+    chosen = Planner._best(planner, candidates)
+    assert asked == [(harm, 30) for harm in range(6)] + [(harm, 60) for harm in (1, 2, 3)]
+    assert chosen is candidates[2]  # also better than the two that had led
+    assert [(found.score, found.steps) for found in candidates] == [
+        (0.1, 30), (0.81, 60), (0.9, 60), (0.7, 60), (0.2, 30), (0.6, 30),
+    ]  # fmt: skip
+    first, second, *_ = planner.planned.explanation
+    assert first.startswith('6 models that keep the budget were taught for about 30 steps, as the stage `distill` will; ')
+    assert second.startswith('The 3 best of them were taught for about 60 steps')
+    asked.clear()
+    Planner._best(planner, candidates[:3])
+    assert asked == [(harm, 30) for harm in range(3)]
 
 
 def test_the_search_for_smaller_images_goes_on_to_the_first_within_the_budget():
@@ -149,7 +186,7 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
 def test_a_drop_of_the_score_alone_drives_the_pruning(tmp_path, pictures, by_count, monkeypatch, drop, expected):
     sizes, ladders, ordered = [], {}, Planner._ordered
 
-    def falling(self, rung):
+    def falling(self, rung, steps):
         """Lose a point with each step."""
         (ladder,) = ladders.values()
         sizes[:] = [len(ladder)]

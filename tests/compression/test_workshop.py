@@ -26,7 +26,7 @@ def shop(tmp_path, parts, by_count):
     found = score(graph, model, build_importance('l1', seed=0))
     calibration = parts.inputs('calibration')
 
-    def make(follows=None, budget=None, rehearse=2):
+    def make(follows=None, budget=None):
         budget = budget or Budget(latency=0.5, runtime='eager')
         around = Surroundings(
             'prune', model, parts, Judge(parts, model), budget, 0, 1, tmp_path, tmp_path / 'work', Progress.of('quiet')
@@ -34,7 +34,7 @@ def shop(tmp_path, parts, by_count):
         around.follows = follows
         ranking = Ranking(graph, model, found)
         return Workshop(
-            model, around, ranking, importance='l1', rehearse=rehearse, recalibrate=True, calibration=calibration
+            model, around, ranking, importance='l1', recalibrate=True, calibration=calibration
         )  # fmt: skip
 
     return make
@@ -85,8 +85,8 @@ def test_what_a_killed_plan_found_out_is_not_found_out_again(shop, monkeypatch):
     first = shop(DistillStage(epochs=1, lr=0.05))
     first.compare(10)
     rung = _narrow(first)
-    known = first.pace(rung), first.harm(rung), first.untaught(rung), first.taught(rung), first.layers(rung)
-    assert first.taught(rung)[0] != first.untaught(rung) or first.taught(rung)[1] > 0
+    known = first.pace(rung), first.harm(rung), first.untaught(rung), first.taught(rung, 2), first.layers(rung)
+    assert first.taught(rung, 2)[0] != first.untaught(rung) or first.taught(rung, 2)[1] > 0
 
     def never(*args, **kwargs):
         raise AssertionError('it is known')
@@ -95,10 +95,10 @@ def test_what_a_killed_plan_found_out_is_not_found_out_again(shop, monkeypatch):
     second.compare(10)
     for name in ('model', 'built'):
         monkeypatch.setattr(second, name, never)
-    assert (second.pace(rung), second.harm(rung), second.untaught(rung), second.taught(rung), second.layers(rung)) == known
+    assert (second.pace(rung), second.harm(rung), second.untaught(rung), second.taught(rung, 2), second.layers(rung)) == known
 
 
 def test_without_a_stage_that_trains_nothing_is_taught(shop):
     found = shop()
     rung = _narrow(found)
-    assert found.taught(rung)[0] == shop(DistillStage(), rehearse=0).taught(rung)[0]
+    assert found.taught(rung, 2)[0] == shop(DistillStage()).taught(rung, 0)[0]
