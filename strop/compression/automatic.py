@@ -12,9 +12,9 @@
 4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget. Where the
    recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder.
 5. Each of these, or the few that are best without training, is taught for some steps as the next stage of the recipe will teach
-   it; the better half of more than three is taught anew for twice as many, since what heals slowly may come further. Of those
-   that are left the one with the best score on the validation samples is the plan; where others lie within its standard error,
-   the one whose outputs there are nearest to the original's.
+   it; the better half of more than three is taught anew for twice as many, since what heals slowly may come further, and so are
+   those whose scores on the validation samples lie within the standard error of the best, up to four times as many steps. The
+   best is the plan; of those that are level to the end, the one whose outputs there are nearest to the original's.
 
 A recipe that limits only the drop of the score goes down the first ladder as far as models keep it that were taught for some
 steps.
@@ -57,8 +57,10 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
-#: Of so many, or fewer, that were taught alike one is taken; of more the better half goes on.
+#: Of more than so many that were taught alike the better half goes on, of fewer those that are as good as the best.
 _LAST = 3
+#: They are taught for so many times the steps at most.
+_LONGEST = 4
 
 
 class Planner:
@@ -312,9 +314,9 @@ class Planner:
         while True:
             self._teach(candidates, steps, more)
             ranked, level, error = self._ranked(candidates)
-            if len(candidates) <= _LAST:
+            if steps >= _LONGEST * self.rehearse or (len(candidates) <= _LAST and level == 1):
                 break
-            candidates = ranked[: len(candidates) // 2]
+            candidates = ranked[: level if len(candidates) <= _LAST else len(candidates) // 2]
             steps, more = 2 * steps, f'The {len(candidates)} best of them were'
         if level > 1:
             gaps = ', '.join(f'{found.gap:.4f} ({found.label})' for found in ranked[:level])

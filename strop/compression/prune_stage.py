@@ -47,7 +47,7 @@ class PruneStage(StageSettings):
             then take smaller images, which the README of the result says.
         tries: How many models of each order the automatic plan measures, beside the ends.
         rehearse: Steps that the automatic plan teaches its candidates for at first, as the next stage that trains will; the
-            better half of more than three for twice as many. 0 takes the one whose outputs move least.
+            better ones for up to four times as many. 0 takes the one whose outputs move least.
     """
 
     kind: ClassVar[str] = 'prune'
