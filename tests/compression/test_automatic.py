@@ -118,6 +118,17 @@ def test_of_equally_good_learners_the_one_nearest_to_the_original_is_taken(tmp_p
     assert any('lie within the standard error of the best' in text for text in found.result.stage('prune').explanation)
 
 
+def _teaching(taught):
+    """Return what `Planner._best` needs, where `taught(rung, steps)` gives score and gap."""
+    planner = SimpleNamespace(
+        around=SimpleNamespace(
+            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy', error=lambda score: 0.01),
+        ), rehearse=30, planned=Planned(None), shop=SimpleNamespace(taught=taught), _advance=lambda: None,
+    )  # fmt: skip
+    planner._teach, planner._ranked = partial(Planner._teach, planner), partial(Planner._ranked, planner)
+    return planner
+
+
 def test_the_better_half_is_taught_for_twice_as_long():
     """What is ahead after few steps is not what is ahead after more."""
     asked = []
@@ -128,12 +139,7 @@ def test_the_better_half_is_taught_for_twice_as_long():
         return (early if steps == 30 else late), rung.harm
 
     candidates = [Candidate(f'model {harm}', Rung({}, (), 0.0, harm), None, harm) for harm in range(6)]
-    planner = SimpleNamespace(
-        around=SimpleNamespace(
-            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy', error=lambda score: 0.01),
-        ), rehearse=30, planned=Planned(None), shop=SimpleNamespace(taught=taught), _advance=lambda: None,
-    )  # fmt: skip
-    planner._teach, planner._ranked = partial(Planner._teach, planner), partial(Planner._ranked, planner)
+    planner = _teaching(taught)
     chosen = Planner._best(planner, candidates)
     assert asked == [(harm, 30) for harm in range(6)] + [(harm, 60) for harm in (1, 2, 3)]
     assert chosen is candidates[2]  # also better than the two that had led
@@ -155,12 +161,7 @@ def test_models_that_are_level_are_taught_on():
         asked.append((rung.harm, steps))
         return {0: 0.5, 1: 0.805, 2: 0.8 if steps < 60 else 0.9}[rung.harm] if tied is None else tied, 3 - rung.harm
 
-    planner = SimpleNamespace(
-        around=SimpleNamespace(
-            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy', error=lambda score: 0.01),
-        ), rehearse=30, planned=Planned(None), shop=SimpleNamespace(taught=taught), _advance=lambda: None,
-    )  # fmt: skip
-    planner._teach, planner._ranked = partial(Planner._teach, planner), partial(Planner._ranked, planner)
+    planner = _teaching(taught)
     tied = None
     candidates = [Candidate(f'model {harm}', Rung({}, (), 0.0, harm), None, harm) for harm in range(3)]
     assert Planner._best(planner, candidates) is candidates[2]
