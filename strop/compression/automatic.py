@@ -57,7 +57,7 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
-#: Of more than so many that were taught alike the better half goes on, of fewer those that are as good as the best.
+#: Of more than so many that were taught alike the better half goes on, of no more those that are as good as the best.
 _LAST = 3
 #: They are taught for so many times the steps at most.
 _LONGEST = 4

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import nn
 
 from strop.errors import ConfigError, EstimateError, listed, near
-from strop.estimators.runtimes import Call, check_positive, runtime, runtimes
+from strop.estimators.runtimes import Call, check_positive, computing_with, runtime, runtimes
 from strop.randomness import counter_rng
 
 #: Milliseconds after which threads that wait for work sleep: 45 in ONNX Runtime, 10 in OpenMP, none to speak of elsewhere.
@@ -203,7 +203,7 @@ def measure(
         raise ConfigError(f'`settle_ms` must be milliseconds, 0 or more, but got {settle_ms!r}.')
     if not isinstance(entries, Mapping) or not entries:
         raise ConfigError(f'`entries` must be a mapping of names to functions or (model, inputs), but got {entries!r}.')
-    with _threads(threads):
+    with computing_with(threads):
         ready = {name: _prepared(name, entry, runtime_name, threads, precision) for name, entry in entries.items()}
         machine = Machine.here(threads)
         for name, call in ready.items():
@@ -303,16 +303,6 @@ def _timed(name: str, call: Call, calls: int, clock: Callable[[], int]) -> float
     except Exception as error:
         raise EstimateError(f'{name!r} failed while it was measured: {type(error).__name__}: {error}') from error
     return (stop - start) / calls / 1e6
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -137,6 +137,17 @@ def advice(model: nn.Module) -> str:
 
 
 @contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Let PyTorch compute with so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep the warnings and logs of exporters off the screen."""
     loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir', 'torch.export')]
@@ -180,13 +191,9 @@ def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: s
 
 def _compile(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
     compiled = torch.compile(model)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # Inductor's C++ code is generated for a number of threads
-    try:
+    with computing_with(threads):  # Inductor's C++ code is generated for a number of threads
         call = _eager(compiled, inputs, threads, precision)  # type: ignore[arg-type]
         call()
-    finally:
-        torch.set_num_threads(before)
     return call
 
 

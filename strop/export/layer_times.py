@@ -22,7 +22,7 @@ from torch import nn
 from strop.errors import ConfigError, EstimateError, StropError, listed, near, try_import
 from strop.estimators import Latency, count, measure
 from strop.estimators.counting import human
-from strop.estimators.runtimes import check_positive, onnx_bytes, quiet
+from strop.estimators.runtimes import check_positive, computing_with, onnx_bytes, quiet
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession
 from strop.export.comparison import Inputs
 
@@ -193,26 +193,23 @@ def layer_times(
     plain = copy.deepcopy(getattr(model, '_orig_mod', model)).cpu().eval()
     given = Inputs.of(inputs).to('cpu')
     owners = {path: module for path, module in plain.named_modules() if _is_layer(module)}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        if runtime == 'eager':
-            samples, other, whole = _in_eager(plain, given, owners, precision, threads, rounds, warmup)
-        else:
-            kernels = _ENGINES[runtime]
-            with tempfile.TemporaryDirectory() as folder, quiet():
-                path = Path(folder) / 'model.onnx'
-                _write(path, plain, given, quantized)
-                times, whole = kernels(path, list(given.tensors().values()), precision, threads, rounds, warmup)
-                samples, other = _by_layer(path, times, owners, quantized)
+        with computing_with(threads):
+            if runtime == 'eager':
+                samples, other, whole = _in_eager(plain, given, owners, precision, threads, rounds, warmup)
+            else:
+                kernels = _ENGINES[runtime]
+                with tempfile.TemporaryDirectory() as folder, quiet():
+                    path = Path(folder) / 'model.onnx'
+                    _write(path, plain, given, quantized)
+                    times, whole = kernels(path, list(given.tensors().values()), precision, threads, rounds, warmup)
+                    samples, other = _by_layer(path, times, owners, quantized)
     except (StropError, ImportError):
         raise
     except Exception as error:
         raise EstimateError(
             f'The layers of {type(model).__name__} could not be timed in {runtime}: {type(error).__name__}: {str(error)[:500]}'
         ) from error
-    finally:
-        torch.set_num_threads(before)
     costs = count(plain, *given.args, **given.kwargs).modules
     layers = {}
     nothing = np.zeros(len(next(iter(samples.values()), (0.0,))))

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
-from strop.estimators.runtimes import out_of_place, quiet
+from strop.estimators.runtimes import computing_with, out_of_place, quiet
 from strop.estimators.sessions import Call as Bound
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession, Run
 from strop.quantization.batches import Call
@@ -233,12 +233,8 @@ class Compiled:
             if torch.get_num_threads() == self._threads:
                 return run()
             # A program is of a number of threads: with another one a second would be made, and not frozen.
-            before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-            try:
+            with computing_with(self._threads):
                 return run()
-            finally:
-                torch.set_num_threads(before)
 
         def run() -> Any:
             if shapes not in self._seen:

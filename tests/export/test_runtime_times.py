@@ -95,9 +95,7 @@ def test_keyword_arguments_reach_every_runtime_under_their_names() -> None:
 def test_every_compiled_model_is_compiled_once(threads: int) -> None:
     # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
     before = torch.get_num_threads()
-    torch.set_num_threads(
-        2
-    )  # programs are of a number of threads: also outside the rounds they run with those of the measurement
+    torch.set_num_threads(2)  # outside the rounds, too, programs run with the threads of the rounds
     try:
         with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
             times = measure_runtimes(
