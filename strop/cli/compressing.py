@@ -162,14 +162,16 @@ def _plan(job: Compression, plan: Estimate) -> list[Any]:
         table.add_column(name, justify='right' if name in ('training steps', 'about') else 'left', overflow='fold')
     for stage in plan.stages:
         seconds = '' if stage.seconds is None else _duration(stage.seconds)
-        table.add_row(stage.name, stage.what, str(stage.steps or ''), seconds)
+        steps = f'up to {stage.rehearsed}' if stage.rehearsed else str(stage.steps or '')
+        table.add_row(stage.name, stage.what, steps, seconds)
     parts = ', '.join(f'{count} {part}' for part, count in plan.parts.items())
+    rehearsed = ' at most, without what is measured' if any(stage.rehearsed for stage in plan.stages) else ''
     return [
         table,
         f'Model: {human(plan.macs)} MACs for one sample, {human(plan.params)} parameters, {plan.size_mb:.1f} MB of weights.',
         f'Data: {job.data.name}, {parts}; {len(job.data.skipped)} files could not be read. Scored by {job.judge.metric}.',
         f'Budget: {recipe.budget}.',
-        f'Training takes about {_duration(plan.seconds)} with {job.threads} threads here, and '
+        f'Training takes about {_duration(plan.seconds)} with {job.threads} threads here{rehearsed}, and '
         f'{plan.peak_memory_mb:,.0f} MB of memory.',
         f'The artefact goes to {job.folder}.',
     ]

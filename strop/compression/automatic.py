@@ -63,6 +63,22 @@ _LAST = 3
 _LONGEST = 4
 
 
+def most_steps(rehearse: int) -> int:
+    """Return for how many steps all candidates of a plan are taught together, if there are many and they stay level.
+
+    Args:
+        rehearse: Steps that each is taught for at first.
+
+    >>> most_steps(60)  # six of them for 60 steps, three for 120 and three for 240
+    1440
+    """
+    total, count, steps = 0, _TAUGHT, rehearse
+    while steps < _LONGEST * rehearse:
+        total += count * steps
+        count, steps = count if count <= _LAST else count // 2, 2 * steps
+    return total + count * steps
+
+
 class Planner:
     """Chooses the lengths of all units, and the blocks that go, for the budget of a recipe; see the top of this module.
 
@@ -471,4 +487,4 @@ def _between(ladder: Sequence[Rung], low: int, high: int, shares: Mapping[int, f
     return min(max(found, low + 1), high - 1)
 
 
-__all__ = ['GRID', 'Planner']
+__all__ = ['GRID', 'Planner', 'most_steps']

@@ -164,12 +164,14 @@ class PlannedStage:
         name: Its name.
         what: Its settings in words.
         steps: Training steps.
-        seconds: About how long they take, from one step that was timed; None for a stage that does not train.
+        rehearsed: Training steps of candidates, at the most.
+        seconds: About how long both take, from one step that was timed; None for a stage that does not train.
     """
 
     name: str
     what: str
     steps: int
+    rehearsed: int
     seconds: float | None
 
 
@@ -195,7 +197,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """About how long all training takes."""
+        """About how long all training takes, that of candidates at its longest."""
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -220,10 +222,12 @@ def dry_run(job: Compression) -> Estimate:
     once = _step_seconds(twin, inputs)
     stages = []
     for stage in job.recipe.stages:
-        steps = stage.settings.steps(len(job.data.train), job.data.batch_size)
+        steps, ahead = stage.settings.steps(len(job.data.train), job.data.batch_size), job.recipe.teacher_after(stage.name)
+        rehearsed = 0 if ahead is None else stage.settings.rehearsed(job.recipe.budget)
+        taught = ahead if ahead is not None and rehearsed else stage.settings
         # The teacher runs once more in each step.
-        each = once * (1.3 if stage.kind == 'distill' else 1.0)
-        stages.append(PlannedStage(stage.name, stage.settings.describe(), steps, steps * each if steps else None))
+        seconds = once * (1.3 if taught.kind == 'distill' else 1.0) * (steps + rehearsed)
+        stages.append(PlannedStage(stage.name, stage.settings.describe(), steps, rehearsed, seconds or None))
     weights = costs.size_mb or 0.0
     activations = (batch.peak_memory_mb or 0.0) - weights
     return Estimate(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from strop.compression.automatic import Planner
+from strop.compression.automatic import Planner, most_steps
 from strop.compression.budget import Budget
 from strop.compression.calling import as_batches, call, main_output
 from strop.compression.scoring import with_better_norms
@@ -118,9 +118,12 @@ class PruneStage(StageSettings):
             return str(PruningBudget.of(self.budget))
         return f'{self.blocks} blocks' if self.blocks is not None else 'as far as the budget asks'
 
-    def looks_ahead(self, budget: Budget) -> bool:
-        """Whether candidates are taught as the next stage will teach what comes out."""
-        return self.rehearse > 0 and self._plans(budget)
+    def rehearsed(self, budget: Budget) -> int:
+        """Return for how many steps the automatic plan teaches its candidates at the most."""
+        if not self._plans(budget):
+            return 0
+        only_score = not budget.timed and not budget.counted and budget.size_mb is None
+        return self.rehearse * max(1, self.tries) if only_score else most_steps(self.rehearse)
 
     def sees_backends(self, budget: Budget) -> bool:
         """Whether it measures, or has to know how many bytes a parameter takes in the end."""

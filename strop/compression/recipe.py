@@ -236,7 +236,7 @@ class Recipe:
         backends = planned_backends([stage.settings for stage in self.stages], self.budget)
         found = []
         for stage in self.stages:
-            ahead = self.teacher_after(stage.name) if stage.settings.looks_ahead(self.budget) else None
+            ahead = self.teacher_after(stage.name) if stage.settings.rehearsed(self.budget) else None
             settings = [stage.settings.to_dict(), *([ahead.kind, ahead.to_dict()] if ahead is not None else [])]
             settings += [backends, self.budget.chosen_runtime] if stage.settings.sees_backends(self.budget) else []
             text = json.dumps([current, stage.kind, *settings], sort_keys=True, default=str)

@@ -217,9 +217,12 @@ class StageSettings(ABC):
         """
         return
 
-    def looks_ahead(self, budget: Budget) -> bool:
-        """Whether what it does depends on the next stage that trains."""
-        return False
+    def rehearsed(self, budget: Budget) -> int:
+        """Return how many steps it teaches candidates for at the most, all together, as the next stage that trains will.
+
+        More than 0 means that what it does depends on that stage.
+        """
+        return 0
 
     def sees_backends(self, budget: Budget) -> bool:
         """Whether what it does depends on what the recipe quantizes for, and on the runtime of the budget."""

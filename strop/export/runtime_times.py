@@ -26,7 +26,7 @@ from strop.export.layer_times import Positional
 from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
 from strop.quantization import Quantized, backends
-from strop.quantization.backends import Compiled, prepared
+from strop.quantization.backends import Frozen, prepared
 from strop.quantization.flow import tensors_of
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ class _Bench:
         if runtime == 'compile':
             # Of inputs that nobody calls it with: a program for the very ones that it holds would serve no others.
             alone = _apart(Positional(model, inputs.map(torch.clone)))
-            return [_Ready(stage, runtime, precision, Compiled(alone, self._threads, precision))]
+            return [_Ready(stage, runtime, precision, Frozen(alone, self._threads, precision))]
         load = backends()[runtime].load
         assert load is not None, 'both ONNX runtimes load files'
         found = []

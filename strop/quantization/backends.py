@@ -199,10 +199,10 @@ def _run_inductor(path: Path, threads: int, precision: str) -> Run:
     pt2e('quantize_pt2e')  # registers the ops of the program
     pt2e('quantizer.x86_inductor_quantizer')  # and this what makes integer kernels of them, not only in its own graphs
     program = torch.export.load(path)
-    return Compiled(program.module(), threads, precision)
+    return Frozen(program.module(), threads, precision)
 
 
-class Compiled:
+class Frozen:
     """A graph compiled by Inductor with its weights frozen, without which the integers would not be used.
 
     Inductor compiles once for each shape of inputs, during the first call with it.

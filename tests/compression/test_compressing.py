@@ -39,10 +39,26 @@ def test_a_dry_run_counts_the_model_and_the_steps_and_writes_nothing(tmp_path, p
     plan = dry_run(job)
     conv = 9 * (64 * 16 + 64 * 16 * 16 + 9 * 16 * 32)
     assert plan.macs == conv + 32 * 4
-    assert [stage.steps for stage in plan.stages] == [0, 9]
+    assert [(stage.steps, stage.rehearsed) for stage in plan.stages] == [(0, 0), (9, 0)]
     assert plan.stages[1].seconds > 0
     assert plan.peak_memory_mb > 4 * plan.size_mb
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('budget', 'later', 'rehearsed'),
+    [
+        ({'latency': 0.5, 'runtime': 'eager'}, [{'distill': {'epochs': 3}}], 6 * 10 + 3 * 20 + 3 * 40),
+        ({'accuracy_drop': 1}, [{'finetune': {'epochs': 3}}], 2 * 10),
+        ({'latency': 0.5, 'runtime': 'eager'}, ['export'], 0),
+        ({'macs': 0.5}, ['distill'], 0),
+    ],
+)
+def test_a_dry_run_counts_the_steps_that_candidates_are_taught_for(pictures, budget, later, rehearsed):
+    stages = [{'prune': {'rehearse': 10, 'tries': 2}}, *later]
+    plan = dry_run(planned(small_net(), pictures, budget=budget, stages=stages, threads=1))
+    assert plan.stages[0].rehearsed == rehearsed
+    assert (plan.stages[0].seconds is not None) == (rehearsed > 0)
 
 
 def test_neither_model_nor_data_can_be_left_out(pictures):
