@@ -42,6 +42,7 @@ from strop.compression.workshop import Workshop
 from strop.estimators import WidthCosts
 from strop.graph import channel_units
 from strop.pruning import Ranking, build_importance, residual_blocks, score
+from strop.pruning.importance import ImportanceLike
 from strop.report.compression_result import Tried
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Planner:
         model: nn.Module,
         around: Surroundings,
         *,
-        importance: str,
+        importance: ImportanceLike,
         importance_data: Any,
         importance_loss: Any,
         selection: Selection,
@@ -118,7 +119,7 @@ class Planner:
     ) -> None:
         self.model, self.around, self.tries, self.rehearse = model, around, tries, rehearse
         self.graph = channel_units(model, around.data.example(1))
-        judge = build_importance(importance, seed=around.seed)
+        judge: Any = build_importance(importance, seed=around.seed)
         found = score(self.graph, model, judge, data=importance_data, loss=importance_loss, seed=around.seed)
         self.ranking = Ranking(self.graph, model, found, selection)
         needs = () if around.follows is None else around.follows.needs
@@ -129,7 +130,7 @@ class Planner:
         ]
         self._trials = len(self.ranking.prunable) * len(GRID) + len(self.blocks)
         self.shop = Workshop(
-            model, around, self.ranking, importance=importance, recalibrate=recalibrate, calibration=calibration,
+            model, around, self.ranking, importance=judge.name, recalibrate=recalibrate, calibration=calibration,
         )  # fmt: skip
         self.planned = Planned(model)
         self._tried: dict[str, Tried] = {}

@@ -136,6 +136,8 @@ class Compression:
         torch.set_num_threads(self.threads)
         if self.given_model is not None:
             self.supernet: nn.Module = plain_of(copy.deepcopy(self.given_model)).cpu().eval()
+            if self.source is not None:
+                _check_factory(self.source, self.supernet)
         else:
             assert self.recipe.model is not None, 'checked when it was made'
             with seeded(self.recipe.seed, 'model'):
@@ -171,13 +173,14 @@ class Compression:
         assert source is not None, 'checked when it was made'
         settings = getattr(self.original, 'pretrained_cfg', None) or getattr(self.original, 'default_cfg', None)
         wanted = None
-        fetched = self.recipe.model is not None and (self.recipe.model.weights or self.recipe.model.args.get('pretrained'))
-        if isinstance(settings, Mapping) and settings.get('mean') and fetched:
+        named = self.recipe.model if self.given_model is None else None
+        untrained = named is not None and named.kind == 'timm' and not (named.weights or named.args.get('pretrained'))
+        if isinstance(settings, Mapping) and settings.get('mean') and not untrained:
             wanted = {key: [255 * float(value) for value in settings[key]] for key in ('mean', 'std')}
         tokenizer = None
         windows = False
-        if self.recipe.model is not None and self.recipe.model.kind == 'transformers':
-            tokenizer = self.recipe.model.rest
+        if named is not None and named.kind == 'transformers':
+            tokenizer = named.rest
             windows = type(self.original).__name__.endswith(('ForCausalLM', 'LMHeadModel'))
         return open_data(
             source, seed=self.recipe.seed, trust=self._trusts('data'), normalise=wanted, tokenizer=tokenizer, windows=windows
@@ -252,9 +255,13 @@ class Compression:
         """Make the folder, or see that it holds a run of the same model and data that may go on; return whether it was made."""
         mark = self.folder / _OWNER
         begun = not mark.is_file()
+        if self.given_model is not None:
+            model = f'{type(self.given_model).__name__} in memory, weights {state_digest(self.given_model)}'
+        else:
+            model = '' if self.recipe.model is None else self.recipe.model.to_dict()['source']
         identity = {
             'strop': 'compression',
-            'model': None if self.source is None else self.source.to_dict().get('source'),
+            'model': model,
             'data': None if self.recipe.data is None else self.recipe.data.source,
         }
         if not begun:
@@ -365,7 +372,7 @@ class Compression:
                 for name, content in found.documents.items():
                     atomic_write(temporary / f'{name}.json', json.dumps(content, indent=1, default=str) + '\n')
                 done.write(temporary, digest)
-        except (StropError, OSError, MemoryError) as error:
+        except Exception as error:
             running.status, running.seconds = 'failed', time.monotonic() - begun
             running.warnings.append(f'{type(error).__name__}: {error}')
             self._write(best_effort=True)
@@ -394,6 +401,7 @@ class Compression:
             progress=self.progress,
             backends=self.backends,
             follows=self.recipe.teacher_after(stage.name),
+            given=self.result.stage(results.SOURCE).resources,
         )
 
     def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> Finished:
@@ -568,6 +576,20 @@ class Compression:
 
 
 # -- internals --------------------------------------------------------------------------------------------
+
+
+def _check_factory(source: ModelSource, model: nn.Module) -> None:
+    """Raise unless a factory builds models of the architecture that was given, whatever its weights."""
+    built = plain_of(source.build(trust=True)).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in sorted({*shapes, *built}):
+        if name not in built or name not in shapes or tuple(built[name].shape) != shapes[name]:
+            there = f'of shape {tuple(built[name].shape)}' if name in built else 'missing'
+            wanted = f'of shape {shapes[name]}' if name in shapes else 'none'
+            raise ConfigError(
+                f'The factory {source.name!r} builds another model than the {type(model).__name__} that was given: its tensor '
+                f'{name!r} is {there}, that of the model is {wanted}.'
+            )
 
 
 def _named(example: Any) -> dict[str, torch.Tensor]:

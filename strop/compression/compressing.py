@@ -134,6 +134,10 @@ def planned(
     else:
         whole = known['recipe']
         changes: dict[str, Any] = dict(given)
+        if model is not None:
+            changes.setdefault('model', None)
+            if whole.name == (whole.model.name if whole.model is not None else 'model'):
+                changes['name'] = type(model).__name__ if in_memory else given['model'].name
         if budget is not None:
             changes['budget'] = Budget.of(budget)
         if stages is not None:

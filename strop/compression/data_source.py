@@ -13,6 +13,7 @@ from strop.compression.parts import DataParts, given_parts
 from strop.compression.text_parts import text_parts
 from strop.data.sources import NAMED, parts_of, scan_folder
 from strop.errors import ConfigError, DataError, UnsafeFileError, listed, near, try_import
+from strop.randomness import seeded
 
 KINDS = ('images', 'folder', 'coco', 'text', 'factory')
 
@@ -35,8 +36,8 @@ class DataSource:
         labels: Whether stages may learn from labels; scores use them all the same.
         calibration: How many training samples are calibrated on.
         batch_size: Samples in a batch.
-        mean: Of each channel, in pixels (0 to 255); the training images' own, or those of ImageNet for a model of timm, by
-            default.
+        mean: Of each channel, in pixels (0 to 255); by default those that a model of timm was trained with, or the training
+            images' own.
         std: Likewise.
         augment: Random shifts and mirror images in training. By default both for images in colour, shifts alone for others.
         max_unreadable: So many image files that cannot be decoded are skipped; more are an error.
@@ -92,6 +93,11 @@ class DataSource:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 0.9:
                 raise ConfigError(f'`{name}` of the data is a share between 0 and 0.9, but got {value!r}.')
+        if self.found_kind == 'text' and self.val + self.test > 0.9:
+            raise ConfigError(
+                '`val` and `test` are shares of the whole text, and something must be left to learn from: together at most '
+                f'0.9, but got {self.val:g} and {self.test:g}.'
+            )
         for name in ('labels', 'augment'):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f'`{name}` of the data is true or false, but got {getattr(self, name)!r}.')
@@ -217,7 +223,9 @@ def open_data(
     if kind == 'factory':
         module, _, name = source.source.partition(':')
         found = located(module, name)
-        return source.given(found() if callable(found) else found, seed)
+        with seeded(seed, 'data'):
+            parts = found() if callable(found) else found
+        return source.given(parts, seed)
     if kind == 'text':
         return text_parts(source, seed, tokenizer, windows)
     return image_parts(source, seed, normalise)

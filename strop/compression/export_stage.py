@@ -84,6 +84,8 @@ class ExportStage(StageSettings):
     atol: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.formats, (str, list, tuple, type(None))):
+            raise ConfigError(f'`formats` of the stage `export` is a list of {listed(FORMATS)}, but got {self.formats!r}.')
         names = [self.formats] if isinstance(self.formats, str) else list(self.formats or ())
         for name in names:
             if name not in FORMATS:
@@ -93,6 +95,12 @@ class ExportStage(StageSettings):
         object.__setattr__(self, 'formats', names)
         if not isinstance(self.dynamic_batch, bool):
             raise ConfigError(f'`dynamic_batch` of the stage `export` is true or false, but got {self.dynamic_batch!r}.')
+        if self.opset is not None and (not isinstance(self.opset, int) or isinstance(self.opset, bool) or self.opset < 1):
+            raise ConfigError(f'`opset` of the stage `export` is a positive whole number, but got {self.opset!r}.')
+        for name in ('rtol', 'atol'):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0):
+                raise ConfigError(f'`{name}` of the stage `export` is a number of 0 or more, but got {value!r}.')
 
     def check(self, budget: Budget, learns: bool | None = None) -> None:
         """Raise if a format that is asked for is not installed."""
@@ -100,15 +108,19 @@ class ExportStage(StageSettings):
             for module in FORMATS[name].modules:
                 try_import(module, FORMATS[name].extra)
 
+    def installed(self) -> list[str]:
+        """Return the formats that are written because they can be."""
+        return [] if self.formats else [name for name, entry in FORMATS.items() if not entry.missing]
+
     def describe(self) -> str:
         """Return the formats."""
-        return ', '.join(self.formats or [name for name, entry in FORMATS.items() if not entry.missing])
+        return ', '.join(self.formats or self.installed())
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Write and compare."""
         found = Outcome()
         example = around.data.example(2)
-        chosen = self.formats or [name for name, entry in FORMATS.items() if not entry.missing]
+        chosen = self.formats or self.installed()
         source = Source.of(state.model, example, self.dynamic_batch)
         for number, name in enumerate(chosen):
             around.tell(number, len(chosen))

@@ -39,6 +39,8 @@ def image_parts(source: DataSource, seed: int, normalise: Mapping[str, Any] | No
     skipped: dict[str, str] = {}
     if kind == 'coco':
         files = coco_files(Path(source.source).expanduser())
+        if source.limit is not None and source.limit < len(files):
+            files = [files[index] for index in _spread(len(files), source.limit)]
         whole: dict[str, _Pixels] = {'all': _readable(files, [NO_LABEL] * len(files), (), source, skipped)}
     elif kind == 'folder':
         whole = _folders(source, skipped)
@@ -49,11 +51,10 @@ def image_parts(source: DataSource, seed: int, normalise: Mapping[str, Any] | No
     colour = len(mean) == 3
     augment: list[Any] = []
     if source.augment:
-        side = source.crop or train.side
         if source.crop is not None:
             augment.append(TensorRandomCrop(source.crop, padding=0))
-        elif side >= 16:
-            augment.append(TensorRandomCrop(side, padding=max(1, side // 8)))
+        elif train.side >= 16:
+            augment.append(TensorRandomCrop(padding=max(1, train.side // 8)))
         if colour:
             augment.append(TensorRandomFlip())
     centre: list[Any] = [] if source.crop is None else [CentreCrop(source.crop)]
@@ -74,7 +75,7 @@ def image_parts(source: DataSource, seed: int, normalise: Mapping[str, Any] | No
 
 @dataclass(frozen=True, eq=False)
 class _Pixels:
-    """Images by number: in memory, or as files that are decoded when they are asked for."""
+    """Images by number: in memory, or as files that are decoded when they are asked for; `side` is the shorter one."""
 
     read: Callable[[int], Tensor]
     labels: np.ndarray
@@ -134,7 +135,7 @@ class CentreCrop:
 def _in_memory(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], where: str) -> _Pixels:
     found = checked(images, labels, classes, where)
     pixels = torch.from_numpy(found.images if found.images.flags.writeable else found.images.copy())
-    return _Pixels(pixels.__getitem__, found.labels, found.classes, int(pixels.shape[-1]), np.arange(len(pixels)))
+    return _Pixels(pixels.__getitem__, found.labels, found.classes, min(pixels.shape[-2:]), np.arange(len(pixels)))
 
 
 def _arrays(source: DataSource) -> dict[str, _Pixels]:
@@ -210,7 +211,7 @@ def _readable(
     def read(index: int) -> Tensor:
         return torch.from_numpy(open_image(kept[index], size).copy()).permute(2, 0, 1).contiguous()
 
-    return _Pixels(read, np.array(labels)[good], tuple(classes), int(next(iter(shapes))[0]), np.arange(len(kept)))
+    return _Pixels(read, np.array(labels)[good], tuple(classes), min(next(iter(shapes))[:2]), np.arange(len(kept)))
 
 
 def annotation_files(folder: Path) -> list[Path]:

@@ -181,8 +181,10 @@ class DistillStage(LearningStage):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e6:
                 raise ConfigError(f'`{name}` of the stage `distill` must be a number of at least {least:g}, but got {value!r}.')
+        if not isinstance(self.features, (Mapping, list, tuple, type(None))):
+            raise ConfigError(f'`features` of the stage `distill` are paths of modules, but got {self.features!r}.')
         pairs = self.features.items() if isinstance(self.features, Mapping) else [(path, path) for path in self.features or ()]
-        if isinstance(self.features, str) or not all(isinstance(path, str) for pair in pairs for path in pair):
+        if not all(isinstance(path, str) for pair in pairs for path in pair):
             raise ConfigError(f'`features` of the stage `distill` are paths of modules, but got {self.features!r}.')
         if self.compile and self.features:
             raise ConfigError(

@@ -16,6 +16,7 @@ from strop.compression.parts import DataParts
 from strop.compression.recipe import Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import REFERENCE, IntegerFile
+from strop.estimators import runtimes
 from strop.export.runtime_times import RuntimeFile, RuntimeTimes, measure_runtimes
 from strop.export.weights import digest_of
 from strop.files import atomic_write, read_json
@@ -65,7 +66,8 @@ def measured(
         stage = reference if integer.of == REFERENCE else integer.of
         subjects.setdefault(stage, []).append(RuntimeFile(integer.path, integer.backend))
     threads = recipe.budget.threads
-    key: list[Any] = [state_digest(original), state_digest(model), recipe.runtimes, recipe.batches, threads, 'alone']
+    chosen = recipe.runtimes or [name for name, entry in runtimes().items() if entry.available]
+    key: list[Any] = [state_digest(original), state_digest(model), chosen, recipe.batches, threads, 'alone']
     key += [recipe.budget.chosen_runtime if recipe.budget.timed else None]
     key += [data.side, data.digest(), list(subjects)]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]

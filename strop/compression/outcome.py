@@ -24,7 +24,8 @@ def outcome_of(
     """
     budget = recipe.budget
     first, last = result.stage(reference), _counts(recipe, result)
-    before: dict[str, float] = {'macs': float(first.resources.macs or 0), 'params': float(first.resources.params or 0)}
+    given = result.stage(results.SOURCE).resources  # of a supernet the largest subnet, as in the search
+    before: dict[str, float] = {'macs': float(given.macs or 0), 'params': float(given.params or 0)}
     after: dict[str, float] = {'macs': float(last.resources.macs or 0), 'params': float(last.resources.params or 0)}
     files = [export.bytes for export in result.exports if export.precision == 'int8']
     after['size_mb'] = min(files) / 1e6 if files else float(last.resources.size_mb or 0)

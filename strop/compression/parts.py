@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -14,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from strop.data import EpochSampler
 from strop.errors import DataError, listed, near
-from strop.randomness import counter_rng
+from strop.randomness import counter_rng, seeded
 
 PARTS = ('train', 'calibration', 'validation', 'test')
 
@@ -185,6 +186,17 @@ def _missing(target: Any) -> bool:
     return isinstance(target, int) and target == NO_LABEL
 
 
+def is_class(target: Any) -> bool:
+    """Whether a target is one whole number: that of a class, or `NO_LABEL`.
+
+    >>> is_class(3), is_class(torch.tensor(3)), is_class(0.5), is_class(torch.tensor([3]))
+    (True, True, False, False)
+    """
+    if isinstance(target, Tensor):
+        return target.ndim == 0 and not target.is_floating_point() and target.dtype != torch.bool
+    return isinstance(target, (int, np.integer)) and not isinstance(target, bool)
+
+
 def given_parts(
     given: Any, seed: int = 0, *, val: float = 0.1, calibration: int = 256, batch_size: int = 32, labels: bool = True
 ) -> DataParts:
@@ -216,18 +228,20 @@ def given_parts(
     for key in given:
         if key not in (*PARTS, 'name', 'classes'):
             raise DataError(f'Data in memory has no part {key!r}.{near(key, PARTS)} It has {listed(PARTS)}.')
-    parts = {part: Pairs.of(given[part], part) for part in PARTS if given.get(part) is not None}
+    parts = {
+        part: Pairs.of(given[part], part, None if part == 'train' else seed) for part in PARTS if given.get(part) is not None
+    }
     train = parts['train']
     order = counter_rng(seed, 'calibration').permutation(len(train)).tolist()
     if 'validation' not in parts:
         held = max(1, round(val * len(train)))
         if held >= len(train):
             raise DataError(f'{len(train)} training samples are too few to set some aside for validation: give more.')
-        parts['validation'] = Pairs(Subset(train, sorted(order[:held])))
+        parts['validation'] = Pairs(Subset(train, sorted(order[:held])), seed=seed)
         parts['train'] = Pairs(Subset(train, sorted(order[held:])))
         order = list(range(len(parts['train'])))
     if 'calibration' not in parts:
-        parts['calibration'] = Pairs(Subset(parts['train'], sorted(order[:calibration])))
+        parts['calibration'] = Pairs(Subset(parts['train'], sorted(order[:calibration])), seed=seed)
     labelled = all(not _missing(parts['train'][index][1]) for index in (0, len(parts['train']) - 1))
     return DataParts(
         name=str(given.get('name', 'data in memory')),
@@ -242,13 +256,21 @@ def given_parts(
 
 
 class Pairs(Dataset):
-    """A data set of the user, as pairs of inputs and target."""
+    """A data set of the user, as pairs of inputs and target.
 
-    def __init__(self, items: Any, targets: Any = None) -> None:
+    Args:
+        items: The samples, or their inputs.
+        targets: Their targets, if the samples are inputs alone.
+        seed: Samples are a function of this and their number, also where a transform draws from the global generators; None
+            leaves those as they are.
+    """
+
+    def __init__(self, items: Any, targets: Any = None, seed: int | None = None) -> None:
         self.items, self.targets = items, targets
+        self.seed = None if isinstance(items, (Tensor, list, tuple)) else seed
 
     @classmethod
-    def of(cls, given: Any, part: str) -> Pairs:
+    def of(cls, given: Any, part: str, seed: int | None = None) -> Pairs:
         if isinstance(given, DataLoader):
             given = given.dataset
         if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(item, Tensor) for item in given):
@@ -256,7 +278,7 @@ class Pairs(Dataset):
                 raise DataError(f'The part {part!r} has {len(given[0])} inputs and {len(given[1])} targets.')
             found = cls(given[0], given[1])
         else:
-            found = cls(given)
+            found = cls(given, seed=seed)
         try:
             size = len(found)
         except TypeError:
@@ -272,7 +294,8 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         index = int(index)
-        item = self.items[index]
+        with nullcontext() if self.seed is None else seeded(self.seed, 'sample', index):
+            item = self.items[index]
         if self.targets is not None:
             target = self.targets[index]
             return item, int(target) if target.ndim == 0 and not target.is_floating_point() else target
@@ -289,10 +312,16 @@ def check_classes(data: DataParts, outputs: int) -> None:
         outputs: How many classes the model tells apart.
 
     Raises:
-        DataError: If a label is out of range; the message says which, and where.
+        DataError: If a label is out of range, or no whole number; the message says which, and where.
     """
     for part in PARTS:
         samples = getattr(data, part)
+        first = samples[0][1]
+        if not is_class(first):
+            raise DataError(
+                f'The labels of a classifier are one whole number for each sample, but the first of the part {part!r} is '
+                f'{_shown(first)}. Give targets of shape (N,) and an integer type, such as y.squeeze(1) or y.argmax(1).'
+            )
         labels = _labels_of(samples)
         if labels is None:
             continue
@@ -308,18 +337,53 @@ def check_classes(data: DataParts, outputs: int) -> None:
             )
 
 
+def check_range(labels: Tensor, outputs: int, where: str) -> None:
+    """Raise unless the labels of a batch are classes that the model knows, or `NO_LABEL`.
+
+    Raises:
+        DataError: If one is out of range.
+    """
+    wrong = labels[(labels >= outputs) | (labels < NO_LABEL)]
+    if len(wrong):
+        raise DataError(f'The model tells {outputs} classes apart, but {where} has the label {int(wrong[0])}.')
+
+
+def _shown(target: Any) -> str:
+    if isinstance(target, (Tensor, np.ndarray)):
+        return f'of shape {tuple(target.shape)} and type {str(target.dtype).removeprefix("torch.")}'
+    return repr(target)[:100]
+
+
 def _labels_of(samples: Any) -> np.ndarray | None:
     """Return the labels of all samples where they are known without reading the samples."""
     if isinstance(samples, Subset):
         found = _labels_of(samples.dataset)
         return None if found is None else found[np.asarray(samples.indices, dtype=np.int64)]
     if isinstance(samples, Pairs):
-        targets = samples.targets
-        if targets is None:
-            return _labels_of(samples.items)
-        return targets.numpy() if targets.ndim == 1 and not targets.is_floating_point() else None
+        return _labels_of(samples.items) if samples.targets is None else _whole_numbers(samples.targets)
+    if isinstance(samples, TensorDataset):
+        return _whole_numbers(samples.tensors[1]) if len(samples.tensors) == 2 else None
+    if isinstance(samples, (list, tuple)):
+        pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 and is_class(item[1]) for item in samples)
+        return np.array([int(item[1]) for item in samples]) if pairs else None
     labels = getattr(samples, 'labels', None)
-    return labels if isinstance(labels, np.ndarray) else None
+    if isinstance(labels, np.ndarray):
+        return labels
+    # Torchvision's way; where they are changed on reading, these are not what a model sees.
+    return None if getattr(samples, 'target_transform', None) else _whole_numbers(getattr(samples, 'targets', None))
 
 
-__all__ = ['NO_LABEL', 'PARTS', 'DataParts', 'Pairs', 'check_classes', 'collated', 'given_parts', 'smaller_images']
+def _whole_numbers(targets: Any) -> np.ndarray | None:
+    if not isinstance(targets, (Tensor, np.ndarray, list)):
+        return None
+    try:
+        found = np.asarray(targets)
+    except ValueError:  # of several lengths
+        return None
+    return found if found.ndim == 1 and found.dtype.kind in 'iu' else None
+
+
+__all__ = [
+    'NO_LABEL', 'PARTS', 'DataParts', 'Pairs', 'check_classes', 'check_range', 'collated', 'given_parts', 'is_class',
+    'smaller_images',
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -35,7 +36,8 @@ class PruneStage(StageSettings):
         how: `automatic` measures which layers take the time and which units matter, and chooses a length for each unit;
             `uniform` takes the same share of each; `global` ranks all indices together. By default automatic where a latency is
             limited, else uniform for `l1` and the like and global for importances that estimate the loss.
-        importance: What indices are ranked by: `l1`, `taylor`, ...; see `strop.prune`.
+        importance: What indices are ranked by: `l1`, `taylor`, ..., or one with options, such as `{type: l1, reduce: max}`; see
+            `strop.prune`.
         round_to: Lengths are multiples of this; kernels for integers are fastest at multiples of 8 or 16.
         ignored: Patterns of units, layers or parameters whose channels stay.
         limits: pattern -> ratio, or (least, most).
@@ -56,7 +58,7 @@ class PruneStage(StageSettings):
     budget: Any = None
     blocks: int | None = None
     how: str | None = None
-    importance: str = 'l1'
+    importance: Any = 'l1'
     round_to: int = 8
     ignored: Any = field(default_factory=list)
     limits: Any = field(default_factory=dict)
@@ -92,6 +94,11 @@ class PruneStage(StageSettings):
         for name in ('recalibrate', 'depth', 'resolution'):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f'`{name}` of the stage `prune` is true or false, but got {getattr(self, name)!r}.')
+        if not isinstance(self.importance, (str, Mapping)):
+            raise ConfigError(
+                f'`importance` of the stage `prune` is a name ({listed(IMPORTANCES, 20)}), or {{type: NAME, ...}} with '
+                f'options, but got {self.importance!r}.'
+            )
         build_importance(self.importance)
         Selection(round_to=self.round_to, ignored=self.ignored, limits=self.limits or {}, max_ratio=self.max_ratio)
 
@@ -102,7 +109,13 @@ class PruneStage(StageSettings):
                 'The stage `prune` is not told how far to go: give it `ratio`, `budget` or `blocks`, or the recipe a budget of '
                 'macs, params, size_mb, latency or accuracy_drop.'
             )
-
+        told = self.ratio is not None or self.budget is not None or self.blocks is not None or budget.counted
+        if self.how in ('uniform', 'global') and not told and budget.size_mb is None:
+            raise ConfigError(
+                f'`how: {self.how}` cuts by a ratio or to counted limits, but the recipe limits only {listed(budget.limits)}: '
+                'give the stage `ratio` or `budget`, the recipe macs, params or size_mb, or leave `how` to the automatic plan, '
+                'which measures.'
+            )
         if self.resolution and not (self._plans(budget) and (budget.timed or budget.counted or budget.size_mb is not None)):
             raise ConfigError(
                 '`resolution` belongs to the automatic plan, which makes images smaller for a limit of time or size: give the '
@@ -165,7 +178,7 @@ class PruneStage(StageSettings):
         if self.ratio is None and not asked['budget']:
             found.explanation.append('The model keeps the budget already; nothing was removed.')
             return model
-        judged = IMPORTANCES[self.importance]
+        judged: Any = build_importance(self.importance, seed=around.seed)
         scope = 'global' if self.how == 'global' or (self.how is None and getattr(judged, 'is_loss', False)) else 'local'
         options: dict[str, Any] = {
             'importance': self.importance, 'scope': scope, 'round_to': self.round_to, 'ignored': self.ignored,
@@ -195,7 +208,7 @@ class PruneStage(StageSettings):
             )
         found.records.append(record)
         found.explanation += [
-            f'Indices were ranked by {self.importance}, '
+            f'Indices were ranked by {judged.name}, '
             + ('all units together' if scope == 'global' else 'the same share from every unit')
             + f', in multiples of {self.round_to}: '
             + f'{record.channels[1]} of {record.channels[0]} channels are left.',
@@ -217,7 +230,7 @@ class PruneStage(StageSettings):
         return {name: max(limit, 1.001) for name, limit in limits.items()}
 
     def _planned(self, model: nn.Module, around: Surroundings, batches: list[Any], found: Outcome) -> nn.Module:
-        judged = IMPORTANCES[self.importance]
+        judged: Any = build_importance(self.importance, seed=around.seed)
         data, loss = importance_data(around, model) if judged.needs_data else (None, None)
         planned = Planner(
             model,

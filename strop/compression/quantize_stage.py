@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from strop.compression.budget import Budget
 from strop.compression.calling import as_batches, main_output
 from strop.compression.stage import REFERENCE, IntegerFile, Outcome, StageSettings, State, Surroundings
-from strop.errors import ConfigError, MissingDependencyError
+from strop.errors import BudgetError, ConfigError, MissingDependencyError
 from strop.quantization import Backend, backend, backends, quantize
 from strop.quantization.backends import prepared
 from strop.quantization.flow import tensors_of
 from strop.quantization.patterns import patterns_of
 from strop.quantization.scheme import Scheme
+from strop.quantization.smoothing import check_alpha
 from strop.report.compression_result import Export
 
 #: Runtime of a budget -> the backend that quantizes for it.
@@ -67,6 +69,8 @@ class QuantizeStage(StageSettings):
         if entry is not None:
             scheme.on(entry)
         patterns_of('ignored', self.ignored)
+        if self.smooth_alpha is not None:
+            check_alpha(self.smooth_alpha)
         number = isinstance(self.max_drop, (int, float)) and not isinstance(self.max_drop, bool)
         if self.max_drop is not None and not (number and self.max_drop >= 0):
             raise ConfigError(
@@ -156,7 +160,8 @@ class QuantizeStage(StageSettings):
                 drop = None
         if drop is not None and said is not None:
             options = {'metric': lambda graph: judge.score(graph, 'validation'), 'max_drop': drop / 100}
-        return quantize(
+        quantized = partial(
+            quantize,
             model,
             as_batches(around.data.inputs('calibration')),
             backend=entry,
@@ -170,8 +175,17 @@ class QuantizeStage(StageSettings):
             bias_correction=self.bias_correction,
             smooth_alpha=self.smooth_alpha,
             check=False,
-            **options,
         )
+        try:
+            return quantized(**options)
+        except BudgetError as error:
+            if said is None or self.max_drop is not None:
+                raise
+            said.warnings.append(
+                f'{error} Of accuracy_drop={around.budget.accuracy_drop:g} {drop:.2f} points were left on the validation '
+                'samples; every layer is quantized.'
+            )
+            return quantized()
 
 
 def file_run(entry: Backend, path: Path, threads: int) -> Callable[[Any], Any]:

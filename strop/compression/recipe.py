@@ -122,6 +122,8 @@ class Recipe:
             )
         chosen = given.get('runtimes')
         if chosen is not None:
+            if not isinstance(chosen, (str, list, tuple)):
+                raise ConfigError(f'`runtimes` is a list of names, such as [openvino, eager], but got {chosen!r}.')
             for name in [chosen] if isinstance(chosen, str) else chosen:
                 runtime(name)
             chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
@@ -180,6 +182,11 @@ class Recipe:
             for module in chosen.modules:
                 try_import(module, chosen.extra or 'demo')
         if self.budget.latency is not None and self.budget.relative_to == 'quantized':
+            if self.budget.chosen_runtime == 'eager':
+                raise ConfigError(
+                    'The budget is a share of the time of the quantized original (relative_to: quantized), but runtime: eager '
+                    'does not compute with integers: name `runtime: compile`, or another one.'
+                )
             wanted = FOR_RUNTIME[self.budget.chosen_runtime]
             quantizers = [stage.settings for stage in self.stages if isinstance(stage.settings, QuantizeStage)]
             if not any(settings.baseline and settings.chosen(self.budget) == wanted for settings in quantizers):
@@ -239,6 +246,7 @@ class Recipe:
             ahead = self.teacher_after(stage.name) if stage.settings.rehearsed(self.budget) else None
             settings = [stage.settings.to_dict(), *([ahead.kind, ahead.to_dict()] if ahead is not None else [])]
             settings += [backends, self.budget.chosen_runtime] if stage.settings.sees_backends(self.budget) else []
+            settings += stage.settings.installed()
             text = json.dumps([current, stage.kind, *settings], sort_keys=True, default=str)
             current = hashlib.sha256(text.encode()).hexdigest()
             found.append(current[:16])
@@ -285,10 +293,10 @@ def _stages(given: Any) -> tuple[NamedStage, ...]:
 def _entry(entry: Any, number: int) -> tuple[str, Any]:
     if isinstance(entry, str):
         kind, content = entry, None
-    elif isinstance(entry, Mapping) and len(entry) == 1:
-        kind, content = next(iter(entry.items()))
     elif isinstance(entry, Mapping) and isinstance(entry.get('kind'), str):
         kind, content = entry['kind'], {key: value for key, value in entry.items() if key != 'kind'}
+    elif isinstance(entry, Mapping) and len(entry) == 1:
+        kind, content = next(iter(entry.items()))
     else:
         raise ConfigError(
             f'Stage {number} is a name such as `finetune`, or one with settings such as '

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from strop.compression.calling import as_batches, call, laid, layout_for, main_output
-from strop.compression.parts import DataParts, check_classes
+from strop.compression.parts import DataParts, check_classes, check_range, is_class
 from strop.errors import ConfigError, DataError, TrainingError
 from strop.pruning import recalibrate
 
@@ -30,7 +31,7 @@ class Judge:
     - `accuracy`, and `top5` of more than 20 classes, where there are classes and labels;
     - `agreement`: the share of samples whose likeliest class is the original's;
     - `token_accuracy` and `log_likelihood` (a token, in nats) for a model that predicts each token of a text;
-    - `similarity`: the mean cosine of the outputs to the original's, for everything else.
+    - `similarity`: the mean cosine of the outputs to the original's, for everything else, such as targets that are vectors.
 
     Args:
         data: The parts.
@@ -63,6 +64,10 @@ class Judge:
         target = data.test[0][1]
         tokens = isinstance(target, Tensor) and output.ndim == 3 and not target.is_floating_point()
         classes = output.ndim == 2 and output.shape[1] > 1 and not data.tokens
+        if classes and not is_class(target):
+            # A vector for each sample, or a real number: what is to be given, not which class it is.
+            single = isinstance(target, (Tensor, np.ndarray)) and math.prod(target.shape) == 1
+            classes = single and not torch.as_tensor(target).is_floating_point()
         #: 'classes', 'tokens' or 'outputs'.
         self.task = 'tokens' if tokens else 'classes' if classes else 'outputs'
         #: Whether there are labels to score by.
@@ -109,6 +114,8 @@ class Judge:
         for number, (_, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
             if not bool(torch.isfinite(output).all()):
                 raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
+            if self.labelled and self.task == 'classes':
+                check_range(targets, output.shape[1], f'the part {part!r}')
             for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
                 sums[name] = sums.get(name, 0.0) + value
             count += len(output)
@@ -158,7 +165,11 @@ class Judge:
         output = main_output(outputs, inputs)
         if self.task == 'tokens':
             return F.cross_entropy(output[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        return F.cross_entropy(output, targets, label_smoothing=smoothing)
+        try:
+            return F.cross_entropy(output, targets, label_smoothing=smoothing)
+        except IndexError:
+            check_range(targets, output.shape[1], 'the training part')
+            raise
 
     def divergence(self, outputs: Any, answers: Any, inputs: Any = None, temperature: float = 1.0) -> Tensor:
         """Return how far outputs are from those of another model, as a mean over the batch.

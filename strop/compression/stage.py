@@ -123,6 +123,8 @@ class Surroundings:
         progress: Tells how far the stage is.
         backends: Backends of the quantize stages of the recipe.
         follows: The next stage that trains, if there is one.
+        given: What the model costs that was given (of a supernet the largest subnet), which shares of `macs` and `params` are
+            of; by default what `original` costs.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Surroundings:
     progress: Progress
     backends: tuple[str, ...] = ()
     follows: LearningStage | None = None
+    given: StageResources | None = None
 
     def at(self, side: int | None) -> Surroundings:
         """Return the same for a model of images with another short side; None is what the original model sees."""
@@ -147,7 +150,7 @@ class Surroundings:
 
         A limit of the file's size is one of as many parameters as it holds, about.
         """
-        whole = resources_of(self.original, self.at(None).data.example(1))
+        whole = self.given or resources_of(self.original, self.at(None).data.example(1))
         limits = {
             name: PruningBudget(**{name: given}).limit(name, float(getattr(whole, name) or 0))  # type: ignore[arg-type]
             for name, given in self.budget.counted.items()
@@ -223,6 +226,10 @@ class StageSettings(ABC):
         More than 0 means that what it does depends on that stage.
         """
         return 0
+
+    def installed(self) -> list[str]:
+        """Return which optional parts it will use because they are installed, and not because it is told to."""
+        return []
 
     def sees_backends(self, budget: Budget) -> bool:
         """Whether what it does depends on what the recipe quantizes for, and on the runtime of the budget."""

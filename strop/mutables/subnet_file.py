@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Container, Hashable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -146,7 +147,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which by itself would take the last of two equal keys silently."""
+    """PyYAML's safe loader, which by itself would take the last of two equal keys silently, and 1e-3 as text."""
 
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -159,4 +160,8 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value)}  # type: ignore[no-untyped-call]
 
 
+# Numbers as YAML 1.2 has them; PyYAML follows 1.1, where an exponent needs a point before it.
+_UniqueKeyLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+[eE][-+]?[0-9]+$'), list('-+0123456789')
+)
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)

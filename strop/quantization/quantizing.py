@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from strop.errors import ConfigError, EstimateError, ExportError, StropError
+from strop.errors import BudgetError, ConfigError, EstimateError, ExportError, StropError
 from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.estimators.sessions import bound
@@ -169,7 +169,7 @@ def quantize(
                 converted, _ = job.converted([*patterns, *map(_literal, names)])
                 found = whole, measured(metric, converted)
                 if count >= len(ranking) and found[1] < whole - max_drop:
-                    raise StropError(
+                    raise BudgetError(
                         f'Even with all {len(ranking)} layers in float the metric falls from {whole:.4g} to {found[1]:.4g}, by '
                         f'more than {max_drop:.4g}. Allow a larger drop.'
                     )
@@ -182,15 +182,13 @@ def quantize(
     levels = layer_sqnr(reference, converted, held)
     layers = records(converted, reasons, levels)
     if not any(layer.quantized for layer in layers):
+        nothing = f'Nothing of {type(model).__name__} would be quantized for {entry.name}: '
+        if notes:
+            raise BudgetError(f'{nothing}every layer would have to stay float for the metric. Allow a larger drop.')
         raise ConfigError(
-            f'Nothing of {type(model).__name__} would be quantized for {entry.name}: '
-            + (
-                'every layer would have to stay float for the metric. Allow a larger drop.'
-                if notes
-                else 'every layer is ignored.'
-                if patterns
-                else 'it has no layer that the backend computes with integers.'
-            )
+            f'{nothing}every layer is ignored.'
+            if patterns
+            else f'{nothing}it has no layer that the backend computes with integers.'
         )
     record = QuantizationRecord(
         backend=entry.name,

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 from torch.fx import GraphModule
 
-from strop.errors import ConfigError, StropError
+from strop.errors import BudgetError, ConfigError
 from strop.quantization.batches import Batches
 from strop.quantization.layers import records
 from strop.quantization.reference import Partly, output_sqnr
@@ -104,7 +104,7 @@ def fewest_in_float(
     The number is doubled until it is enough and then narrowed down, so that a few evaluations do.
 
     Raises:
-        StropError: If not even the float model's layers reach it.
+        BudgetError: If not even the float model's layers reach it.
     """
     tried: dict[int, float] = {}
 
@@ -117,7 +117,7 @@ def fewest_in_float(
     low, high = start - 1, start
     while at(high) < least:
         if high >= len(ranking):
-            raise StropError(
+            raise BudgetError(
                 f'Even with all {len(ranking)} layers in float the metric is {at(high):.4g}, below {least:.4g}: what is '
                 'lost is lost in other ops. Ignore those (`ignored=`), or allow a larger drop.'
             )

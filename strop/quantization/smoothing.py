@@ -33,6 +33,16 @@ class _Place:
     linears: tuple[Node, ...]
 
 
+def check_alpha(alpha: object) -> None:
+    """Raise unless an exponent of `smooth` is one.
+
+    Raises:
+        ConfigError: If it is no number between 0 and 1.
+    """
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
+        raise ConfigError(f'`smooth_alpha` is between 0 and 1 (0.5 is usual), but got {alpha!r}.')
+
+
 def smooth(graph: GraphModule, batches: Batches, alpha: float = 0.5) -> int:
     """Smooth every layer norm whose output only linear layers read; return how many there were.
 
@@ -44,8 +54,7 @@ def smooth(graph: GraphModule, batches: Batches, alpha: float = 0.5) -> int:
     Raises:
         ConfigError: If `alpha` is not between 0 and 1.
     """
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 <= alpha <= 1:
-        raise ConfigError(f'`smooth_alpha` is between 0 and 1 (0.5 is usual), but got {alpha!r}.')
+    check_alpha(alpha)
     readers: dict[str, int] = {}
     for node in graph.graph.nodes:
         if is_parameter(node):

@@ -192,8 +192,10 @@ class CompressionReport:
     def _summary(self) -> str:
         """Return what came out, in one sentence."""
         first, last, metric = self.findings.first, self.findings.last, self.findings.metric
-        if first is None or last is None or first is last:
+        if first is None or last is None or not any(stage.status == 'done' for stage in self.result.stages[1:]):
             return 'No stage has finished yet.'
+        if first is last:
+            return 'Nothing was taken away from the model.'
         parts = []
         pair = self.findings.headline()
         if pair is not None and pair.speedup is not None:

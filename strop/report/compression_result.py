@@ -140,7 +140,7 @@ class Stage:
         kind: `source`, `search`, `prune`, `distill`, `finetune`, `quantize` or `export`.
         status: `done`, `running`, `failed` or `skipped`.
         settings: What it was run with.
-        seconds: How long it took, in all runs of it together.
+        seconds: How long it took; if it was killed and went on, the last part alone.
         explanation: Sentences: what was chosen, and why.
         resources: What the model costs after it.
         scores: Metric -> value after it, higher is better.

@@ -12,6 +12,7 @@ from torch import nn
 
 import strop
 from strop.compression import DataSource, Progress
+from strop.compression.compressing import planned
 from strop.errors import ConfigError, DataError, ExportError, StoreError, StropError
 from strop.report.compression_result import CompressionResult
 from tests.compression.conftest import drawn, small_net
@@ -296,3 +297,87 @@ def test_the_drop_is_that_of_the_file_for_the_runtime_of_the_budget(pictures, tm
     )  # fmt: skip
     first, judged = found.result.stage('finetune').scores['accuracy'], found.result.stage('quantize').scores['accuracy']
     assert f'{100 * (first - judged):.4g} points of 50 points' in found.result.outcome.sentences[0]
+
+
+class _Noisy(torch.utils.data.Dataset):
+    """Pictures with noise of the global generator."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index] + 0.1 * torch.randn(1, 8, 8), int(self.labels[index])
+
+
+def test_a_run_on_samples_that_are_drawn_goes_on_and_gives_the_same(tmp_path, pictures):
+    noisy = {part: _Noisy(*given) for part, given in pictures.items()}
+    first = compress(tmp_path / 'first', noisy)
+    torch.rand(3)  # another process finds the generator elsewhere
+    with pytest.raises(Killed):
+        compress(tmp_path / 'second', noisy, progress=KillAt('prune', None))
+    torch.rand(5)
+    listener = Listener()
+    second = compress(tmp_path / 'second', noisy, progress=listener)
+    assert listener.kept['finetune']
+    assert listener.kept['prune']
+    assert same(first.model, second.model)
+    assert [stage.scores for stage in first.result.stages] == [stage.scores for stage in second.result.stages]
+
+
+def test_another_model_in_memory_is_not_written_over_the_first(tmp_path, pictures):
+    compress(tmp_path / 'out', pictures, stages=[{'prune': {'ratio': 0.5}}])
+    other = small_net()
+    with torch.no_grad():
+        other[0].weight.mul_(2)
+    options = {'stages': [{'prune': {'ratio': 0.5}}], 'output': tmp_path / 'out', **QUICK}
+    with pytest.raises(StoreError, match=r'holds a compression of Sequential in memory, weights \w+ on'):
+        strop.compress(other, pictures, **options)
+
+
+def test_a_factory_is_tried_before_anything_runs_and_may_be_corrected(tmp_path, pictures, monkeypatch):
+    (tmp_path / 'own_nets.py').write_text(
+        'from tests.compression.conftest import small_net\n'
+        'def right():\n    return small_net()\n'
+        'def wide():\n    return small_net(24)\n'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stages = [{'prune': {'ratio': 0.5}}]
+    with pytest.raises(StropError, match='own_nets'):
+        compress(tmp_path / 'out', pictures, stages=stages, factory='own_nets:wrong')
+    with pytest.raises(ConfigError, match=r"'0\.bias' is of shape \(24,\), that of the model is of shape \(16,\)"):
+        compress(tmp_path / 'out', pictures, stages=stages, factory='own_nets:wide')
+    assert not (tmp_path / 'out').exists()
+    compress(tmp_path / 'out', pictures, stages=stages)
+    listener = Listener()
+    found = compress(tmp_path / 'out', pictures, stages=stages, factory='own_nets:right', progress=listener)
+    assert listener.kept['prune']
+    assert same(strop.load(found.folder, allow=['own_nets']), found.model)
+
+
+def test_a_stage_that_fails_by_whatever_error_is_told_in_the_result(tmp_path, pictures, monkeypatch):
+    import strop.compression.learning as module
+
+    def broken(*args, **options):
+        raise IndexError('no such thing')
+
+    monkeypatch.setattr(module, 'train', broken)
+    with pytest.raises(IndexError, match='no such thing'):
+        compress(tmp_path / 'out', pictures)
+    entry = CompressionResult.read(tmp_path / 'out').stages[-1]
+    assert (entry.status, entry.warnings) == ('failed', ['IndexError: no such thing'])
+
+
+def test_a_model_of_timm_in_memory_gets_images_as_it_was_trained_with_them(tmp_path, image_folder):
+    timm = pytest.importorskip('timm')
+    model = timm.create_model('resnet10t', num_classes=2)
+    options = dict(output=tmp_path / 'out', **QUICK)
+    job = planned(model, DataSource(str(image_folder), size=32, augment=False), stages=['export'], **options)
+    job.open()
+    raw = DataSource(str(image_folder), size=32, augment=False, mean=(0, 0, 0), std=(1, 1, 1))
+    unchanged = planned(model, raw, stages=['export'], **options)
+    unchanged.open()
+    mean, std = (255 * torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    assert torch.allclose(job.data.test[0][0], (unchanged.data.test[0][0] - mean) / std, atol=1e-5)

@@ -82,3 +82,10 @@ def test_what_a_recipe_names_needs_leave_and_what_is_named_here_has_it(tmp_path,
     job = planned('torch.nn:Identity', 'own_parts:parts', stages=['export'], output=tmp_path / 'out')
     job.open()
     assert job.data.counts()['test'] == 32
+
+
+def test_another_model_than_that_of_the_recipe_gives_its_name():
+    assert planned('timm:resnet18', recipe=RECIPE).recipe.name == 'timm:resnet18'
+    assert planned('timm:resnet18', recipe={**RECIPE, 'name': 'mine'}).recipe.name == 'mine'
+    job = planned(small_net(), recipe=RECIPE)
+    assert (job.recipe.name, job.recipe.model) == ('Sequential', None)

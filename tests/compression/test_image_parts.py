@@ -132,3 +132,25 @@ def test_annotations_of_unknown_categories_and_missing_files_are_named(tmp_path,
     (other / 'val' / '0.png').unlink()
     with pytest.raises(DataError, match=r"names the image '0\.png'"):
         coco_files(other)
+
+
+@pytest.mark.parametrize('shape', [(20, 30), (30, 20)])
+def test_images_that_are_not_square_are_learned_from_as_they_are_scored(tmp_path, shape):
+    image = pytest.importorskip('PIL.Image')
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / 'set.npz', x=rng.integers(0, 255, (40, *shape), dtype=np.uint8), y=np.arange(40) % 2)
+    for number in range(40):
+        folder = tmp_path / 'images' / 'ab'[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(folder / f'{number}.png')
+    for path in (tmp_path / 'set.npz', tmp_path / 'images'):
+        parts = open_data(source_of(path))
+        assert {tuple(parts.train[index][0].shape[1:]) for index in range(8)} == {shape}
+        assert parts.test[0][0].shape[1:] == shape
+        assert not torch.equal(parts.train[0][0], parts.train[len(parts.train)][0])  # shifted otherwise in the next epoch
+
+
+def test_a_coco_folder_may_be_read_in_part(tmp_path, image_folder):
+    _coco(tmp_path / 'coco', image_folder)
+    parts = open_data(source_of(tmp_path / 'coco', limit=25))
+    assert sum(parts.counts().values()) - parts.counts()['calibration'] == 25

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from strop.compression.parts import NO_LABEL, check_classes, given_parts
 from strop.errors import DataError
@@ -101,3 +102,70 @@ def test_another_label_of_a_training_sample_is_another_digest(pictures):
     other[5] = (other[5] + 1) % 4
     first, second = (given_parts({**pictures, 'train': (images, given)}, calibration=4) for given in (labels, other))
     assert first.digest() != second.digest()
+
+
+class Noisy(Dataset):
+    """Gives other inputs each time, by the global generators of both libraries, as transforms do."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index), torch.randn(()).item(), np.random.default_rng(np.random.randint(9**9)).normal()]), 1
+
+
+def test_samples_that_are_drawn_are_the_same_at_each_reading_but_in_training():
+    parts, again = (given_parts({'train': Noisy(), 'test': Noisy()}, val=0.25, seed=3) for _ in range(2))
+    for part in ('calibration', 'validation', 'test'):
+        torch.rand(1)
+        first, second = getattr(parts, part), getattr(again, part)
+        assert all(torch.equal(first[index][0], second[index][0]) for index in range(len(first)))
+        assert not torch.equal(first[0][0][1:], first[1][0][1:])
+    assert parts.digest() == again.digest() != given_parts({'train': Noisy(), 'test': Noisy()}, val=0.25, seed=4).digest()
+    assert not torch.equal(parts.train[0][0], parts.train[0][0])
+
+
+def test_reading_a_sample_leaves_the_generators_as_they_were():
+    parts = given_parts({'train': Noisy(), 'test': Noisy()})
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    parts.test[0]
+    assert torch.equal(torch.rand(1), wanted)
+
+
+class Torchvision(Dataset):
+    def __init__(self, targets, target_transform=None):
+        self.targets, self.target_transform = targets, target_transform
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        target = self.targets[index]
+        return torch.zeros(1), target if self.target_transform is None else self.target_transform(target)
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        TensorDataset(torch.zeros(6, 1), torch.tensor([0, 1, 0, 1, 0, 9])),
+        [(torch.zeros(1), label) for label in (0, 1, 0, 1, 0, 9)],
+        Torchvision([0, 1, 0, 1, 0, 9]),
+        Subset(Torchvision([9, 0, 1, 0, 1, 0, 9]), [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_labels_of_every_kind_of_set_are_looked_at(given):
+    with pytest.raises(DataError, match="1 labels of the part 'test' are none of 0 to 1: sample 5 has 9"):
+        check_classes(given_parts({'train': torch.zeros(8, 1), 'test': given}), 2)
+
+
+def test_labels_that_are_changed_on_reading_are_not_judged_by_what_they_were():
+    given = Torchvision([10, 11, 10], lambda target: target - 10)
+    check_classes(given_parts({'train': torch.zeros(8, 1), 'test': given}), 2)
+
+
+def test_labels_in_columns_are_refused_with_what_would_work():
+    x, y = torch.zeros(8, 1), torch.zeros(8, 1, dtype=torch.long)
+    with pytest.raises(DataError, match=r"the part 'train' is of shape \(1,\) and type int64.*y.squeeze\(1\)"):
+        check_classes(given_parts({'train': (x, y), 'test': (x, y)}), 2)

@@ -76,3 +76,9 @@ def test_a_limit_of_the_stage_is_of_one_sample_as_a_share_and_as_a_number(tmp_pa
     number = compress(tmp_path / 'number', pictures, {'budget': {'macs': whole // 2}, 'round_to': 1})
     assert share.result.stage('prune').resources.macs == number.result.stage('prune').resources.macs
     assert 0.4 * whole < number.result.stage('prune').resources.macs <= 0.5 * whole
+
+
+def test_an_importance_may_have_options(tmp_path, pictures):
+    found = compress(tmp_path / 'out', pictures, {'ratio': 0.5, 'importance': {'type': 'l1', 'reduce': 'max'}})
+    assert found.model[0].out_channels == 8
+    assert 'ranked by l1' in found.result.stage('prune').explanation[0]

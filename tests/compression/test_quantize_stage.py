@@ -13,7 +13,7 @@ import torch
 import strop
 from strop.compression.quantize_stage import file_run
 from strop.compression.recipe import Recipe
-from strop.errors import MissingDependencyError
+from strop.errors import BudgetError, MissingDependencyError
 from strop.quantization import backend, backends
 from strop.report import CompressionReport
 from tests.compression.conftest import small_net
@@ -107,3 +107,27 @@ def test_an_optional_stage_is_left_out_with_a_word_where_its_backend_is_missing(
 def test_size_and_drop_are_judged_by_the_quantized_model(found):
     assert found.met is True
     assert len(found.result.outcome.sentences) == 2
+
+
+def test_a_drop_that_integers_cannot_keep_gives_the_nearest_whole_and_says_so(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8), torch.nn.Unflatten(1, (4, 2)))
+    x = torch.randn(96, 6)
+    stages = [{'quantize': {'backend': 'onnxruntime'}}]
+    options = dict(output=tmp_path / 'out', threads=1, runtimes=['onnxruntime'], progress='quiet')
+    found = strop.compress(net, {'train': x, 'test': x[:32]}, stages=stages, budget={'accuracy_drop': 0}, **options)
+    assert found.met is False
+    stage = found.result.stage('quantize')
+    assert any('every layer would have to stay float' in text and 'every layer is quantized' in text for text in stage.warnings)
+    assert 0.9 < stage.scores['similarity'] < 1
+    assert (found.folder / 'exports' / 'onnxruntime-int8.onnx').is_file()
+
+
+def test_a_drop_that_the_stage_itself_is_told_is_kept_or_an_error(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8), torch.nn.Unflatten(1, (4, 2)))
+    x = torch.randn(96, 6)
+    stages = [{'quantize': {'backend': 'onnxruntime', 'max_drop': 0.0}}]
+    options = dict(output=tmp_path / 'out', threads=1, runtimes=['onnxruntime'], progress='quiet')
+    with pytest.raises(BudgetError, match='Allow a larger drop'):
+        strop.compress(net, {'train': x, 'test': x[:32]}, stages=stages, **options)

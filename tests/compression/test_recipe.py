@@ -8,7 +8,7 @@ import json
 import jsonschema
 import pytest
 
-from strop.compression import DataSource, Recipe, recipe_schema
+from strop.compression import DataSource, Recipe, export_stage, recipe_schema
 from strop.compression.budget import Budget
 from strop.compression.recipe import STAGES, automatic_stages
 from strop.errors import ConfigError, DataError, MissingDependencyError, UnsafeFileError
@@ -77,6 +77,16 @@ def test_stages_of_one_kind_are_numbered_from_the_second_on():
         ({'threads': 0}, '`threads`'),
         ({'batches': [0]}, '`batches`'),
         ({'runtimes': ['eagr']}, "Did you mean 'eager'"),
+        ({'runtimes': 3}, '`runtimes` is a list of names'),
+        ({'stages': [{'export': {'formats': 3}}]}, '`formats` of the stage `export` is a list'),
+        ({'stages': [{'export': {'rtol': 'small'}}]}, "`rtol` .* but got 'small'"),
+        ({'stages': [{'export': {'atol': -1}}]}, '`atol` .* but got -1'),
+        ({'stages': [{'export': {'opset': 'latest'}}]}, '`opset`'),
+        ({'stages': [{'distill': {'features': 3}}]}, '`features` of the stage `distill` are paths'),
+        ({'stages': [{'quantize': {'smooth_alpha': 5}}]}, '`smooth_alpha` is between 0 and 1'),
+        ({'stages': [{'prune': {'ratio': 0.5, 'importance': 3}}]}, '`importance` of the stage `prune` is a name'),
+        ({'stages': [{'prune': {'ratio': 0.5, 'importance': {'type': 'l1', 'reduc': 'max'}}}]}, "Did you mean 'reduce'"),
+        ({'data': {'source': 'a.txt', 'val': 0.5, 'test': 0.5}}, 'together at most 0.9, but got 0.5 and 0.5'),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message):
@@ -96,9 +106,27 @@ def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message)
         ({'data': {'source': 'digits', 'labels': False}}, ConfigError, "stage 'finetune'.*Use `distill`"),
         ({'stages': ['prune'], 'budget': {'threads': 1}}, ConfigError, 'not told how far'),
         (
-            {'budget': {'latency': 0.5, 'runtime': 'eager', 'relative_to': 'quantized'}},
+            {'budget': {'latency': 0.5, 'runtime': 'compile', 'relative_to': 'quantized'}},
             ConfigError,
             'no stage `quantize` makes',
+        ),
+        (
+            {
+                'stages': ['prune', {'quantize': {'backend': 'inductor'}}],
+                'budget': {'latency': 0.5, 'runtime': 'eager', 'relative_to': 'quantized'},
+            },
+            ConfigError,
+            'eager does not compute with integers: name `runtime: compile`',
+        ),
+        (
+            {'stages': [{'prune': {'how': 'uniform'}}], 'budget': {'latency': 0.5, 'runtime': 'eager'}},
+            ConfigError,
+            "`how: uniform` cuts by a ratio or to counted limits, but the recipe limits only 'latency'",
+        ),
+        (
+            {'stages': [{'prune': {'how': 'global'}}], 'budget': {'accuracy_drop': 1.0}},
+            ConfigError,
+            '`how: global` cuts by a ratio',
         ),
         (
             {'stages': [{'prune': {'ratio': 0.5, 'resolution': True}}]},
@@ -219,3 +247,26 @@ def test_other_arguments_of_the_model_or_the_data_are_another_run():
 
     assert first(data={'source': 'digits', 'batch_size': 64, 'augment': False}) != first()
     assert first(model={**WHOLE['model'], 'args': {**WHOLE['model']['args'], 'drop_rate': 0.2}}) != first()
+
+
+def test_a_stage_may_be_named_by_its_kind_alone():
+    recipe = Recipe.of({**WHOLE, 'stages': [{'kind': 'finetune'}, {'kind': 'prune', 'ratio': 0.5}]})
+    assert [stage.kind for stage in recipe.stages] == ['finetune', 'prune']
+    assert recipe.stages[1].settings.ratio == 0.5
+
+
+def test_numbers_with_an_exponent_and_no_point_are_numbers(tmp_path):
+    (tmp_path / 'recipe.yaml').write_text('model: timm:resnet10t\ndata: digits\nstages:\n- export: {rtol: 1e-3}\n')
+    assert Recipe.read(tmp_path / 'recipe.yaml').stages[0].settings.rtol == 0.001
+
+
+def test_what_is_installed_decides_about_an_export_of_no_named_format_alone(monkeypatch):
+    def digests(*stages):
+        return Recipe.of({**WHOLE, 'stages': ['finetune', *stages]}).digests('model', 'data', 1)
+
+    before = digests('export'), digests({'export': {'formats': ['pt2']}})
+    monkeypatch.setattr(export_stage, 'FORMATS', {'pt2': export_stage.FORMATS['pt2']})
+    after = digests('export'), digests({'export': {'formats': ['pt2']}})
+    assert before[0][0] == after[0][0]
+    assert before[0][1] != after[0][1]
+    assert before[1] == after[1]

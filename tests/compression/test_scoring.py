@@ -175,3 +175,30 @@ def test_norms_are_measured_again_where_that_does_better(parts, judge):
     kept = with_better_norms(right, [mine[None].repeat(8, 1, 1, 1)], judge)
     assert kept is not right
     assert torch.equal(kept.norm.running_mean, right.norm.running_mean)
+
+
+def test_labels_in_columns_are_an_error_and_vectors_no_classes():
+    x, table = torch.arange(4.0)[:, None], [[2.0, 1.0], [1.0, 2.0], [2.0, 1.0], [2.0, 1.0]]
+    with pytest.raises(DataError, match='one whole number for each sample'):
+        Judge(_parts(x, torch.zeros(4, 1, dtype=torch.long)), Constant(table))
+    judge = Judge(_parts(x, torch.rand(4, 2)), Constant(table))
+    assert (judge.metric, judge.learns) == ('similarity', False)
+    assert judge.scores(judge.original) == {'similarity': pytest.approx(1.0)}
+
+
+class _Late(torch.utils.data.Dataset):
+    """Says which label a sample has only when it is read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]), [0, 1, 7, 0][index]
+
+
+def test_labels_that_are_only_seen_when_they_are_read_are_an_error_then():
+    judge = Judge(_parts(_Late()), Constant([[2.0, 1.0]] * 4))
+    with pytest.raises(DataError, match="tells 2 classes apart, but the part 'test' has the label 7"):
+        judge.scores(judge.original)
+    with pytest.raises(DataError, match='the training part has the label 7'):
+        judge.loss(torch.zeros(2, 2), torch.tensor([0, 7]))

@@ -31,6 +31,7 @@ def test_the_winner_keeps_the_budget_is_pruned_further_and_comes_back(tmp_path, 
     )  # fmt: skip
     first, searched = found.result.stage('source').resources, found.result.stage('search').resources
     assert searched.macs <= 0.5 * first.macs
+    assert found.met is True
     assert found.result.stage('prune').resources.macs < searched.macs
     assert len(found.result.tried) >= 2
     assert sum(entry.chosen for entry in found.result.tried) == 1
@@ -58,3 +59,15 @@ def test_a_supernet_needs_a_search_and_a_search_a_supernet(tmp_path, pictures):
         strop.compress(supernet(), pictures, stages=['finetune'], output=tmp_path / 'a', **options)
     with pytest.raises(ConfigError, match='has nothing to decide'):
         strop.compress(small_net(), pictures, stages=['search'], output=tmp_path / 'b', **options)
+
+
+def test_a_share_is_of_the_largest_subnet_also_when_the_budget_is_judged(tmp_path, pictures):
+    found = strop.compress(
+        supernet(), pictures, stages=[{'search': {'epochs': 1, 'trials': 4}}, 'prune'], budget={'macs': 0.5},
+        output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    first, searched, pruned = (found.result.stage(name).resources for name in ('source', 'search', 'prune'))
+    assert found.met is True
+    assert searched.macs <= 0.5 * first.macs
+    assert pruned.macs == searched.macs  # it keeps the budget already
+    assert 'nothing was removed' in found.result.stage('prune').explanation[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from strop.errors import ConfigError, DataError, EstimateError, ExportError, StropError
+from strop.errors import BudgetError, ConfigError, DataError, EstimateError, ExportError, StropError
 from strop.quantization import QuantizationRecord, backend, quantize
 from strop.quantization.quantizing import compared
 from tests.quantization.nets import fragile_net, image_batches, small_net, small_transformer, sqnr, token_batches
@@ -167,7 +167,7 @@ def test_what_each_layer_costs_is_measured_on_request():
 def test_a_drop_that_no_layer_explains_is_refused():
     scores = iter([1.0])
 
-    with pytest.raises(StropError, match='Even with all'):
+    with pytest.raises(BudgetError, match='Even with all'):
         quantize(
             small_net(), image_batches(), backend='tensorrt', metric=lambda model: next(scores, 0.0), max_drop=0.1, check=False
         )
@@ -212,7 +212,7 @@ def test_arguments_of_other_types_are_refused_with_what_they_can_be(options, mes
 def test_a_limit_that_leaves_nothing_to_quantize_says_so():
     net, (images, *rest) = small_net(), image_batches()
     truth = net(images).detach()
-    with pytest.raises(ConfigError, match='every layer would have to stay float for the metric'):
+    with pytest.raises(BudgetError, match='every layer would have to stay float for the metric'):
         quantize(
             net,
             [images, *rest],

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from strop.errors import ConfigError, StropError
+from strop.errors import BudgetError, ConfigError
 from strop.quantization.backends import backend
 from strop.quantization.batches import Batches
 from strop.quantization.flow import capture
@@ -87,7 +87,7 @@ def test_the_fewest_layers_that_reach_a_level_stay_float(graphs):
     levels = [metric(Partly(unfolded, set(ranking[count:]))) for count in range(len(ranking))]
     count, level = fewest_in_float(unfolded, ranking, metric, levels[1] - 1e-9)
     assert (count, level) == (1, levels[1])
-    with pytest.raises(StropError, match='Even with all'):
+    with pytest.raises(BudgetError, match='Even with all'):
         fewest_in_float(unfolded, ranking, lambda model: 0.0, 1.0)
 
 
