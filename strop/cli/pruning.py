@@ -132,7 +132,7 @@ def prune(
     original = plain_model(found, subnet)
     inputs = _inputs(found, original)
     looks = IMPORTANCES[options['importance']]
-    given = _batches(found, data, batches) if looks.needs_data or calibrate or (blocks and data) else None
+    given = _batches(found, data, batches, _NO_DATA) if looks.needs_data or calibrate or (blocks and data) else None
     model, records = original, []
     if blocks is not None:
         model, record = remove_blocks(model, inputs, count=blocks, data=given)
@@ -192,8 +192,20 @@ def _inputs(found: Target, model: nn.Module) -> Any:
     return inputs
 
 
-def _batches(found: Target, data: str | None, count: int) -> list[Any]:
+_NO_DATA = (
+    'This importance, or --calibrate, looks at data: give --data MODULE:FUNCTION, which returns batches (inputs, targets), or '
+    'a config with a `train_dataloader`.'
+)
+
+
+def _batches(found: Target, data: str | None, count: int, no_data: str) -> list[Any]:
     """Return batches of a function that is named, or of the training data of a config.
+
+    Args:
+        found: The model, and the config that it is from.
+        data: The function.
+        count: How many batches.
+        no_data: What to say if there is neither.
 
     Raises:
         ConfigError: If there is neither, or what the name stands for gives no batches.
@@ -214,10 +226,7 @@ def _batches(found: Target, data: str | None, count: int) -> list[Any]:
             raise ConfigError(f'{data} must give batches (inputs, targets), but gives {type(made).__name__}.')
         return list(islice(made, count))
     if found.config is None or found.config.get('train_dataloader') is None:
-        raise ConfigError(
-            'This importance, or --calibrate, looks at data: give --data MODULE:FUNCTION, which returns batches (inputs, '
-            'targets), or a config with a `train_dataloader`.'
-        )
+        raise ConfigError(no_data)
     from mmengine.runner import Runner
 
     loader = Runner.build_dataloader({**found.config.train_dataloader, 'num_workers': 0, 'persistent_workers': False}, seed=0)

@@ -209,7 +209,11 @@ def calibration_data(found: Target, data: str | None, count: int, batch_size: in
     from strop.cli.pruning import _batches
 
     if data is None or (':' in data and not Path(data).exists()):
-        given = _batches(found, data, count)
+        no_data = (
+            f'Ranges are measured on data, and {found.name} brings none: give --data, a folder of images, a .npz or .npy file, '
+            'or MODULE:FUNCTION, which returns batches; or a config with a `train_dataloader`.'
+        )
+        given = _batches(found, data, count, no_data)
         return [_inputs_alone(batch) for batch in given]
     path = Path(data).expanduser()
     if path.is_dir():

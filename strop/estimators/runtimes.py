@@ -6,13 +6,14 @@ import copy
 import functools
 import importlib.util
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import Any
 
 import torch
@@ -189,8 +190,41 @@ def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: s
     return call
 
 
+class _Whole(nn.Module):
+    """A model of any class, called by code of this file: PyTorch calls its own classes through code that they share."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+
+def apart(module: nn.Module) -> nn.Module:
+    """Return a module with the state of another, to compile: its forward is the same, but of code of its own.
+
+    `torch.compile` keeps what it made by code: models of one class, and shapes of inputs, would share its limit of programs,
+    beyond which it runs them in eager without an error, and each call would look through the programs of all of them.
+
+    Args:
+        module: A module of a class that is not PyTorch's own.
+    """
+    forward: Any = type(module).forward
+    code = forward.__code__.replace(co_name=f'forward_{next(_NUMBERS)}')
+    own = FunctionType(code, forward.__globals__, 'forward', forward.__defaults__, forward.__closure__)
+    own.__kwdefaults__ = forward.__kwdefaults__
+    # Not by calling the class: those of exported programs cannot be called, and nothing is to be copied.
+    twin: nn.Module = object.__new__(type(type(module).__name__, (type(module),), {'forward': own}))
+    twin.__dict__.update(module.__dict__)
+    return twin
+
+
+_NUMBERS = itertools.count()
+
+
 def _compile(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
-    compiled = torch.compile(model)
+    compiled = torch.compile(apart(_Whole(model)), dynamic=False)
     with computing_with(threads):  # Inductor's C++ code is generated for a number of threads
         call = _eager(compiled, inputs, threads, precision)  # type: ignore[arg-type]
         call()

@@ -66,7 +66,7 @@ def process_memory_mb(
         precision: What is not an integer is computed in this.
 
     Returns:
-        None where it cannot be measured: not on Linux, or if the process fails.
+        None where it cannot be measured: not on Linux, or if the process fails or takes longer than five minutes.
     """
     if not sys.platform.startswith('linux') or runtime not in _CHILDREN:
         return None
@@ -74,10 +74,13 @@ def process_memory_mb(
         file = Path(folder) / 'inputs.npz'
         np.savez(file, *(tensor.numpy() for tensor in tensors))
         hint = 'bf16' if precision == 'bf16' else 'f32'
-        done = subprocess.run(
-            [sys.executable, '-c', _CHILDREN[runtime], str(path), str(file), str(threads), hint],
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, '-c', _CHILDREN[runtime], str(path), str(file), str(threads), hint],
+                capture_output=True, text=True, timeout=300, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
     words = done.stdout.split()
     return int(words[-1]) / 1e6 if done.returncode == 0 and words else None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -334,6 +334,7 @@ class _Bench:
         self._inputs, self._threads, self._wanted, self._floats = inputs, threads, wanted, floats
         self._folder, self._missing, self._batches = folder, missing, batches
         self._written: dict[int, list[tuple[Path, int | None]]] = {}
+        self._numbers = itertools.count()
 
     def jobs(self, stage: str, subject: Subject) -> list[Job]:
         """Return (stage, runtime, precision, what prepares it) for everything that a subject can be measured as."""
@@ -439,7 +440,7 @@ class _Bench:
             return [_Ready(stage, runtime, precision, _Eager(model, inputs, precision))]
         if runtime == 'compile':
             # Of inputs that nobody calls it with: a program for the very ones that it holds would serve no others.
-            alone = _apart(Positional(model, inputs.map(torch.clone)))
+            alone = Positional(model, inputs.map(torch.clone))
             return [_Ready(stage, runtime, precision, Frozen(alone, self._threads, precision))]
         load = backends()[runtime].load
         assert load is not None, 'both ONNX runtimes load files'
@@ -452,7 +453,7 @@ class _Bench:
     def _onnx(self, stage: str, model: nn.Module) -> list[tuple[Path, int | None]]:
         """Return the ONNX files of a model: one for every batch size, or one for each where it cannot be left open."""
         if id(model) not in self._written:
-            path = self._folder / f'{len(self._written)}.onnx'
+            path = self._unused('.onnx')
             try:
                 export_onnx(model, self._inputs[stage], path, check=False)
                 self._written[id(model)] = [(path, None)]
@@ -470,11 +471,15 @@ class _Bench:
         graph = quantized.model if precision == 'int8' else quantized.reference
         runtime = _RUNTIME_OF.get(entry.name, entry.name)
         for batch in (None,) if entry.open_batch else self._batches:
-            path = self._folder / f'{len(list(self._folder.iterdir()))}{entry.suffix}'
+            path = self._unused(entry.suffix)
             inputs = self._given(stage, batch)
             entry.write(graph, quantized.example if batch is None else (inputs.args, inputs.kwargs), path)
             found.append(_Ready(stage, runtime, precision, prepared(entry, path, self._threads), path, batch))
         return found
+
+    def _unused(self, suffix: str) -> Path:
+        """Return a path of the folder that nothing else is written to."""
+        return self._folder / f'{next(self._numbers)}{suffix}'
 
     def _file(self, stage: str, file: RuntimeFile) -> list[_Ready]:
         entry = backends()[file.backend]
@@ -505,19 +510,6 @@ class _Reordered:
 
     def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
         return bound(self._run, [tensors[index] for index in self._order])
-
-
-def _apart(module: Positional) -> Positional:
-    """Give a module a forward of its own code.
-
-    `torch.compile` keeps what it made by code: models of one class would share its limit of programs, beyond which it runs
-    them in eager without an error, and each call would look through the programs of all of them.
-    """
-    forward = Positional.forward
-    code = forward.__code__.replace(co_name=f'forward_{id(module)}')
-    own = FunctionType(code, forward.__globals__, 'forward', forward.__defaults__, forward.__closure__)
-    module.__class__ = type('Positional', (Positional,), {'forward': own})
-    return module
 
 
 class _Eager:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from strop.errors import ConfigError, EstimateError, ExportError, listed, near, try_import
-from strop.estimators.runtimes import computing_with, out_of_place, quiet
+from strop.estimators.runtimes import apart, computing_with, out_of_place, quiet
 from strop.estimators.sessions import Call as Bound
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession, Run
 from strop.quantization.batches import Call
@@ -205,7 +205,8 @@ def _run_inductor(path: Path, threads: int, precision: str) -> Run:
 class Frozen:
     """A graph compiled by Inductor with its weights frozen, without which the integers would not be used.
 
-    Inductor compiles once for each shape of inputs, during the first call with it.
+    Inductor compiles once for each shape of inputs, during the first call with it; and again, frozen as well, for inputs of
+    another layout, and after `torch.compiler.reset`, which what captures graphs may call.
 
     Args:
         graph: The graph.
@@ -214,9 +215,9 @@ class Frozen:
     """
 
     def __init__(self, graph: nn.Module, threads: int, precision: str = 'f32') -> None:
-        self._function = torch.compile(graph, dynamic=False)
+        self._graph = graph
         self._threads, self._precision = threads, precision
-        self._seen: set[Any] = set()
+        self._programs: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the outputs."""
@@ -225,34 +226,59 @@ class Frozen:
     def bind(self, tensors: Sequence[torch.Tensor]) -> Bound:
         """Return a call on these inputs, which compiles when it runs first.
 
-        Not before: what captures graphs may clear the programs of `torch.compile`, and one made anew would not be frozen.
+        Not before: the program would be made twice if a graph is captured in between.
         """
         shapes = tuple(tensor.shape for tensor in tensors)
 
         def call() -> Any:
             if torch.get_num_threads() == self._threads:
                 return run()
-            # A program is of a number of threads: with another one a second would be made, and not frozen.
+            # A program is of a number of threads: with another one a second would be made.
             with computing_with(self._threads):
                 return run()
 
         def run() -> Any:
-            if shapes not in self._seen:
-                self._compile(tensors)
-            with torch.no_grad(), self._lower():
-                return self._function(*tensors)
+            program = self._programs.get(shapes)
+            if program is not None:
+                try:
+                    with torch.no_grad(), self._lower():
+                        return program(*tensors)
+                except Exception as error:  # its class is one of a module that takes long to import
+                    if not isinstance(getattr(error, 'inner_exception', None), _NotFrozenError):
+                        raise
+            return self._compile(tensors)
 
         return call
 
-    def _compile(self, tensors: Sequence[torch.Tensor]) -> None:
+    def _compile(self, tensors: Sequence[torch.Tensor]) -> Any:
         from torch._inductor import config  # its documented settings; torch.compile's `options` come too late for freezing
 
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self._programs:
+            self._programs[shapes] = torch.compile(apart(self._graph), dynamic=False, backend=_inductor)
         with torch.no_grad(), config.patch(freezing=True), quiet(), self._lower():
-            self._function(*tensors)
-        self._seen.add(tuple(tensor.shape for tensor in tensors))
+            return self._programs[shapes](*tensors)
 
     def _lower(self) -> Any:
         return torch.autocast('cpu', torch.bfloat16) if self._precision == 'bf16' else contextlib.nullcontext()
+
+
+class _NotFrozenError(Exception):
+    """A graph was captured for Inductor without its weights."""
+
+
+def _inductor(graph: GraphModule, inputs: list[Any]) -> Any:
+    """Compile as Inductor does, but refuse to without freezing.
+
+    `torch.compile` makes a program whenever it has none that fits, with the settings of that moment; to put them in force
+    around every call would slow all calls down.
+    """
+    from torch._dynamo import lookup_backend
+    from torch._inductor import config
+
+    if not config.freezing:
+        raise _NotFrozenError
+    return lookup_backend('inductor')(graph, inputs)
 
 
 # -- ONNX: ONNX Runtime, OpenVINO, TensorRT -------------------------------------------------------------------

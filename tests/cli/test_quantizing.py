@@ -78,7 +78,7 @@ def test_a_folder_of_images_calibrates(here: Path, tmp_path: Path) -> None:
 def test_bad_input_is_said_in_one_line(here: Path, arrays: Path, tmp_path: Path) -> None:
     assert "Did you mean 'openvino'" in one_error(run(*PLAIN[:-1], 'openvin', '--data', arrays))
     assert "ends in '.onnx'" in one_error(run(*PLAIN, '--data', arrays, '--out', tmp_path / 'model.pte'))
-    assert 'give --data' in one_error(run(*PLAIN))
+    assert 'patches_parts:make_plain brings none: give --data, a folder of images, a .npz' in one_error(run(*PLAIN))
     assert 'There is no file' in one_error(run(*PLAIN, '--data', tmp_path / 'none.npz'))
     np.savez(tmp_path / 'bytes.npz', images=np.zeros((4, 3, 8, 8), np.uint8))
     assert 'normalised floats' in one_error(run(*PLAIN, '--data', tmp_path / 'bytes.npz'))

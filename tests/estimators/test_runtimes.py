@@ -10,7 +10,7 @@ from torch import nn
 
 from strop import errors
 from strop.errors import ConfigError, EstimateError, MissingDependencyError
-from strop.estimators.runtimes import Runtime, out_of_place, runtime, runtimes
+from strop.estimators.runtimes import Runtime, apart, out_of_place, runtime, runtimes
 from tests.scripts import run_script
 
 
@@ -38,6 +38,35 @@ def test_every_runtime_computes_the_model(name: str):
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     with torch.no_grad():
         torch.testing.assert_close(result, model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+class Chain(nn.Sequential):
+    """A class that is not PyTorch's own."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize('make', [Chain, nn.Sequential])
+def test_every_compiled_model_of_a_class_has_a_program_of_its_own(make):
+    # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
+    x = torch.rand(4, 8)
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for width, batch in ((4, 4), (5, 2)):
+            model = make(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3))
+            torch.testing.assert_close(runtime('compile').prepare(model, x[:batch])(), model(x[:batch]).detach())
+
+
+def test_a_module_set_apart_has_the_same_state_and_other_code():
+    model = Chain(nn.Linear(8, 4), nn.ReLU())
+    twins = [apart(model), apart(model)]
+    assert len({type(each).forward.__code__ for each in (model, *twins)}) == 3
+    x = torch.rand(2, 8)
+    for twin in twins:
+        assert twin[0].weight is model[0].weight
+        assert torch.equal(twin(x), model(x))
 
 
 def test_eager_in_bf16():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,3 +28,16 @@ def test_memory_of_a_file_that_does_not_run_is_unknown(tmp_path: Path) -> None:
     (tmp_path / 'net.onnx').write_bytes(b'no model')
     assert process_memory_mb(tmp_path / 'net.onnx', 'onnxruntime', [torch.rand(1, 8)]) is None
     assert process_memory_mb(tmp_path / 'net.onnx', 'compile', [torch.rand(1, 8)]) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='memory is read from /proc')
+def test_memory_of_a_file_that_takes_too_long_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def slow(command: list[str], *, timeout: float, **options: Any) -> None:
+        limits.append(timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, 'run', slow)
+    assert process_memory_mb(tmp_path / 'net.onnx', 'onnxruntime', [torch.rand(1, 8)]) is None
+    assert limits == [300]

@@ -60,6 +60,17 @@ def test_files_have_their_size(measured: RuntimeTimes) -> None:
     assert sizes['source', 'f32'] > sizes['prune', 'f32'] > 4 * (8 * 8 + 8 + 8 * 3 + 3)  # type: ignore[operator]
 
 
+def test_files_of_quantized_and_plain_models_lie_beside_each_other() -> None:
+    pytest.importorskip('openvino')
+    integers = quantize(_net(), [ROWS], backend='openvino', activation='min_max', check=False)
+    times = measure_runtimes(
+        {'int8': integers, 'float': _net(4096)}, ROWS, batches=(1,), only=('openvino',), precisions=('f32',), rounds=2,
+        memory=False,
+    )  # fmt: skip
+    sizes = {row.stage: row.bytes for row in times.rows}
+    assert sizes['int8'] < 4 * (8 * 4096 + 4096 + 4096 * 3 + 3) < sizes['float']  # type: ignore[operator]
+
+
 def test_rows_and_speedups_are_what_a_result_takes(measured: RuntimeTimes) -> None:
     found = measured.to_dict()
     content = {'version': 1, 'measurements': found['measurements'], 'ratios': measured.speedups('source', 'prune')}

@@ -150,3 +150,40 @@ def test_without_torchao_the_extras_of_the_backend_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'torchao.quantization.pt2e', None)
     with pytest.raises(MissingDependencyError, match=r'strop\[quantization,onnx,openvino\]'):
         backend('openvino').require()
+
+
+LOST = """
+import sys, torch
+from pathlib import Path
+from strop.quantization.backends import backend, prepared
+run = prepared(backend('inductor'), Path(sys.argv[1]))
+from torch._dynamo.utils import counters
+images = torch.randn(2, 3, 16, 16)
+def call(given):
+    run([given])
+    print(counters['inductor'].pop('qconv_weight_prepack_matcher_count', 0))
+call(images)
+call(images.contiguous(memory_format=torch.channels_last))
+call(images)
+torch.compiler.reset()
+call(images)
+"""
+
+
+def test_inductor_makes_integer_kernels_whenever_it_compiles(tmp_path):
+    torch.manual_seed(0)
+    result = quantize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), image_batches(), backend='inductor', check=False)
+    result._write(result.model, tmp_path / 'model.pt2')
+    done = run_script(LOST, tmp_path / 'model.pt2', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-4:] == ['1', '1', '0', '1']
+
+
+def test_inductor_has_a_program_for_every_shape():
+    # Beyond its limit of programs torch.compile would run in eager, and say so in a log only.
+    torch.manual_seed(0)
+    net, rows = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.randn(8, 8)
+    run = quantize(net, [rows], backend='inductor', check=False).prepare()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for size in (2, 3, 2):
+            assert sqnr(net(rows[:size]), run(rows[:size])[0]) > 20
