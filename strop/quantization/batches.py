@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,12 +107,18 @@ class Batches(Sequence[Call]):
             return self, self
         return Batches((rows(self.calls[0], 0, size // 2),)), Batches((rows(self.calls[0], size // 2, size),))
 
-    def example(self) -> Call:
-        """Return the first batch, twice over if it has one sample: a batch of one would be taken for a constant."""
+    def example(self, model: torch.nn.Module | None = None) -> Call:
+        """Return the first batch, twice over if it has one sample: a batch of one would be taken for a constant.
+
+        Args:
+            model: What is to take it. Where it takes one sample only, since its forward has the batch size written down, the
+                batch is returned as it is.
+        """
         call = self.calls[0]
         if batch_size(call) != 1:
             return call
-        return tree_map_only(torch.Tensor, lambda tensor: tensor.repeat(2, *[1] * (tensor.dim() - 1)), call)
+        double = tree_map_only(torch.Tensor, lambda tensor: tensor.repeat(2, *[1] * (tensor.dim() - 1)), call)
+        return double if model is None or _takes(model, double) else call
 
 
 def call_of(batch: Any, index: int = 0) -> Call:
@@ -226,6 +233,17 @@ def taken_by(name: str, call: Call, index: int = 0) -> Iterator[None]:
             f'{name} does not take batch {index} of the calibration data, which has inputs {_shape(call)}: '
             f'{type(error).__name__}: {reason[0][:300]}'
         ) from error
+
+
+def _takes(model: torch.nn.Module, call: Call) -> bool:
+    """Whether a model takes a batch; a copy of it is tried."""
+    args, kwargs = call
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model)(*args, **kwargs)
+    except Exception:  # whatever a forward raises
+        return False
+    return True
 
 
 def _check_values(call: Call, index: int) -> None:

@@ -66,7 +66,7 @@ def deploy(
     entry.require()
     used = Batches.of(data, batches, torch.device('cpu'))
     twin = copy.deepcopy(model).cpu().eval()
-    example = used.example()
+    example = used.example(twin)
     with torch.no_grad(), taken_by(type(model).__name__, example):
         twin(*example[0], **example[1])
     integers = convert(twin, _inputs(example))

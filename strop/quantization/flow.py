@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_leaves
 
@@ -110,6 +110,8 @@ def capture(model: nn.Module, example: Call, *, training: bool = False, dynamic_
     if not isinstance(graph, GraphModule):
         raise ExportError(f'torch.export gave a {type(graph).__name__} for {type(model).__name__}, not a graph.')
     _label_sources(graph)
+    if not training:
+        _mark_held_norms(graph)
     return graph
 
 
@@ -250,7 +252,7 @@ class SwitchableGraph(GraphModule):
         """Set batch norms, dropout and the modules inside."""
         for place, ops in ((5, _BATCH_NORMS), (2, _DROPOUTS)):
             for node in self.graph.nodes:
-                if node.op == 'call_function' and node.target in ops and len(node.args) > place:
+                if node.op == 'call_function' and node.target in ops and len(node.args) > place and not _held(node):
                     node.update_arg(place, mode)
         self.recompile()
         self.training = mode
@@ -280,6 +282,22 @@ def _restore_literals(prepared: GraphModule, literals: Mapping[Any, tuple[float,
 
 _BATCH_NORMS = (aten.batch_norm.default,)
 _DROPOUTS = (aten.dropout.default, aten.dropout_.default)
+
+
+#: Where a norm is marked that computes from the batch in evaluation too, in the `meta` of its node.
+_HELD = 'held_in_training'
+
+
+def _mark_held_norms(graph: GraphModule) -> None:
+    """Note which norms of a graph of evaluation compute from the batch all the same, since the forward says so."""
+    for node in graph.graph.nodes:
+        if node.op == 'call_function' and node.target in _BATCH_NORMS and node.args[5]:
+            node.meta[_HELD] = True
+
+
+def _held(node: Node) -> bool:
+    """Whether an op is a norm that no mode of the model switches: without running statistics it has but one."""
+    return node.target in _BATCH_NORMS and (node.args[3] is None or _HELD in node.meta)
 
 
 def _saw_nothing(module: nn.Module) -> bool:

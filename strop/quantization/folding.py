@@ -29,7 +29,8 @@ _LAYERS = (*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default)
 def fold_norms(graph: GraphModule) -> int:
     """Fold the batch norms of a captured graph into the layers that they follow; return how many were folded.
 
-    A layer that something else reads as well keeps its norm, which computes in float. Copies of a weight that are folded alike
+    A layer that something else reads as well keeps its norm, which computes in float, and so does one whose norm computes from
+    the batch: it keeps no statistics, or its forward holds it in training mode. Copies of a weight that are folded alike
     stay one.
 
     Args:
@@ -44,7 +45,7 @@ def fold_norms(graph: GraphModule) -> int:
     count = 0
     for norm in [node for node in graph.graph.nodes if node.op == 'call_function' and node.target is aten.batch_norm.default]:
         layer = norm.args[0]
-        if not isinstance(layer, Node) or layer.op != 'call_function' or layer.target not in _LAYERS or norm.args[5]:
+        if not isinstance(layer, Node) or layer.op != 'call_function' or layer.target not in _LAYERS:
             continue
         if not _foldable(layer, norm):
             _keep_apart(graph, layer, norm)
@@ -58,7 +59,8 @@ def fold_norms(graph: GraphModule) -> int:
 
 def _foldable(layer: Node, norm: Node) -> bool:
     bias = layer.args[2] if len(layer.args) > 2 else None
-    constant = is_parameter(layer.args[1]) and (bias is None or is_parameter(bias))
+    # Without running statistics, or in training mode, a norm computes from the batch.
+    constant = not norm.args[5] and is_parameter(layer.args[1]) and (bias is None or is_parameter(bias))
     constant = constant and all(is_parameter(arg) for arg in norm.args[3:5])
     constant = constant and all(arg is None or is_parameter(arg) for arg in norm.args[1:3])
     value = layer.meta.get('val')

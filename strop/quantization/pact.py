@@ -19,7 +19,7 @@ class PACTFakeQuantize(FakeQuantizer):
     """Steps up to a level `alpha` that learns; `alpha` is what weight decay pulls down, as the paper's regularizer does.
 
     It begins with the largest value of the first batch. Where that has values below zero, they are clipped at `-alpha`, and
-    zero takes the middle code.
+    zero takes the middle code; the lowest code is left out where there would be more below zero than above it.
 
     Args:
         observer: Not used: there for the same arguments as other fake quantizers.
@@ -54,6 +54,15 @@ class PACTFakeQuantize(FakeQuantizer):
         self.register_buffer('zero_point', torch.zeros(1, dtype=torch.int32))
 
     @property
+    def quant_min(self) -> int:
+        """Lowest code that is used: with two sides it stands for `-alpha`, in every runtime too."""
+        return max(self._lowest, 2 * int(self.zero_point) - self.quant_max)
+
+    @quant_min.setter
+    def quant_min(self, code: int) -> None:
+        self._lowest = code
+
+    @property
     def scale(self) -> Tensor:  # type: ignore[override]
         """The step that the level gives."""
         return self.alpha / (self.quant_max - self.zero_point)
@@ -75,9 +84,14 @@ class PACTFakeQuantize(FakeQuantizer):
             self.alpha.data.fill_(float(ends.max()))
 
     def begin(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Begin with a given step."""
-        self.zero_point.copy_(zero_point.reshape(1))
-        self.alpha.data.copy_((scale * (self.quant_max - zero_point)).reshape(1))
+        """Begin with a given step where zero has the lowest or the middle code; else with a level that takes in its range."""
+        zero = int(zero_point)
+        reach = self.quant_max - zero
+        self.zero_point.zero_()
+        if zero > self.quant_min and zero != self.middle:
+            reach, zero = max(reach, zero - self.quant_min), self.middle
+        self.zero_point.fill_(zero)
+        self.alpha.data.copy_((scale * reach).reshape(1))
         self.observed.fill_(1)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -88,4 +102,4 @@ class PACTFakeQuantize(FakeQuantizer):
     def rounded(self, x: Tensor) -> Tensor:
         """Return the tensor in steps up to the level, which learns."""
         self.alpha.data.clamp_(min=torch.finfo(torch.float32).eps)
-        return learned_clip(x, self.alpha, self.zero_point, self.quant_min, self.quant_max)
+        return learned_clip(x, self.alpha, self.zero_point, self._lowest, self.quant_max)

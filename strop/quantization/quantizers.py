@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from strop.errors import ConfigError, near
-from strop.quantization.qat import prepare_qat
+from strop.quantization.qat import prepare_qat, quantizable
 from strop.quantization.qconfig import QConfig, from_mmrazor
 from strop.registry import MODELS, TASK_UTILS
 
@@ -52,19 +52,29 @@ def _several(given: Any) -> list[Any]:
 
 
 def _of_class(model: nn.Module, classes: Iterable[Any]) -> list[str]:
-    """Return the names of the modules of some classes, given as classes, names or dotted names."""
+    """Return the names of the layers to quantize that are modules of some classes, or inside of one.
+
+    Others of a class, such as activations, have nothing that would be quantized.
+
+    Args:
+        model: The model.
+        classes: The classes themselves, their names or dotted names.
+    """
+    layers = {id(layer): name for name, layer in quantizable(model).items()}
     found: list[str] = []
     for wanted in classes:
         last = wanted if isinstance(wanted, type) else str(wanted).rpartition('.')[2]
-        count = len(found)
+        modules = []
         for name, module in model.named_modules():
             kinds = type(module).__mro__
             if name and (last in kinds or last in [kind.__name__ for kind in kinds]):
-                found.append(name)
-        if len(found) == count:
+                modules.append(module)
+        if not modules:
             names = sorted({type(module).__name__ for name, module in model.named_modules() if name})
             shown = getattr(last, '__name__', last)
             print_log(f'No module is a {shown}.{near(shown, names)}', logger='current', level=logging.WARNING)
+        inside = {id(child) for module in modules for child in module.modules()}
+        found += [name for key, name in layers.items() if key in inside]
     return found
 
 

@@ -84,7 +84,8 @@ def quantize(
         bias_correction: Correct biases by what rounding the weights changes in the mean (Nagel et al., ICCV 2019).
         smooth_alpha: Move large activations behind layer norms into the weights, with this exponent (SmoothQuant; 0.5 is
             usual). Exact in float.
-        recalibrate_norms: Measure batch-norm statistics again on the data before anything else.
+        recalibrate_norms: Measure batch-norm statistics again on the data before anything else; batches that give a norm one
+            value per channel only are left out of it.
         metric: `metric(model) -> float`, higher is better, for `max_drop`; on data of your own.
         max_drop: Most that the metric may fall; the layers that cost most stay float until it does not fall further.
         sensitivity: Quantize each layer alone and measure what that costs, on batches that are held out; one pass over them for
@@ -96,6 +97,7 @@ def quantize(
 
     Raises:
         ConfigError: If an argument is not what it can be, or the backend cannot run the scheme.
+        BudgetError: If `max_drop` cannot be kept, or only with every layer in float.
         DataError: If the data is empty, not finite, or of another shape than the model takes.
         MissingDependencyError: If the backend is not installed; the message names the extra.
         ExportError: If the model does not export, or its runtime computes something else.
@@ -140,9 +142,10 @@ def quantize(
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
     passes: list[str] = []
     if recalibrate_norms:
-        measure_again(twin, used, lambda call: twin(*call[0], **call[1]))
-        passes.append(f'{len(tracking_norms(twin))} batch norms measured again')
-    example = used.example()
+        measured_on = measure_again(twin, used, lambda call: twin(*call[0], **call[1]))
+        some = f' on {measured_on} of {len(used)} batches' if 0 < measured_on < len(used) else ''
+        passes.append(f'{len(tracking_norms(twin))} batch norms measured again{some}')
+    example = used.example(twin)
     graph = capture(twin, example)
     name_layers(graph)
     if smooth_alpha is not None:
@@ -411,6 +414,10 @@ class Quantized:
 def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterable[Sequence[Call]], limit: float) -> Check:
     """Compare what a runtime gives with the quantized model.
 
+    Shapes are those of all outputs. Whole numbers, such as labels, and truth values count only where the model gives nothing
+    else: a label tips over where two scores are as good as equal. What counts then is the share of values that differ, of which
+    20 % are allowed whatever the limit, since a share says nothing about noise.
+
     Args:
         model: The quantized model.
         run: Runs the file.
@@ -425,10 +432,12 @@ def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterabl
     for group in calls:
         size = batch_size(group[0]) or 1
         pairs = [_both(model, run, entry, call, size) for call in group]
-        for index, outputs in enumerate(zip(*pairs)):
-            found, wanted = (torch.cat([pair[side].reshape(-1) for pair in outputs]).double() for side in (0, 1))
-            difference = (found - wanted).nan_to_num(nan=float('inf'))
-            relative = float(difference.square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(1e-12))
+        places, whole = _counting([expected for _, expected in pairs[0]])
+        limit = max(limit, _LARGEST_LIMIT) if whole else limit
+        for index in places:
+            outputs = [pair[index] for pair in pairs]
+            found, wanted = (torch.cat([pair[side].reshape(-1) for pair in outputs]) for side in (0, 1))
+            relative = _distance(found, wanted, whole)
             worst = max(worst, relative)
             if not relative <= limit:
                 gaps = [
@@ -438,13 +447,34 @@ def compared(model: Callable[..., Any], run: Run, entry: Backend, calls: Iterabl
                 place = tuple(int(i) for i in (gaps[at] == gaps[at].max()).nonzero()[0])
                 sample = f' of sample {at}' if len(group) > 1 else ''
                 raise ExportError(
-                    f'The file for {entry.name} does not compute what the quantized model does: output {index} differs by '
-                    f'{relative:.1%} of its size at batch {size} (at most {limit:.1%}); the largest difference is at '
+                    f'The file for {entry.name} does not compute what the quantized model does: output {index} differs '
+                    f'{_by(relative, whole)} at batch {size} (at most {limit:.1%}); the largest difference is at '
                     f'{place}{sample}: {float(outputs[at][0][place]):.6g} instead of {float(outputs[at][1][place]):.6g}. '
                     'The file is not kept.'
                 )
         sizes.append(size)
     return Check(entry.name, entry.version, worst, limit, tuple(sizes))
+
+
+def _counting(outputs: Sequence[torch.Tensor]) -> tuple[list[int], bool]:
+    """Return the places of the outputs that are compared by value, and whether these are whole numbers or truth values."""
+    floating = [place for place, output in enumerate(outputs) if output.is_floating_point() or output.is_complex()]
+    return (floating, False) if floating else (list(range(len(outputs))), True)
+
+
+def _distance(found: torch.Tensor, wanted: torch.Tensor, whole: bool) -> float:
+    """Return the root of the mean square of the difference, relative to what is wanted; or the share of values that differ."""
+    if not wanted.numel():
+        return 0.0
+    found, wanted = found.double(), wanted.double()
+    if whole:
+        return float((found != wanted).double().mean())
+    difference = (found - wanted).nan_to_num(nan=float('inf'))
+    return float(difference.square().mean().sqrt() / wanted.square().mean().sqrt().clamp_min(1e-12))
+
+
+def _by(distance: float, whole: bool) -> str:
+    return f'in {distance:.1%} of its values' if whole else f'by {distance:.1%} of its size'
 
 
 def _both(
@@ -517,14 +547,16 @@ def _check_reference(reference: GraphModule, model: nn.Module, call: Call) -> No
     """Compare the captured graph with the model: everything else is compared with the graph."""
     args, kwargs = call
     with torch.no_grad(), quiet():
-        pairs = zip(tensors_of(reference(*args, **kwargs)), tensors_of(model(*args, **kwargs)), strict=True)
-        for index, (found, wanted) in enumerate(pairs):
-            gap = float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-12))
-            if not gap <= _CAPTURED:
-                raise ExportError(
-                    f'The graph that was captured of {type(model).__name__} gives something else than the model: output '
-                    f'{index} differs by {gap:.1%} of its size (at most {_CAPTURED:.1%}). {_doubt(model)}'
-                )
+        pairs = list(zip(tensors_of(reference(*args, **kwargs)), tensors_of(model(*args, **kwargs)), strict=True))
+    places, whole = _counting([wanted for _, wanted in pairs])
+    limit = _LARGEST_LIMIT if whole else _CAPTURED
+    for index in places:
+        gap = _distance(*pairs[index], whole)
+        if not gap <= limit:
+            raise ExportError(
+                f'The graph that was captured of {type(model).__name__} gives something else than the model: output {index} '
+                f'differs {_by(gap, whole)} (at most {limit:.1%}). {_doubt(model)}'
+            )
 
 
 def _doubt(model: nn.Module) -> str:

@@ -26,7 +26,8 @@ class Check:
     Args:
         backend: The runtime.
         version: Its version.
-        difference: The root mean square of the difference, relative to that of the output; the largest of all batch sizes.
+        difference: The root mean square of the difference, relative to that of the output; the largest of all batch sizes. Of a
+            model that gives whole numbers only, such as labels, the share of those that differ.
         limit: The most that it may be.
         batches: The batch sizes that were run.
         ran: Whether the file was run; otherwise it was only looked over.

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strop.errors import ConfigError
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -145,20 +147,27 @@ def learned_step(
 class _LearnedClip(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> Tensor:
+        zero = int(zero_point)
+        if zero >= quant_max:
+            raise ConfigError(
+                f'PACT has the highest code for its level, so the code of zero must be below {quant_max}, but got {zero}.'
+            )
+        # No more codes below zero than above it: the lowest of them is then that of -alpha.
+        lowest = max(quant_min, 2 * zero - quant_max)
         scale = alpha / (quant_max - zero_point)
         ctx.save_for_backward(x, alpha)
-        ctx.signed = bool((zero_point > quant_min).any())
-        return fake_quantize(x, scale, zero_point, quant_min, quant_max)
+        ctx.signed, ctx.low = zero > quant_min, (lowest - zero) / (quant_max - zero)
+        return fake_quantize(x, scale, zero_point, lowest, quant_max)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, alpha = ctx.saved_tensors
         grad, bound = grads[0], alpha.reshape(()).to(x.dtype)
         above = x >= bound
-        below = x <= -bound if ctx.signed else x < 0
+        below = x <= ctx.low * bound if ctx.signed else x < 0
         by_alpha = (grad * above).sum()
         if ctx.signed:
-            by_alpha = by_alpha - (grad * below).sum()
+            by_alpha = by_alpha + ctx.low * (grad * below).sum()
         return grad * ~(above | below), by_alpha.reshape(alpha.shape).to(alpha.dtype), None, None, None
 
 
@@ -172,9 +181,14 @@ def learned_clip(x: Tensor, alpha: Tensor, zero_point: Tensor, quant_min: int, q
     Args:
         x: Any tensor.
         alpha: The level, one number.
-        zero_point: The code of zero. Above `quant_min`, values below zero have codes too, and are clipped at `-alpha`.
+        zero_point: The code of zero. Above `quant_min`, values below zero have codes too, and are clipped at `-alpha`, where
+            $\partial y / \partial \alpha$ is -1: there are as many codes below zero as above it, and those under them are not
+            used. Where there are fewer, values are clipped at the lowest.
         quant_min: Lowest code.
         quant_max: Highest code.
+
+    Raises:
+        ConfigError: If zero has the highest code, since there is no level then.
 
     Choi et al.: PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018, https://arxiv.org/abs/1805.06085.
     The form with two sides is ours, for inputs that no ReLU made.

@@ -85,6 +85,21 @@ def test_an_example_of_one_sample_is_doubled():
     assert batch_size(((torch.rand(2), torch.rand(3)), {})) is None
 
 
+class One(torch.nn.Module):
+    """Its batch size is written down, and is one."""
+
+    def forward(self, x):
+        return x.view(1, 3)
+
+
+def test_an_example_of_one_sample_stays_one_where_the_model_takes_no_two():
+    data = Batches.of(torch.rand(1, 3))
+    assert data.example(torch.nn.Linear(3, 2))[0][0].shape == (2, 3)
+    assert data.example(One())[0][0] is data[0][0][0]
+    several = Batches.of(torch.rand(4, 3))
+    assert several.example(One()) is several[0]
+
+
 @pytest.mark.parametrize('data', [[torch.zeros(0, 3)], [torch.rand(2, 3), torch.zeros(0, 3)], [{'x': torch.rand(2, 0)}]])
 def test_a_batch_of_nothing_is_refused(data):
     with pytest.raises(

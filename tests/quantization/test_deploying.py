@@ -104,6 +104,38 @@ def test_a_layer_with_several_names_is_deployed_under_each():
     assert all(each.sqnr_db > 20 for each in result.record.layers)
 
 
+@pytest.mark.parametrize('name', ['pact2', 'pact8'])
+def test_values_below_the_level_of_pact_are_clipped_in_what_is_deployed(name):
+    torch.manual_seed(0)
+    data = [torch.randn(8, 4)]
+    net = calibrate(prepare_qat(nn.Sequential(nn.Linear(4, 4)), name, first_last=None), data).eval()
+    result = deploy(net, data, backend='openvino', check=False)
+    torch.testing.assert_close(result(5 * data[0]), net(5 * data[0]))
+    layer = result.record.layers[0]
+    assert (layer.weight_bits, layer.input_bits) == (int(name[-1]), int(name[-1]))
+
+
+class One(nn.Module):
+    """Its batch size is written down, and is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.layer(x).view(1, 5)
+
+
+def test_a_model_of_batch_size_one_is_deployed_for_that():
+    pytest.importorskip('openvino')
+    torch.manual_seed(0)
+    data = [torch.randn(1, 6) for _ in range(4)]
+    net = calibrate(prepare_qat(One(), 'int8'), data).eval()
+    result = deploy(net, data, backend='openvino')
+    assert result.check.batches == (1,)
+    torch.testing.assert_close(result(data[1]), net(data[1]), rtol=1e-4, atol=1e-5)
+
+
 class Twice(nn.Module):
     """One layer, called for two inputs."""
 

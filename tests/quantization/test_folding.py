@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from strop.quantization import quantize
+from strop.quantization.backends import exported
 from strop.quantization.flow import capture
 from strop.quantization.folding import fold_norms
 from strop.quantization.quantizing import float_graph
@@ -128,6 +131,76 @@ def test_what_is_called_twice_alike_keeps_one_weight():
     graph = capture(trained(Read()), ((torch.randn(2, 3, 8, 8),), {}))
     assert fold_norms(graph) == 0
     assert norms(graph) == 1
+
+
+class Held(nn.Module):
+    """A norm with running statistics whose forward computes from the batch all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        norm = self.norm
+        found = self.conv(x)
+        return nn.functional.batch_norm(found, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True)
+
+
+def stateless(*layers: nn.Module) -> nn.Module:
+    """Return layers in a row, with norms that keep no running statistics and have factors and shifts as after training."""
+    model = nn.Sequential(*layers)
+    draw = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.data.uniform_(-1.5, 2, generator=draw)
+            module.bias.data.normal_(generator=draw)
+    return model.eval()
+
+
+def without_statistics() -> list[tuple[nn.Module, torch.Tensor]]:
+    return [
+        (
+            stateless(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+            torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
+        ),
+        (
+            stateless(nn.ConvTranspose2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Conv2d(8, 4, 3)),
+            torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
+        ),
+        (
+            stateless(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 4)),
+            torch.randn(8, 6, generator=torch.Generator().manual_seed(1)),
+        ),
+    ]
+
+
+@pytest.mark.parametrize('place', [0, 1, 2, 3])
+def test_norms_that_compute_from_the_batch_are_not_folded(place):
+    cases = [*without_statistics(), (trained(Held()), torch.randn(8, 3, 8, 8))]
+    model, x = cases[place][0].double(), cases[place][1].double()
+    graph = capture(model, ((x,), {}))
+    assert fold_norms(graph) == 0
+    assert norms(graph) == 1
+    reference = float_graph(capture(model, ((x,), {})))
+    assert norms(reference) == 1
+    torch.testing.assert_close(reference(x), model(x), rtol=1e-10, atol=1e-10)
+    # In evaluation too, and so in what is written.
+    for other in (copy.deepcopy(reference).eval(), reference.eval()):
+        torch.testing.assert_close(other(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'inductor'])
+@pytest.mark.parametrize('place', [0, 2])
+def test_layers_before_norms_without_statistics_are_quantized(place, backend):
+    pytest.importorskip(backend if backend != 'inductor' else 'torchao')
+    model, x = without_statistics()[place]
+    result = quantize(model, [x], backend=backend, check=backend != 'inductor')
+    assert len(result.record.quantized) == 2
+    assert result.record.other_ops['batch_norm'] == 1
+    with torch.no_grad():
+        assert (result.model(x) - model(x)).norm() < 0.1 * model(x).norm()
+        # Writing sets modules to evaluation, which a norm without statistics has none of.
+        torch.testing.assert_close(exported(result.model, ((x,), {})).module()(x)[0], result.model(x))
 
 
 @settings(max_examples=40, deadline=None)

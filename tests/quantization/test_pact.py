@@ -24,6 +24,49 @@ def test_values_below_zero_give_two_sides():
     assert out[0].item() == pytest.approx(-3)
 
 
+def test_values_below_zero_are_clipped_at_the_level():
+    quantizer = PACTFakeQuantize(quant_max=3)
+    quantizer(torch.tensor([-3.0, 1.0, 2.0]))
+    assert quantizer.alpha.item() == 3
+    assert quantizer.zero_point.item() == 2
+    assert (quantizer.quant_min, quantizer.quant_max) == (1, 3)
+    assert quantizer.form[0] == 0  # as checkpoints have it
+    quantizer.eval()
+    assert quantizer(torch.tensor([-5.0, -1.6, 1.0, 5.0])).tolist() == [-3, -3, 0, 3]
+    assert quantizer.codes(torch.tensor([-5.0, -1.6, 1.0, 5.0])).tolist() == [1, 1, 2, 3]
+    other = PACTFakeQuantize(quant_max=3).eval()
+    other.load_state_dict(quantizer.state_dict())
+    assert other(torch.tensor([-5.0])).item() == -3
+
+
+def test_without_values_below_zero_all_codes_are_used():
+    quantizer = PACTFakeQuantize(quant_max=3)
+    assert quantizer(torch.tensor([-0.0, 1.2, 3.0])).tolist() == [0, 1, 3]
+    assert quantizer.quant_min == 0
+    assert quantizer.eval()(torch.tensor([-5.0, 1.6])).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ('zero', 'middle', 'level', 'step'),
+    [
+        (0, 0, 15 * 0.25, 0.25),
+        (8, 8, 7 * 0.25, 0.25),
+        (3, 8, 12 * 0.25, 12 * 0.25 / 7),
+        (12, 8, 12 * 0.25, 12 * 0.25 / 7),
+        (15, 8, 15 * 0.25, 15 * 0.25 / 7),
+    ],
+)
+def test_it_begins_with_any_zero_of_another_quantizer(zero, middle, level, step):
+    quantizer = PACTFakeQuantize(quant_max=15)
+    quantizer.begin(torch.tensor([0.25]), torch.tensor([zero], dtype=torch.int32))
+    found, place = quantizer.calculate_qparams()
+    assert quantizer.alpha.item() == level
+    assert place.item() == middle
+    assert found.item() == pytest.approx(step)
+    ends = quantizer.eval()(torch.tensor([-99.0, 99.0])).tolist()
+    assert ends == pytest.approx([-level if middle else 0, level])
+
+
 def test_weight_decay_pulls_the_level_down():
     quantizer = PACTFakeQuantize(quant_max=3, alpha=10.0)
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1, weight_decay=0.1)

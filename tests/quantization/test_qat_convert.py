@@ -39,6 +39,18 @@ def test_codes_and_factors_of_folded_batch_norms_give_the_weight_in_float64(name
             assert (factor < 0).any()
 
 
+@pytest.mark.parametrize('name', ['pact2', 'pact4', 'pact8'])
+def test_values_below_the_level_of_pact_are_clipped_as_in_training(name):
+    data = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    prepared = calibrate(prepare_qat(nn.Sequential(nn.Linear(4, 2)), name, first_last=None), [data]).eval()
+    highest = prepared[0].input_fake_quant.quant_max
+    integers = convert(prepared)
+    assert integers[0].input_range == (1, highest)
+    assert torch.equal(integers(5 * data), prepared(5 * data))
+    level = prepared[0].input_fake_quant.alpha.detach()
+    torch.testing.assert_close(prepared(-9 * level.expand(1, 4)), prepared(-level.expand(1, 4)))
+
+
 def test_a_batch_norm_stays_where_something_else_reads_the_convolution():
     class Forked(nn.Module):
         def __init__(self):

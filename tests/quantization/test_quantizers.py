@@ -69,6 +69,63 @@ def test_names_count_more_than_classes_and_classes_more_than_the_rest():
     assert set(weights(quantizer.prepare(net()))) == {'1', '2'}
 
 
+class Mixed(nn.Module):
+    """Attention and an activation, which have no layer to quantize, beside two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.act = nn.MultiheadAttention(4, 2, batch_first=True), nn.ReLU()
+        self.first, self.head = nn.Linear(4, 4), Head()
+
+    def forward(self, x):
+        x = self.act(self.first(x))
+        return self.head(self.attention(x, x, x)[0])
+
+
+NOTHING = 'torch.nn.ReLU', 'torch.nn.MultiheadAttention'
+
+
+@pytest.mark.parametrize(
+    'quantizer',
+    [
+        AcademicQuantizer(dict(_global_=LSQ, object_type=dict.fromkeys(NOTHING))),
+        AcademicQuantizer(dict(_global_=LSQ), prepare_custom_config=dict(non_traceable_module_class=NOTHING)),
+        AcademicQuantizer(dict(_global_=LSQ), tracer=dict(type='CustomTracer', skipped_module_classes=NOTHING)),
+        TorchNativeQuantizer(LSQ, no_observer_modules=NOTHING),
+    ],
+)
+def test_classes_without_layers_leave_nothing_out(quantizer, monkeypatch):
+    said = []
+    monkeypatch.setattr('strop.quantization.quantizers.print_log', lambda text, **options: said.append(text))
+    assert weights(quantizer.prepare(Mixed())) == {'first': 127, 'head.fc': 127}
+    assert said == []
+
+
+def test_a_class_of_some_modules_with_layers_and_some_without_counts_for_the_former():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU()), nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    quantizer = AcademicQuantizer(dict(_global_=LSQ, object_type={'torch.nn.Sequential': FOUR}))
+    assert weights(quantizer.prepare(model)) == {'0': 127, '2.0': 7, '3': 127}
+
+
+def test_a_layer_of_several_names_is_found_by_the_class_around_any():
+    head = Head()
+    model = nn.Sequential(nn.Linear(4, 4), head.fc, head)
+    assert set(weights(TorchNativeQuantizer(LSQ, no_observer_modules=[Head]).prepare(model))) == {'0'}
+
+
+@pytest.mark.parametrize(
+    'quantizer',
+    [
+        AcademicQuantizer(dict(_global_=LSQ, module_name={'act': None})),
+        AcademicQuantizer(dict(_global_=LSQ), prepare_custom_config=dict(non_traceable_module_name=['act'])),
+        TorchNativeQuantizer(LSQ, tracer=dict(type='CustomTracer', skipped_module_names=['act'])),
+    ],
+)
+def test_a_name_without_layers_is_refused(quantizer):
+    with pytest.raises(ConfigError, match="No layer to quantize matches 'act'"):
+        quantizer.prepare(Mixed())
+
+
 def test_a_mapping_holds_for_all_layers_and_a_name_spares_the_first_and_last():
     assert set(weights(AcademicQuantizer(dict(_global_=FOUR)).prepare(net())).values()) == {7}
     assert weights(AcademicQuantizer(dict(_global_='lsq4')).prepare(net())) == {'0': 127, '1': 7, '2': 7, '3.fc': 127}

@@ -277,6 +277,44 @@ def test_a_model_of_one_batch_size_is_quantized_for_that(name):
     assert result.latency(runs=2)['int8'].median_ms > 0
 
 
+class One(Sized):
+    """Its batch size is written down, and is one."""
+
+    def forward(self, x):
+        return self.layer(x).view(1, 5)
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino'])
+def test_a_model_of_batch_size_one_is_quantized_for_that(name):
+    pytest.importorskip(name)
+    net, data = One().eval(), [torch.rand(1, 6) + 0.1 for _ in range(4)]
+    with torch.no_grad():
+        net.layer.weight.abs_().add_(0.1)
+    result = quantize(net, data, backend=name)
+    assert result.check.batches == (1,)
+    assert result.record.samples == 4
+    assert sqnr(net(data[1]), result.prepare()(data[1])[0]) > 25
+    assert result.latency(runs=2)['int8'].median_ms > 0
+
+
+def test_norms_are_measured_on_the_batches_that_have_a_variance():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).train()
+    state = copy.deepcopy(net.state_dict())
+    batches = [torch.randn(8, 6), torch.randn(8, 6), torch.randn(1, 6)]
+    some, more = (
+        quantize(net, data, backend='tensorrt', recalibrate_norms=True, check=False) for data in (batches, batches[:2])
+    )
+    assert some.record.passes == ('1 batch norms measured again on 2 of 3 batches',)
+    assert more.record.passes == ('1 batch norms measured again',)
+    # One and the same float model, since the sample alone plays no part in it.
+    torch.testing.assert_close(some.reference(batches[0]), more.reference(batches[0]))
+    with pytest.raises(DataError, match=r'more than one value per channel, but of 1 read none does\. Give larger batches'):
+        quantize(net, batches[2:], backend='tensorrt', recalibrate_norms=True, check=False)
+    assert net.training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
 class Recurrent(nn.Module):
     """A layer that no backend has integers for, before one that all have."""
 
@@ -488,3 +526,39 @@ def test_samples_of_one_batch_size_are_held_to_the_limit_together():
         compared(lambda x: x, off_by([0, 0, 2.0, 0]), backend('onnxruntime'), [calls], 0.2)
     with pytest.raises(ExportError, match='differs by inf'):
         compared(lambda x: x, off_by([0, 0, float('nan'), 0]), backend('onnxruntime'), [calls], 0.2)
+
+
+def test_labels_beside_scores_are_not_compared():
+    scores = torch.tensor([[1.0, 2.0], [3.0, 1.0]])
+    check = compared(
+        lambda x: (x, x.argmax(1), x > 1),
+        lambda tensors: [tensors[0], 1 - tensors[0].argmax(1), tensors[0] > 9],
+        backend('onnxruntime'),
+        [[((scores,), {})]],
+        0.02,
+    )
+    assert (check.difference, check.limit) == (0, 0.02)
+    with pytest.raises(ExportError, match='outputs of the shapes'):
+        compared(
+            lambda x: (x, x.argmax(1)),
+            lambda tensors: [tensors[0], tensors[0].argmax(1)[:1]],
+            backend('onnxruntime'),
+            [[((scores,), {})]],
+            0.02,
+        )
+
+
+def test_labels_alone_may_differ_in_a_fifth_of_them():
+    calls = [[((torch.eye(10),), {})]]
+
+    def wrong(count):
+        return lambda tensors: [tensors[0].argmax(1).where(torch.arange(10) >= count, torch.tensor(77))]
+
+    for count in (0, 2):
+        check = compared(lambda x: x.argmax(1), wrong(count), backend('onnxruntime'), calls, 0.02)
+        assert check.difference == pytest.approx(count / 10)
+        assert check.limit == 0.2
+    with pytest.raises(ExportError, match=r'differs in 30\.0% of its values at batch 10 \(at most 20\.0%\); .* at \(0,\): 77 '):
+        compared(lambda x: x.argmax(1), wrong(3), backend('onnxruntime'), calls, 0.02)
+    with pytest.raises(ExportError, match=r'differs in 100\.0% of its values'):
+        compared(lambda x: x > 0.5, lambda tensors: [tensors[0] < 0.5], backend('onnxruntime'), calls, 0.02)

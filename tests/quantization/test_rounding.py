@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strop.errors import ConfigError
 from strop.quantization import fake_quantize, learned_clip, learned_step
 
 
@@ -82,6 +83,33 @@ def test_pact_with_two_sides_clips_at_both():
     assert alpha.grad.item() == 3 - 1
     assert x.grad.tolist() == [0, 1, 0]
     assert y[2] == 2
+
+
+def test_pact_with_two_sides_clips_at_the_level_where_there_are_more_codes_below_zero():
+    """Codes 0 to 3 with zero at 2: -1, 0 and 1 steps of 3 are used, and -2 is not."""
+    x = torch.tensor([-5.0, -3.0, -2.0, -1.0, 0.5, 1.0, 4.0], requires_grad=True)
+    alpha = torch.tensor([3.0], requires_grad=True)
+    y = learned_clip(x, alpha, torch.tensor([2]), 0, 3)
+    (y * torch.arange(1.0, 8.0)).sum().backward()
+    assert y.tolist() == [-3, -3, -3, 0, 0, 0, 3]
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 0]
+    assert alpha.grad.item() == 7 - 1 - 2
+
+
+def test_gradients_of_pact_are_those_of_where_it_clips_for_fewer_codes_below_zero():
+    """Codes 0 to 3 with zero at 1: a step is half the level, and one is below zero."""
+    x = torch.tensor([-9.0, -2.0, -1.5, 9.0], dtype=torch.float64, requires_grad=True)
+    alpha = torch.tensor([4.0], dtype=torch.float64, requires_grad=True)
+    y = learned_clip(x, alpha, torch.tensor([1]), 0, 3)
+    (y * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum().backward()
+    assert y.tolist() == [-2, -2, -2, 4]
+    assert x.grad.tolist() == [0, 0, 100, 0]
+    assert alpha.grad.item() == 1000 - 0.5 * 11
+
+
+def test_pact_without_a_code_above_zero_is_refused():
+    with pytest.raises(ConfigError, match='the code of zero must be below 3, but got 3'):
+        learned_clip(torch.tensor([-1.0]), torch.tensor([1.0]), torch.tensor([3]), 0, 3)
 
 
 def test_float32_gradients_of_steps_do_not_cancel():
