@@ -152,6 +152,8 @@ class Compression:
             )
         #: The stage whose model the others are compared with and learn from: what was trained before anything was taken away.
         self.reference = results.SOURCE
+        #: What the reader of the result should know of how the model and the data were read.
+        self.notes: list[str] = []
         self._whole = True
         self.original = extract(self.supernet, space_of(self.supernet).extreme()).eval() if undecided else self.supernet
         self.data = self._data()
@@ -174,9 +176,14 @@ class Compression:
         settings = getattr(self.original, 'pretrained_cfg', None) or getattr(self.original, 'default_cfg', None)
         wanted = None
         named = self.recipe.model if self.given_model is None else None
-        untrained = named is not None and named.kind == 'timm' and not (named.weights or named.args.get('pretrained'))
-        if isinstance(settings, Mapping) and settings.get('mean') and not untrained:
+        trained = named is None or named.weights or named.args.get('pretrained')
+        if isinstance(settings, Mapping) and settings.get('mean') and trained:
             wanted = {key: [255 * float(value) for value in settings[key]] for key in ('mean', 'std')}
+            if named is None and source.mean is None:
+                self.notes.append(
+                    f'Images are normalised as `pretrained_cfg` of the {type(self.original).__name__} says: mean '
+                    f'{settings["mean"]}, std {settings["std"]}. If it was trained otherwise, give `mean` and `std`.'
+                )
         tokenizer = None
         windows = False
         if named is not None and named.kind == 'transformers':
@@ -314,7 +321,8 @@ class Compression:
                 },
             ),
             warnings=[
-                f'{path} could not be read and was left out: {why}' for path, why in list(self.data.skipped.items())[:20]
+                *self.notes,
+                *(f'{path} could not be read and was left out: {why}' for path, why in list(self.data.skipped.items())[:20]),
             ],
         )
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from strop.data import EpochSampler
+from strop.data.datasets import LabelledImages
 from strop.errors import DataError, listed, near
 from strop.randomness import counter_rng, seeded
 
@@ -187,14 +188,18 @@ def _missing(target: Any) -> bool:
 
 
 def is_class(target: Any) -> bool:
-    """Whether a target is one whole number: that of a class, or `NO_LABEL`.
+    """Whether a target is one whole number or truth value: that of a class, or `NO_LABEL`.
 
     >>> is_class(3), is_class(torch.tensor(3)), is_class(0.5), is_class(torch.tensor([3]))
     (True, True, False, False)
     """
-    if isinstance(target, Tensor):
-        return target.ndim == 0 and not target.is_floating_point() and target.dtype != torch.bool
-    return isinstance(target, (int, np.integer)) and not isinstance(target, bool)
+    if isinstance(target, (Tensor, np.ndarray)):
+        return target.ndim == 0 and not torch.as_tensor(target).is_floating_point()
+    return isinstance(target, (int, np.integer, np.bool_))
+
+
+def _plain(target: Any) -> Any:
+    return int(target) if is_class(target) else target
 
 
 def given_parts(
@@ -297,10 +302,9 @@ class Pairs(Dataset):
         with nullcontext() if self.seed is None else seeded(self.seed, 'sample', index):
             item = self.items[index]
         if self.targets is not None:
-            target = self.targets[index]
-            return item, int(target) if target.ndim == 0 and not target.is_floating_point() else target
+            return item, _plain(self.targets[index])
         if isinstance(item, (tuple, list)) and len(item) == 2:
-            return item[0], int(item[1]) if isinstance(item[1], (int, np.integer)) else item[1]
+            return item[0], _plain(item[1])
         return (item[0] if isinstance(item, (tuple, list)) else item), NO_LABEL
 
 
@@ -316,8 +320,11 @@ def check_classes(data: DataParts, outputs: int) -> None:
     """
     for part in PARTS:
         samples = getattr(data, part)
+        if part in ('train', 'calibration') and not data.labels:
+            continue  # nothing reads them
         first = samples[0][1]
-        if not is_class(first):
+        soft = isinstance(first, Tensor) and first.is_floating_point() and first.shape == (outputs,)
+        if not is_class(first) and not (part in ('train', 'calibration') and soft):
             raise DataError(
                 f'The labels of a classifier are one whole number for each sample, but the first of the part {part!r} is '
                 f'{_shown(first)}. Give targets of shape (N,) and an integer type, such as y.squeeze(1) or y.argmax(1).'
@@ -343,6 +350,7 @@ def check_range(labels: Tensor, outputs: int, where: str) -> None:
     Raises:
         DataError: If one is out of range.
     """
+    labels = labels.long()  # compared with a negative number, unsigned ones would wrap around
     wrong = labels[(labels >= outputs) | (labels < NO_LABEL)]
     if len(wrong):
         raise DataError(f'The model tells {outputs} classes apart, but {where} has the label {int(wrong[0])}.')
@@ -366,11 +374,21 @@ def _labels_of(samples: Any) -> np.ndarray | None:
     if isinstance(samples, (list, tuple)):
         pairs = all(isinstance(item, (list, tuple)) and len(item) == 2 and is_class(item[1]) for item in samples)
         return np.array([int(item[1]) for item in samples]) if pairs else None
-    labels = getattr(samples, 'labels', None)
-    if isinstance(labels, np.ndarray):
-        return labels
-    # Torchvision's way; where they are changed on reading, these are not what a model sees.
-    return None if getattr(samples, 'target_transform', None) else _whole_numbers(getattr(samples, 'targets', None))
+    if getattr(samples, 'target_transform', None):  # these are not what a model sees
+        return None
+    if isinstance(samples, LabelledImages):
+        return samples.labels
+    found = _whole_numbers(getattr(samples, 'targets', getattr(samples, 'labels', None)))
+    if found is None or len(found) != len(samples):
+        return None
+    # What is read counts: an attribute may have been left behind when samples were filtered or renamed.
+    for place in {0, len(found) // 2, len(found) - 1}:
+        with seeded(0, 'labels'):
+            item = samples[place]
+        pair = isinstance(item, (list, tuple)) and len(item) == 2
+        if not pair or not is_class(item[1]) or int(item[1]) != found[place]:
+            return None
+    return found
 
 
 def _whole_numbers(targets: Any) -> np.ndarray | None:

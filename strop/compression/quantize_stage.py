@@ -93,6 +93,10 @@ class QuantizeStage(StageSettings):
         if not self.optional:
             backend(self.chosen(budget)).require()
 
+    def sees_backends(self, budget: Budget) -> bool:
+        """Whether what is installed chooses the backend."""
+        return self.backend is None
+
     def describe(self) -> str:
         """Return the backend."""
         return self.backend or 'for the runtime of the budget'
@@ -180,7 +184,7 @@ class QuantizeStage(StageSettings):
             return quantized(**options)
         except BudgetError as error:
             if said is None or self.max_drop is not None:
-                raise
+                raise ConfigError(str(error)) from error  # no budget of the recipe, of which the nearest would be taken
             said.warnings.append(
                 f'{error} Of accuracy_drop={around.budget.accuracy_drop:g} {drop:.2f} points were left on the validation '
                 'samples; every layer is quantized.'

@@ -153,7 +153,7 @@ class Recipe:
             content = _of_python(file)
         else:
             try:
-                content = read_document(file, 'a recipe')
+                content = read_document(file, 'a recipe', exponents=True)
             except SubnetError as error:
                 raise ConfigError(str(error)) from None
         try:

@@ -17,7 +17,6 @@ from strop.errors import BudgetError, ConfigError
 from strop.estimators import SpaceEstimator
 from strop.mutables import Subnet, extract, space_of
 from strop.mutables.binding import bind
-from strop.pruning import Budget as PruningBudget
 from strop.pruning import recalibrate
 from strop.randomness import counter_rng, derive_seed
 from strop.report.compression_result import Tried
@@ -105,7 +104,7 @@ class SearchStage(StageSettings):
         )
         example, batches = around.data.example(1), around.calibration(supernet)
         estimator = SpaceEstimator(supernet, example)
-        constraints = self._constraints(around.budget, estimator)
+        constraints = self._constraints(around, estimator)
         finished = 0
 
         def evaluate(subnet: Subnet) -> float:
@@ -153,10 +152,10 @@ class SearchStage(StageSettings):
             documents={'subnet': {'choices': dict(best)}},
         )
 
-    def _constraints(self, budget: Budget, estimator: SpaceEstimator) -> list[Constraint]:
-        found = []
-        for name, given in budget.counted.items():
-            limit = PruningBudget(**{name: given}).limit(name, float(estimator.largest(name).value))  # type: ignore[arg-type]
+    def _constraints(self, around: Surroundings, estimator: SpaceEstimator) -> list[Constraint]:
+        found, limits = [], around.counted_limits()
+        for name in around.budget.counted:
+            limit = limits[name]
             found.append(Constraint(name, lambda subnet, name=name: estimator.estimate(subnet, [name])[name], high=limit))  # type: ignore[misc]
         return found
 

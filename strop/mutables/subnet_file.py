@@ -111,8 +111,13 @@ def check_schema(content: Mapping[str, Any]) -> None:
         raise SubnetError(f'{place} breaks the schema of subnet files: {errors[0].message}')
 
 
-def read_document(path: str | os.PathLike[str], purpose: str) -> Any:
+def read_document(path: str | os.PathLike[str], purpose: str, exponents: bool = False) -> Any:
     """Parse a JSON or YAML file safely: nothing is executed, and a repeated key is an error.
+
+    Args:
+        path: The file.
+        purpose: What it should be, for messages.
+        exponents: Whether 1e-3 is a number in YAML too. In files of subnets it is text, since choices may have such names.
 
     Raises:
         SubnetError: If it is neither, or a mapping in it has a key twice.
@@ -128,7 +133,7 @@ def read_document(path: str | os.PathLike[str], purpose: str) -> Any:
     except RecursionError:
         raise SubnetError(f'{path} is not {purpose}: it is nested too deeply.') from None
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
+        return yaml.load(text, Loader=_NumbersLoader if exponents else _UniqueKeyLoader)
     except SubnetError as error:
         raise SubnetError(f'{path}: {error}') from None
     except yaml.YAMLError as error:
@@ -147,7 +152,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which by itself would take the last of two equal keys silently, and 1e-3 as text."""
+    """PyYAML's safe loader, which by itself would take the last of two equal keys silently."""
+
+
+class _NumbersLoader(_UniqueKeyLoader):
+    """The same, for numbers as YAML 1.2 has them; PyYAML follows 1.1, where 1e-3 is text: an exponent needs a point before."""
 
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -160,8 +169,7 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value)}  # type: ignore[no-untyped-call]
 
 
-# Numbers as YAML 1.2 has them; PyYAML follows 1.1, where an exponent needs a point before it.
-_UniqueKeyLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_NumbersLoader.add_implicit_resolver(  # type: ignore[no-untyped-call]
     'tag:yaml.org,2002:float', re.compile(r'^[-+]?[0-9]+[eE][-+]?[0-9]+$'), list('-+0123456789')
 )
 _UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)

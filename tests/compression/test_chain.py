@@ -381,3 +381,5 @@ def test_a_model_of_timm_in_memory_gets_images_as_it_was_trained_with_them(tmp_p
     unchanged.open()
     mean, std = (255 * torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ('mean', 'std'))
     assert torch.allclose(job.data.test[0][0], (unchanged.data.test[0][0] - mean) / std, atol=1e-5)
+    assert 'normalised as `pretrained_cfg` of the ResNet says' in job.notes[0]
+    assert not unchanged.notes

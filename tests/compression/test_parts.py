@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from strop.compression.parts import NO_LABEL, check_classes, given_parts
+from strop.compression.parts import NO_LABEL, check_classes, check_range, given_parts
 from strop.errors import DataError
 
 
@@ -158,6 +158,35 @@ class Torchvision(Dataset):
 def test_labels_of_every_kind_of_set_are_looked_at(given):
     with pytest.raises(DataError, match="1 labels of the part 'test' are none of 0 to 1: sample 5 has 9"):
         check_classes(given_parts({'train': torch.zeros(8, 1), 'test': given}), 2)
+
+
+def test_small_unsigned_labels_are_labels():
+    labels = torch.tensor([0, 1, 0, 1], dtype=torch.uint8)
+    check_range(labels, 2, 'it')
+    with pytest.raises(DataError, match='it has the label 200'):
+        check_range(torch.tensor([0, 200], dtype=torch.uint8), 2, 'it')
+    check_classes(given_parts({'train': torch.zeros(8, 1), 'test': TensorDataset(torch.zeros(4, 1), labels)}), 2)
+    parts = given_parts({'train': torch.zeros(8, 1), 'test': [(torch.zeros(1), label) for label in labels.numpy()]})
+    assert parts.test[1][1] == 1
+
+
+def test_labels_left_behind_by_a_set_that_was_filtered_are_not_believed():
+    given = Torchvision([10, 11, 10, 11])
+    given.__class__ = type('Filtered', (Torchvision,), {'__getitem__': lambda self, index: (torch.zeros(1), index % 2)})
+    check_classes(given_parts({'train': torch.zeros(8, 1), 'test': given}), 2)
+    given.targets = [0, 1]
+    given.__class__ = type('Longer', (type(given),), {'__len__': lambda self: 4})
+    check_classes(given_parts({'train': torch.zeros(8, 1), 'test': Subset(given, [3])}), 2)
+
+
+def test_targets_that_nothing_reads_may_be_anything_and_learning_from_shares_works():
+    x, y = torch.zeros(8, 1), torch.tensor([0, 1] * 4)
+    soft = {'train': (x, torch.full((8, 2), 0.5)), 'validation': (x, y), 'test': (x, y)}
+    check_classes(given_parts(soft), 2)
+    boxes = {**soft, 'train': [(torch.zeros(1), {'boxes': torch.zeros(4)}) for _ in range(8)]}
+    check_classes(given_parts(boxes, labels=False), 2)
+    with pytest.raises(DataError, match="the part 'train'"):
+        check_classes(given_parts(boxes), 2)
 
 
 def test_labels_that_are_changed_on_reading_are_not_judged_by_what_they_were():

@@ -13,7 +13,7 @@ import torch
 import strop
 from strop.compression.quantize_stage import file_run
 from strop.compression.recipe import Recipe
-from strop.errors import BudgetError, MissingDependencyError
+from strop.errors import ConfigError, MissingDependencyError
 from strop.quantization import backend, backends
 from strop.report import CompressionReport
 from tests.compression.conftest import small_net
@@ -129,5 +129,5 @@ def test_a_drop_that_the_stage_itself_is_told_is_kept_or_an_error(tmp_path):
     x = torch.randn(96, 6)
     stages = [{'quantize': {'backend': 'onnxruntime', 'max_drop': 0.0}}]
     options = dict(output=tmp_path / 'out', threads=1, runtimes=['onnxruntime'], progress='quiet')
-    with pytest.raises(BudgetError, match='Allow a larger drop'):
+    with pytest.raises(ConfigError, match='Allow a larger drop'):
         strop.compress(net, {'train': x, 'test': x[:32]}, stages=stages, **options)

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 
 from strop.compression import DataSource, Recipe, export_stage, recipe_schema
+from strop.compression import recipe as recipe_module
 from strop.compression.budget import Budget
 from strop.compression.recipe import STAGES, automatic_stages
 from strop.errors import ConfigError, DataError, MissingDependencyError, UnsafeFileError
@@ -253,6 +254,17 @@ def test_a_stage_may_be_named_by_its_kind_alone():
     recipe = Recipe.of({**WHOLE, 'stages': [{'kind': 'finetune'}, {'kind': 'prune', 'ratio': 0.5}]})
     assert [stage.kind for stage in recipe.stages] == ['finetune', 'prune']
     assert recipe.stages[1].settings.ratio == 0.5
+
+
+def test_what_is_installed_decides_about_a_quantization_of_no_named_backend_alone(monkeypatch):
+    def digests(stage):
+        return Recipe.of({**WHOLE, 'stages': ['finetune', stage]}).digests('model', 'data', 1)[1]
+
+    named = {'quantize': {'backend': 'onnxruntime'}}
+    before = digests('quantize'), digests(named)
+    monkeypatch.setattr(recipe_module, 'planned_backends', lambda stages, budget: ('another',))
+    assert digests('quantize') != before[0]
+    assert digests(named) == before[1]
 
 
 def test_numbers_with_an_exponent_and_no_point_are_numbers(tmp_path):

@@ -53,6 +53,34 @@ def test_it_is_trained_in_the_layout_that_its_subnets_take(tmp_path, pictures, m
     assert layouts == [torch.channels_last]
 
 
+class Gate(nn.Module):
+    """Has many parameters and few multiply-adds."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 900, 1), nn.Conv2d(900, 8, 1))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def test_a_share_is_of_one_model_where_the_most_parameters_have_not_the_most_macs(tmp_path, pictures):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(),
+        LayerChoice([Gate(), nn.Conv2d(8, 8, 5, padding=2), nn.Conv2d(8, 8, 3, padding=1), nn.Identity()], key='first'),
+        LayerChoice([nn.Conv2d(8, 8, 3, padding=1), nn.Identity()], key='second'),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+    found = strop.compress(
+        net, pictures, stages=[{'search': {'epochs': 1, 'trials': 8, 'strategy': 'random'}}], budget={'macs': 0.75},
+        output=tmp_path / 'out', threads=1, runtimes=['eager'], progress='quiet',
+    )  # fmt: skip
+    first, searched = (found.result.stage(name).resources for name in ('source', 'search'))
+    assert found.met is True
+    assert searched.macs <= 0.75 * first.macs
+
+
 def test_a_supernet_needs_a_search_and_a_search_a_supernet(tmp_path, pictures):
     options = dict(threads=1, runtimes=['eager'], progress='quiet')
     with pytest.raises(ConfigError, match='give the recipe a stage `search`'):

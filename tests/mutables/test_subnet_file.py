@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from strop.errors import SubnetError, UnknownKeyError, UnsafeFileError
-from strop.mutables import AnyOf, KOf, OneOf, Ordered, Space, choices_of, dump_subnet, load_subnet, subnet_schema
+from strop.mutables import AnyOf, KOf, OneOf, Ordered, Space, choices_of, dump_subnet, load_subnet, read_document, subnet_schema
 
 from .drawn import spaces
 
@@ -247,3 +247,9 @@ class TestHostileFiles:
     def test_a_byte_order_mark_is_no_matter(self, tmp_path: Path) -> None:
         (tmp_path / 'a.json').write_text('{"op": "conv", "in": []}', encoding='utf-8-sig')
         assert load_subnet(tmp_path / 'a.json', SMALL)['op'] == 'conv'
+
+
+def test_choices_may_have_names_like_numbers_with_an_exponent(tmp_path):
+    (tmp_path / 'subnet.yaml').write_text(yaml.safe_dump({'version': 1, 'choices': {'first': '3e6'}}))
+    assert read_document(tmp_path / 'subnet.yaml', 'a subnet file')['choices'] == {'first': '3e6'}
+    assert read_document(tmp_path / 'subnet.yaml', 'a recipe', exponents=True)['choices'] == {'first': 3e6}
