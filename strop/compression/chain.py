@@ -176,10 +176,11 @@ class Compression:
         settings = getattr(self.original, 'pretrained_cfg', None) or getattr(self.original, 'default_cfg', None)
         wanted = None
         named = self.recipe.model if self.given_model is None else None
-        trained = named is None or named.weights or named.args.get('pretrained')
-        if isinstance(settings, Mapping) and settings.get('mean') and trained:
+        told = named is not None and (named.weights or named.args.get('pretrained'))
+        untrained = named is not None and named.kind == 'timm' and not told
+        if isinstance(settings, Mapping) and settings.get('mean') and not untrained:
             wanted = {key: [255 * float(value) for value in settings[key]] for key in ('mean', 'std')}
-            if named is None and source.mean is None:
+            if not told and source.mean is None:
                 self.notes.append(
                     f'Images are normalised as `pretrained_cfg` of the {type(self.original).__name__} says: mean '
                     f'{settings["mean"]}, std {settings["std"]}. If it was trained otherwise, give `mean` and `std`.'

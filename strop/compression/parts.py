@@ -325,9 +325,10 @@ def check_classes(data: DataParts, outputs: int) -> None:
         first = samples[0][1]
         soft = isinstance(first, Tensor) and first.is_floating_point() and first.shape == (outputs,)
         if not is_class(first) and not (part in ('train', 'calibration') and soft):
+            cut = " If only `train` has such targets, give a part 'validation' of its own." if part == 'validation' else ''
             raise DataError(
                 f'The labels of a classifier are one whole number for each sample, but the first of the part {part!r} is '
-                f'{_shown(first)}. Give targets of shape (N,) and an integer type, such as y.squeeze(1) or y.argmax(1).'
+                f'{_shown(first)}. Give targets of shape (N,) and an integer type, such as y.squeeze(1) or y.argmax(1).{cut}'
             )
         labels = _labels_of(samples)
         if labels is None:
@@ -379,16 +380,22 @@ def _labels_of(samples: Any) -> np.ndarray | None:
     if isinstance(samples, LabelledImages):
         return samples.labels
     found = _whole_numbers(getattr(samples, 'targets', getattr(samples, 'labels', None)))
-    if found is None or len(found) != len(samples):
-        return None
-    # What is read counts: an attribute may have been left behind when samples were filtered or renamed.
-    for place in {0, len(found) // 2, len(found) - 1}:
-        with seeded(0, 'labels'):
-            item = samples[place]
-        pair = isinstance(item, (list, tuple)) and len(item) == 2
-        if not pair or not is_class(item[1]) or int(item[1]) != found[place]:
-            return None
-    return found
+    return found if found is not None and _are_read(samples, found) else None
+
+
+def _are_read(samples: Any, labels: np.ndarray) -> bool:
+    """Whether a few samples have these labels when they are read: an attribute may be left behind where some were left out."""
+    try:
+        if len(labels) != len(samples):
+            return False
+        for place in {0, len(labels) // 2, len(labels) - 1}:
+            with seeded(0, 'labels'):
+                _, target = samples[place]
+            if not is_class(target) or int(target) != labels[place]:
+                return False
+    except Exception:  # of a set of the user's, of which perhaps other samples are taken
+        return False
+    return True
 
 
 def _whole_numbers(targets: Any) -> np.ndarray | None:

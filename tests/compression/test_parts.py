@@ -179,6 +179,18 @@ def test_labels_left_behind_by_a_set_that_was_filtered_are_not_believed():
     check_classes(given_parts({'train': torch.zeros(8, 1), 'test': Subset(given, [3])}), 2)
 
 
+def test_a_set_of_which_some_cannot_be_read_may_be_used_without_them():
+    class Broken(Torchvision):
+        def __getitem__(self, index):
+            if index == 0:
+                raise OSError('image file is truncated')
+            return super().__getitem__(index)
+
+    parts = given_parts({'train': torch.zeros(8, 1), 'test': Subset(Broken([0, 1, 0, 1]), [1, 2, 3])})
+    check_classes(parts, 2)
+    assert parts.digest()
+
+
 def test_targets_that_nothing_reads_may_be_anything_and_learning_from_shares_works():
     x, y = torch.zeros(8, 1), torch.tensor([0, 1] * 4)
     soft = {'train': (x, torch.full((8, 2), 0.5)), 'validation': (x, y), 'test': (x, y)}
