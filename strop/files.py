@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from strop.errors import ConfigError, UnsafeFileError
+from strop.errors import ConfigError, StropError, UnsafeFileError
 
 
 @contextmanager
@@ -108,7 +108,9 @@ def read_json(path: str | os.PathLike[str], purpose: str) -> Any:
     """
     try:
         return json.loads(read_text(path, purpose))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except StropError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         raise ConfigError(f'{path} is not JSON, so it is not {purpose}: {error}') from error
 
 

@@ -204,3 +204,9 @@ class TestNumbersInJson:
     def test_other_things_are_refused(self, value: object) -> None:
         with pytest.raises(ConfigError, match="a number or one of 'nan', 'inf' and '-inf', but got"):
             number_of_json(value)
+
+
+def test_a_number_of_too_many_digits_is_no_json(tmp_path):
+    (tmp_path / 'a.json').write_text('{"macs": ' + '9' * 5000 + '}')
+    with pytest.raises(ConfigError, match='is not JSON'):
+        read_json(tmp_path / 'a.json', 'a result')

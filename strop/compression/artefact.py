@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from strop.compression.calling import call, main_output
-from strop.compression.model_source import ModelSource
+from strop.compression.model_source import ModelSource, located
 from strop.errors import ConfigError, ExportError, UnsafeFileError
 from strop.export import load_recipe
 from strop.export.factory import Trust
@@ -89,8 +89,8 @@ class Artefact:
         model = content.get('model')
         try:
             source = None if model is None else ModelSource.from_dict(model)
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f'{path} does not say what builds the model: {type(error).__name__}: {error}') from error
+        except ConfigError as error:
+            raise ConfigError(f'{path} does not say what builds the model: {error}') from error
         return cls(source, content.get('inputs') or {}, str(content.get('name', '')), content.get('choices') or {})
 
 
@@ -125,6 +125,8 @@ def load(
     path = Path(folder).expanduser()
     found = Artefact.read(path)
     consent = Trust.of(allow, trust)
+    if factory is not None and not callable(factory):
+        raise ConfigError(f'`factory` is a function that returns the original model, but got {factory!r}.')
     if factory is None:
         if found.model is None:
             raise ConfigError(
@@ -138,6 +140,15 @@ def load(
                 f'{folder} names the function {source.name!r}, and building the model would run code. Nothing was run. If you '
                 f'trust its origin: allow=[{source.name.partition(":")[0]!r}], trust=True, or factory=...'
             )
+        if source.kind == 'factory':
+            module, _, name = source.name.partition(':')
+            target = located(module, name)
+            # What a module has imported is not its own: `os.system` may be in reach of every one.
+            if not isinstance(target, nn.Module) and not consent.permits_object(target):
+                raise UnsafeFileError(
+                    f'{folder} names {source.name!r}, which is no function or class of that package. Nothing was run. If you '
+                    'trust its origin: trust=True, or factory=...'
+                )
         permitted = consent.everything or source.kind == 'factory'
 
         def factory(**_: Any) -> nn.Module:

@@ -40,6 +40,7 @@ from strop.compression.stage import (
 from strop.compression.training import forget
 from strop.errors import ConfigError, StoreError, StropError
 from strop.estimators.latency import Machine
+from strop.estimators.runtimes import computing_with
 from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
 from strop.export.recipe import contiguous, plain_of
@@ -209,7 +210,10 @@ class Compression:
         """
         if from_stage is not None:
             self.recipe.stage(from_stage)
-        begun = self._claim(resume)
+        with computing_with(self.threads):
+            return self._claimed_run(self._claim(resume), from_stage)
+
+    def _claimed_run(self, begun: bool, from_stage: str | None) -> Compressed:
         lock = locked(self.folder / STAGES)
         try:
             for left in (self.folder / STAGES).glob('.[0-9]*'):

@@ -20,6 +20,7 @@ from strop.compression.progress import Progress
 from strop.compression.recipe import Recipe, automatic_stages
 from strop.compression.stage import resources_of
 from strop.errors import ConfigError
+from strop.estimators.runtimes import computing_with
 
 
 def compress(
@@ -218,6 +219,11 @@ def dry_run(job: Compression) -> Estimate:
     Raises:
         StropError: If the model or the data are not what they should be.
     """
+    with computing_with(job.threads):
+        return _estimated(job)
+
+
+def _estimated(job: Compression) -> Estimate:
     job.open()
     inputs, _ = next(iter(job.data.batches('train')))
     twin = job.original

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from strop.compression.parts import DataParts
 from strop.compression.recipe import Recipe
 from strop.compression.scoring import Judge
 from strop.compression.stage import REFERENCE, IntegerFile
-from strop.estimators import runtimes
+from strop.estimators import Machine, runtimes
 from strop.export.runtime_times import RuntimeFile, RuntimeTimes, measure_runtimes
 from strop.export.weights import digest_of
 from strop.files import atomic_write, read_json
@@ -68,6 +69,7 @@ def measured(
     threads = recipe.budget.threads
     chosen = recipe.runtimes or [name for name, entry in runtimes().items() if entry.available]
     key: list[Any] = [state_digest(original), state_digest(model), chosen, recipe.batches, threads, 'alone']
+    key += [{name: value for name, value in asdict(Machine.here(threads)).items() if name != 'load'}]
     key += [recipe.budget.chosen_runtime if recipe.budget.timed else None]
     key += [data.side, data.digest(), list(subjects)]
     key += [[integer.of, digest_of(integer.path)] for integer in integers]

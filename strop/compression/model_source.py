@@ -25,6 +25,10 @@ from strop.registry import MODELS
 _FETCHING = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 
 
+#: Arguments of transformers' models that a recipe of strangers may give: none reads another file, fetches or runs code.
+_HARMLESS = ('architecture', 'dtype', 'torch_dtype', 'num_labels', 'add_pooling_layer', 'use_cache', 'gguf_file', 'subfolder')
+
+
 def located(module: str, name: str) -> Any:
     """Return what a module of the current folder, or an installed one, calls `name`.
 
@@ -145,10 +149,7 @@ class ModelSource:
                 'if you trust it, trust=True in Python, --trust on the command line.'
             )
         if self.kind == 'timm':
-            timm = try_import('timm', 'timm')
-            stem = self.rest.partition('.')[0]
-            if not timm.is_model(stem):
-                raise ConfigError(f'timm {timm.__version__} has no model {self.rest!r}.{near(stem, timm.list_models())}')
+            self._check_timm()
             if not trust:
                 self._check_args()
         elif self.kind == 'transformers':
@@ -157,6 +158,12 @@ class ModelSource:
                 raise ConfigError(
                     f'{self.name!r} needs the folder of a model with its config.json, but there is no folder {self.rest!r}. '
                     'Nothing is fetched from a network.'
+                )
+            other = next((key for key in self.args if key not in _HARMLESS), None)
+            if other is not None and not trust:
+                raise UnsafeFileError(
+                    f'The argument {other!r} of {self.name} is none of those that are harmless for sure ({listed(_HARMLESS)}); '
+                    'others can make transformers unpickle files or fetch code. Leave it out, or trust the recipe.'
                 )
         elif self.kind == 'type' and self.name not in MODELS:
             MODELS.get(self.name)  # whose error names near matches
@@ -192,9 +199,12 @@ class ModelSource:
             UnsafeFileError: If code would run that nobody trusts.
         """
         with seeded(0, 'rebuild'):
-            if self.kind == 'transformers' and self.config is not None:
+            if self.kind == 'transformers':
+                if self.config is None:
+                    raise ConfigError(f'{self.name!r} is not described by a config, and nothing else says what to build.')
                 return transformers_model(**self.config)
             if self.kind == 'timm':
+                self._check_timm()
                 return create_timm(self.rest, **{key: value for key, value in self.args.items() if key not in _FETCHING})
             return ModelSource(self.name, self.args).build(trust)
 
@@ -232,8 +242,20 @@ class ModelSource:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ModelSource:
-        """Return what `to_dict` gave."""
-        return cls(content['source'], content.get('args', {}), content.get('weights'), content.get('config'))
+        """Return what `to_dict` gave.
+
+        Raises:
+            ConfigError: If it is something else.
+        """
+        wanted = {'source': str, 'args': Mapping, 'weights': (str, type(None)), 'config': (Mapping, type(None))}
+        given = {'args': {}, 'weights': None, 'config': None, **content} if isinstance(content, Mapping) else {}
+        wrong = next((key for key, kind in wanted.items() if not isinstance(given.get(key), kind)), None)  # type: ignore[arg-type]
+        if wrong is not None:
+            raise ConfigError(
+                f'A model is a mapping with `source`, `args`, `weights` and `config`, but its {wrong!r} is '
+                f'{given.get(wrong)!r}.'
+            )
+        return cls(*(given[key] for key in wanted))
 
     def digest(self) -> str:
         """Return a hash of what the model is made of, the contents of the file of weights included."""
@@ -243,6 +265,12 @@ class ModelSource:
         return found.hexdigest()[:16]
 
     # -- internals -------------------------------------------------------------------------
+
+    def _check_timm(self) -> None:
+        timm = try_import('timm', 'timm')
+        stem = self.rest.partition('.')[0]
+        if not timm.is_model(stem):  # such as a name of a hub, or a folder
+            raise ConfigError(f'timm {timm.__version__} has no model {self.rest!r}.{near(stem, timm.list_models())}')
 
     def _check_args(self) -> None:
         for key in ('checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'):
@@ -267,9 +295,10 @@ class ModelSource:
             config = transformers.AutoConfig.from_pretrained(folder, **local, **gguf)
             name = next(iter(config.architectures or []), 'AutoModel')
         try:
-            model: nn.Module = _architecture(name).from_pretrained(folder, **local, **options)
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f'transformers cannot load {folder}: {str(error).strip().splitlines()[0]}') from error
+            model: nn.Module = _architecture(name).from_pretrained(folder, **local, weights_only=True, **options)
+        except Exception as error:  # of a damaged file, a pickle that does more than hold tensors, an argument it does not take
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f'transformers cannot load {folder}: {said}') from error
         return model
 
 

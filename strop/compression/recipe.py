@@ -177,6 +177,10 @@ class Recipe:
         learns = False if self.data is not None and not self.data.labels else None
         for stage in self.stages:
             _at(f'stage {stage.name!r}', stage.settings.check, self.budget, learns)
+        targets = [stage.settings.chosen(self.budget) for stage in self.stages if isinstance(stage.settings, QuantizeStage)]
+        twice = next((name for name in targets if targets.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f'Two stages `quantize` are for the same backend, {twice}; name another one in each.')
         if self.budget.timed:
             chosen = runtime(self.budget.chosen_runtime)
             for module in chosen.modules:

@@ -95,7 +95,7 @@ class Judge:
     @property
     def choice(self) -> str:
         """The name of the score that choices are made by: one without labels if stages may not see them."""
-        return self.metric if self.learns or self.task == 'outputs' else 'agreement'
+        return 'agreement' if self.task == 'classes' and not self.learns else self.metric
 
     def scores(self, run: Run | nn.Module, part: str = 'test', limit: int | None = None) -> dict[str, float]:
         """Return every score of a model on a part.

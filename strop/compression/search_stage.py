@@ -141,7 +141,7 @@ class SearchStage(StageSettings):
             model=model,
             choices=dict(best),
             curve=trained.curve,
-            tried=[self._tried(trial, best, estimator, around.name) for trial in trials],
+            tried=[self._tried(trial, best, estimator, around) for trial in trials],
             warnings=warnings,
             explanation=[
                 f'The supernet holds {space.count():,} subnets; {len(trials)} were scored on the validation samples.',
@@ -159,11 +159,14 @@ class SearchStage(StageSettings):
             found.append(Constraint(name, lambda subnet, name=name: estimator.estimate(subnet, [name])[name], high=limit))  # type: ignore[misc]
         return found
 
-    def _tried(self, trial: Any, best: Any, estimator: SpaceEstimator, stage: str) -> Tried:
+    def _tried(self, trial: Any, best: Any, estimator: SpaceEstimator, around: Surroundings) -> Tried:
         costs = estimator.estimate(trial.subnet, ['macs', 'params'])
         value = next(iter(trial.values.values()))
         chosen = trial.subnet == best
-        return Tried(f'subnet {trial.number}', stage, costs['macs'], costs['params'], None, float(value), chosen, 'validation')
+        return Tried(
+            f'subnet {trial.number}', around.name, costs['macs'], costs['params'], None, float(value), chosen, 'validation',
+            around.judge.choice,
+        )  # fmt: skip
 
 
 __all__ = ['SearchStage']

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from strop.files import atomic_write
@@ -64,14 +65,14 @@ class CompressionReport:
     def table(self) -> Table:
         """Return a `rich` table of what each stage gave."""
         metric = self.findings.metric
-        table = Table(title=f'{self.result.model.name}, compressed')
+        table = Table(title=escape(f'{self.result.model.name}, compressed'))
         table.add_column('stage')
         for name in (metric or 'score', 'MACs', 'parameters', 'size', self._clock(), 'faster', 'took'):
-            table.add_column(name, justify='right')
+            table.add_column(escape(name), justify='right')
         for part in self.findings.parts():
             stage, costs = part.stage, part.stage.resources
             table.add_row(
-                stage.name + ('' if stage.status == 'done' else f' ({stage.status})'),
+                escape(stage.name + ('' if stage.status == 'done' else f' ({stage.status})')),
                 wording.score(metric or '', stage.scores.get(metric or '')),
                 wording.counted(costs.macs),
                 wording.counted(costs.params),
@@ -90,7 +91,7 @@ class CompressionReport:
             table.add_column(name, justify='right')
         table.add_column('', style='dim')
         for figure in [*self.figures(), *self._elsewhere()]:
-            table.add_row(figure.name, figure.before, figure.value, figure.change, figure.note)
+            table.add_row(*map(escape, (figure.name, figure.before, figure.value, figure.change, figure.note)))
         return table
 
     def _elsewhere(self) -> list[Figure]:
@@ -266,7 +267,7 @@ class CompressionReport:
         cost, entries = self.findings.tried()
         if len(entries) < 2:
             return None
-        metric = self.findings.metric or 'score'
+        metric = next((entry.metric for entry in entries if entry.metric), self.findings.metric or 'score')
         values = [float(getattr(entry, cost)) for entry in entries]
         scores = [float(entry.score or 0.0) for entry in entries]
         share = all(0 <= score <= 1 for score in scores) and wording.is_share(metric, scores[0])

@@ -130,13 +130,14 @@ class Findings:
         return None if best is None else best.runtime
 
     def headline(self) -> Pair | None:
-        """Return the given float model and the fastest form of the result, on the runtime where the whole is judged."""
+        """Return the given float model and the result on the runtime where the whole is judged: in integers, or else in f32."""
         if self.runtime is None:
             return None
         batch = self.batches[0]
         pairs = [pair for pair in self.pairs(batch) if pair.runtime == self.runtime]
         before = next((pair.before for pair in pairs if pair.precision == 'f32' and pair.before is not None), None)
-        after = min((pair.after for pair in pairs if pair.after is not None), key=lambda entry: entry.median_ms, default=None)
+        forms = {pair.precision: pair.after for pair in pairs if pair.after is not None}
+        after = forms.get('int8', forms.get('f32'))
         return Pair(self.runtime, after.precision if after else 'f32', batch, before, after)
 
     def parts(self) -> list[Part]:
@@ -157,7 +158,8 @@ class Findings:
         for stage in self.result.stages:
             now = times.get(stage.name)
             if now is None or not now.median_ms:
-                since += [stage.name] if stage.kind not in (SOURCE, 'export') and last is not None else []
+                gave = stage.status == 'done' and stage.kind not in (SOURCE, 'quantize', 'export')
+                since += [stage.name] if gave and last is not None else []
                 found.append(Part(stage))
                 continue
             speedup = None if last is None else last.median_ms / now.median_ms
@@ -245,7 +247,8 @@ def budget_lines(budget: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == 'latency_ms':
             text = wording.milliseconds(value)
         elif name in ('macs', 'params', 'latency', 'size') and value <= 1:
-            text = f'{value:g} × the original'
+            quantized = name == 'latency' and budget.get('relative_to') == 'quantized'
+            text = f'{value:g} × the {"quantized " * quantized}original'
         elif name in ('macs', 'params'):
             text = wording.counted(value)
         elif name == 'size_mb':

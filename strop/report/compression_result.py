@@ -177,6 +177,7 @@ class Tried:
         score: Higher is better.
         chosen: Whether the stage went on with it.
         scored_on: The part of the data that the score is of.
+        metric: Which score it is.
     """
 
     label: str
@@ -187,6 +188,7 @@ class Tried:
     score: float | None = None
     chosen: bool = False
     scored_on: str = ''
+    metric: str = ''
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from strop.errors import ConfigError
@@ -89,12 +90,12 @@ class RunComparison:
 
     def table(self) -> Table:
         """Return a `rich` table: a row for each figure, a column for each run."""
-        table = Table(title='Runs side by side', caption=' '.join(self.notes()), caption_justify='left')
+        table = Table(title='Runs side by side', caption=escape(' '.join(self.notes())), caption_justify='left')
         table.add_column('')
         for name in self.reports:
-            table.add_column(name, overflow='fold')
+            table.add_column(escape(name), overflow='fold')
         for name, cells in self.rows():
-            table.add_row(name, *cells)
+            table.add_row(*map(escape, (name, *cells)))
         return table
 
     def to_dict(self) -> dict[str, Any]:

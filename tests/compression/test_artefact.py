@@ -99,3 +99,39 @@ def test_what_is_no_artefact_is_told(tmp_path):
     (tmp_path / FILE).write_text('{"strop": "artefact", "version": 1, "model": {}}')
     with pytest.raises(ConfigError, match='does not say what builds'):
         strop.load(tmp_path)
+
+
+def test_leave_for_a_package_is_none_for_what_it_imported(artefact, tmp_path, monkeypatch):
+    (tmp_path / 'own_package.py').write_text('import os\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / 'folder').mkdir()
+    model = {'source': 'own_package:os.mkdir', 'args': {'path': str(tmp_path / 'ran')}}
+    folder = _with_model(artefact, tmp_path / 'folder', model)
+    with pytest.raises(UnsafeFileError, match=r"names 'own_package:os\.mkdir', which is no function or class of that package"):
+        strop.load(folder, allow='own_package')
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('name', ['timm:hf-hub:someone/model', 'timm:local-dir:/tmp', 'timm:no_such_net'])
+def test_names_that_would_be_fetched_or_read_elsewhere_are_no_models(artefact, tmp_path, name):
+    with pytest.raises(ConfigError, match='has no model'):
+        strop.load(_with_model(artefact, tmp_path, {'source': name}))
+
+
+def test_a_folder_of_a_model_of_transformers_is_no_other_source(artefact, tmp_path):
+    folder = _with_model(artefact, tmp_path, {'source': 'transformers:/tmp', 'args': {'weights_only': False}})
+    with pytest.raises(ConfigError, match='is not described by a config'):
+        strop.load(folder)
+
+
+@pytest.mark.parametrize(
+    'model', [{'source': 5}, {'source': 'timm:resnet10t', 'args': [1]}, {'source': 'timm:resnet10t', 'config': 'x'}, 3]
+)
+def test_a_source_of_another_form_is_told(artefact, tmp_path, model):
+    with pytest.raises(ConfigError, match='does not say what builds the model'):
+        strop.load(_with_model(artefact, tmp_path, model))
+
+
+def test_a_factory_is_a_function(artefact):
+    with pytest.raises(ConfigError, match='`factory` is a function'):
+        strop.load(artefact.folder, factory=...)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import nn
 
 import strop
 from strop.compression import DataSource, Progress
-from strop.compression.compressing import planned
+from strop.compression.compressing import dry_run, planned
 from strop.errors import ConfigError, DataError, ExportError, StoreError, StropError
+from strop.estimators.latency import Machine
 from strop.report.compression_result import CompressionResult
 from tests.compression.conftest import drawn, small_net
 
@@ -383,3 +385,26 @@ def test_a_model_of_timm_in_memory_gets_images_as_it_was_trained_with_them(tmp_p
     assert torch.allclose(job.data.test[0][0], (unchanged.data.test[0][0] - mean) / std, atol=1e-5)
     assert 'normalised as `pretrained_cfg` of the ResNet says' in job.notes[0]
     assert not unchanged.notes
+
+
+def test_the_threads_of_the_caller_are_put_back(tmp_path, pictures):
+    torch.set_num_threads(2)
+    compress(tmp_path / 'out', pictures, stages=[{'prune': {'ratio': 0.5}}])
+    assert torch.get_num_threads() == 2
+    dry_run(planned(small_net(), pictures, stages=['finetune'], threads=1))
+    assert torch.get_num_threads() == 2
+
+
+def test_times_of_another_machine_are_measured_again(tmp_path, pictures, monkeypatch):
+    def times(folder):
+        return json.loads((folder / 'stages' / 'measurements.json').read_text())['digest']
+
+    stages = [{'prune': {'ratio': 0.5}}]
+    compress(tmp_path / 'out', pictures, stages=stages)
+    before = times(tmp_path / 'out')
+    compress(tmp_path / 'out', pictures, stages=stages)
+    assert times(tmp_path / 'out') == before
+    here = Machine.here(1)
+    monkeypatch.setattr(Machine, 'here', lambda threads: dataclasses.replace(here, cpu='another'))
+    compress(tmp_path / 'out', pictures, stages=stages)
+    assert times(tmp_path / 'out') != before

@@ -103,3 +103,28 @@ def test_a_model_of_transformers_is_rebuilt_from_its_config_alone(tmp_path):
 def test_no_file_of_weights_is_read_for_timm_unless_it_is_trusted():
     with pytest.raises(UnsafeFileError, match='checkpoint_path'):
         ModelSource.of('timm:resnet10t', {'checkpoint_path': '/x.pth'}).check()
+
+
+def test_recipes_of_strangers_make_transformers_unpickle_nothing(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50
+    )
+    config.save_pretrained(tmp_path / 'bert')
+    code = f'import pathlib; pathlib.Path({str(tmp_path / "ran")!r}).touch()'
+
+    class Evil:
+        def __reduce__(self):
+            return exec, (code,)
+
+    torch.save({'evil': Evil()}, tmp_path / 'bert' / 'pytorch_model.bin')
+    name = f'transformers:{tmp_path / "bert"}'
+    for args in ({'weights_only': False}, {'quantization_config': {}}, {'attn_implementation': 'someone/kernel'}):
+        source = ModelSource.of(name, {'architecture': 'BertModel', **args})
+        with pytest.raises(UnsafeFileError, match='none of those that are harmless'):
+            source.build()
+    with pytest.raises(ConfigError, match="multiple values for keyword argument 'weights_only'"):
+        ModelSource.of(name, {'architecture': 'BertModel', 'weights_only': False}).build(trust=True)
+    with pytest.raises(ConfigError, match='transformers cannot load'):
+        ModelSource.of(name, {'architecture': 'BertModel'}).build()
+    assert not (tmp_path / 'ran').exists()

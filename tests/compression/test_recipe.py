@@ -107,6 +107,14 @@ def test_what_is_wrong_is_named_with_its_place_and_what_is_near(change, message)
         ({'data': {'source': 'digits', 'labels': False}}, ConfigError, "stage 'finetune'.*Use `distill`"),
         ({'stages': ['prune'], 'budget': {'threads': 1}}, ConfigError, 'not told how far'),
         (
+            {
+                'stages': [{'quantize': {}}, {'quantize': {'backend': 'onnxruntime'}}],
+                'budget': {'size_mb': 1, 'runtime': 'onnxruntime'},
+            },
+            ConfigError,
+            'for the same backend, onnxruntime',
+        ),
+        (
             {'budget': {'latency': 0.5, 'runtime': 'compile', 'relative_to': 'quantized'}},
             ConfigError,
             'no stage `quantize` makes',

@@ -56,6 +56,21 @@ def test_outputs_that_are_no_classes_are_compared_by_their_angle():
     assert judge.scores(Constant([[[1.0], [1.0]], [[0.0], [-1.0]]]))['similarity'] == pytest.approx((1 / math.sqrt(2) - 1) / 2)
 
 
+def test_the_tokens_of_a_text_are_no_labels():
+    ids = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    parts = given_parts(
+        {part: [({'input_ids': row}, row) for row in ids] for part in ('train', 'validation', 'test')}, labels=False
+    )
+
+    class Next(nn.Module):
+        def forward(self, input_ids):
+            return torch.eye(2)[input_ids]
+
+    judge = Judge(parts, Next())
+    assert (judge.metric, judge.choice, judge.learns) == ('token_accuracy', 'token_accuracy', False)
+    assert judge.score(Next()) == judge.scores(Next(), 'validation')['token_accuracy']
+
+
 def test_tokens_are_scored_by_the_next_one():
     ids = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 0, 0]])
     samples = [({'input_ids': row}, row) for row in ids]

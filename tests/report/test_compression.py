@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from strop.report import CompressionReport, CompressionResult, wording
 from strop.report.compression_result import Export, LayerChange, LayerState, Stage, Tried
@@ -277,3 +279,22 @@ def test_what_is_folded_can_be_opened_with_the_keyboard(browser: Browser, tmp_pa
         browser.send('Input.dispatchKeyEvent', type=kind, key='Enter', code='Enter', windowsVirtualKeyCode=13, text='\r')
     browser.wait("document.querySelector('details').open")
     assert '"stages"' in browser.text()
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    result = compressed()
+    result.model.name, result.stages[1].name = 'net [v2] [/a]', 'prune [/b]'
+    report = CompressionReport(result)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.table(), report.changes())
+    said = console.export_text()
+    assert 'net [v2] [/a], compressed' in said
+    assert 'prune [/b]' in said
+
+
+def test_scores_of_what_was_tried_are_called_what_they_are() -> None:
+    result = compressed()
+    result.tried = [replace(entry, metric='agreement') for entry in result.tried]
+    said = _words(_page(result))
+    assert re.search(r'Agreement against .* models that were tried', said)
+    assert not re.search(r'Accuracy against .* models that were tried', said)

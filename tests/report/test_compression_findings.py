@@ -44,6 +44,31 @@ def test_before_and_after_are_paired_by_runtime_and_precision() -> None:
     assert pairs['openvino', 'bf16'].speedup is None
 
 
+def test_the_headline_is_of_what_a_budget_is_judged_by_and_not_of_bfloat16() -> None:
+    result = _result()
+    result.measurements.append(_time('distill', 'openvino', 'bf16', 0.1))
+    headline = Findings(result).headline()
+    assert headline is not None
+    assert (headline.precision, headline.after.stage) == ('int8', 'quantize')
+    result.measurements = [entry for entry in result.measurements if entry.precision != 'int8']
+    headline = Findings(result).headline()
+    assert headline is not None
+    assert (headline.precision, headline.speedup) == ('f32', 2.0)
+
+
+def test_a_stage_that_gave_nothing_has_no_part_in_the_speed_of_another() -> None:
+    result = _result()
+    result.stages.insert(3, Stage('quantize-other', 'quantize'))
+    result.stages.insert(4, Stage('left-out', 'prune', 'skipped'))
+    parts = {part.stage.name: part for part in Findings(result).parts()}
+    assert parts['quantize'].speedup == 4.0
+    assert parts['quantize'].since == ()
+
+
+def test_a_share_of_the_quantized_model_is_called_that() -> None:
+    assert budget_lines({'latency': 0.66, 'relative_to': 'quantized'})[0] == ('latency', '0.66 × the quantized original')
+
+
 def test_of_several_models_after_the_last_counts() -> None:
     result = _result()
     result.measurements.insert(0, _time('prune', 'eager', 'f32', 1.0))
