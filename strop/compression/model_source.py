@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from strop.architectures import create_timm
 from strop.engine import load_pretrained
-from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError, listed, near, try_import
+from strop.errors import ComponentTypeError, ConfigError, StropError, UnsafeFileError, listed, near, try_import
 from strop.export.factory import Trust, build, describe, portable
 from strop.export.weights import digest_of
 from strop.randomness import seeded
@@ -60,11 +61,18 @@ def made(module: str, factory: str, **args: Any) -> nn.Module:
     """Return the model that a function of the user returns, or that its module holds.
 
     Raises:
-        ConfigError: If there is no such function.
+        ConfigError: If there is no such function, or it fails; the message says where.
         ComponentTypeError: If it gives something else than a module.
     """
     found = located(module, factory)
-    model = found if isinstance(found, nn.Module) else found(**args) if callable(found) else found
+    try:
+        model = found if isinstance(found, nn.Module) else found(**args) if callable(found) else found
+    except StropError:
+        raise
+    except Exception as error:  # whatever a function of the user raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f'{place.filename}:{place.lineno}'
+        raise ConfigError(f'{module}:{factory} failed with {type(error).__name__}: {error} ({where})') from error
     if not isinstance(model, nn.Module):
         raise ComponentTypeError(f'{module}:{factory} must give an nn.Module, but gives {type(model).__name__}.')
     return model

@@ -128,3 +128,12 @@ def test_recipes_of_strangers_make_transformers_unpickle_nothing(tmp_path):
     with pytest.raises(ConfigError, match='transformers cannot load'):
         ModelSource.of(name, {'architecture': 'BertModel'}).build()
     assert not (tmp_path / 'ran').exists()
+
+
+def test_a_function_that_fails_is_told_with_the_place(tmp_path, monkeypatch):
+    (tmp_path / 'failing_nets.py').write_text('def make(width):\n    return {}[width]\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r'failing_nets:make failed with KeyError: 3 \(.*failing_nets\.py:2\)'):
+        ModelSource.of('failing_nets:make', {'width': 3}).build(trust=True)
+    with pytest.raises(ConfigError, match=r'failing_nets:make failed with TypeError: .*width'):
+        ModelSource.of('failing_nets:make').build(trust=True)
