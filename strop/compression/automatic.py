@@ -424,17 +424,8 @@ class Planner:
     def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
         costs = self.shop.costs(rung)
         milliseconds = pace.milliseconds if pace is not None and self.around.budget.timed else None
-        tried = Tried(
-            label,
-            self.around.name,
-            costs.macs,
-            costs.params,
-            milliseconds,
-            found,
-            False,
-            'validation',
-            self.around.judge.choice,
-        )
+        costly = (costs.macs, costs.params, milliseconds)
+        tried = Tried(label, self.around.name, *costly, found, scored_on='validation', metric=self.around.judge.choice)
         self._tried.setdefault(rung.key, tried)
 
     def _explain(self, chosen: Candidate) -> None:

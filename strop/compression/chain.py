@@ -138,7 +138,7 @@ class Compression:
         if self.given_model is not None:
             self.supernet: nn.Module = plain_of(copy.deepcopy(self.given_model)).cpu().eval()
             if self.source is not None:
-                _check_factory(self.source, self.supernet)
+                self.source.check_like(self.supernet)
         else:
             assert self.recipe.model is not None, 'checked when it was made'
             with seeded(self.recipe.seed, 'model'):
@@ -589,20 +589,6 @@ class Compression:
 
 
 # -- internals --------------------------------------------------------------------------------------------
-
-
-def _check_factory(source: ModelSource, model: nn.Module) -> None:
-    """Raise unless a factory builds models of the architecture that was given, whatever its weights."""
-    built = plain_of(source.build(trust=True)).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted({*shapes, *built}):
-        if name not in built or name not in shapes or tuple(built[name].shape) != shapes[name]:
-            there = f'of shape {tuple(built[name].shape)}' if name in built else 'missing'
-            wanted = f'of shape {shapes[name]}' if name in shapes else 'none'
-            raise ConfigError(
-                f'The factory {source.name!r} builds another model than the {type(model).__name__} that was given: its tensor '
-                f'{name!r} is {there}, that of the model is {wanted}.'
-            )
 
 
 def _named(example: Any) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from strop.architectures import create_timm
 from strop.engine import load_pretrained
 from strop.errors import ComponentTypeError, ConfigError, StropError, UnsafeFileError, listed, near, try_import
 from strop.export.factory import Trust, build, describe, portable
+from strop.export.recipe import plain_of
 from strop.export.weights import digest_of
 from strop.randomness import seeded
 from strop.registry import MODELS
@@ -26,7 +27,7 @@ from strop.registry import MODELS
 _FETCHING = ('pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
 
 
-#: Arguments of transformers' models that a recipe of strangers may give: none reads another file, fetches or runs code.
+#: Arguments of transformers' models that a recipe of strangers may give: none makes it fetch or run code.
 _HARMLESS = ('architecture', 'dtype', 'torch_dtype', 'num_labels', 'add_pooling_layer', 'use_cache', 'gguf_file', 'subfolder')
 
 
@@ -215,6 +216,24 @@ class ModelSource:
                 self._check_timm()
                 return create_timm(self.rest, **{key: value for key, value in self.args.items() if key not in _FETCHING})
             return ModelSource(self.name, self.args).build(trust)
+
+    def check_like(self, model: nn.Module) -> None:
+        """Raise unless it builds models of the architecture of another, whatever their weights.
+
+        Raises:
+            ConfigError: If a tensor of one is missing in the other, or has another shape there.
+        """
+        with seeded(0, 'rebuild'):
+            built = plain_of(self.build(trust=True)).state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted({*shapes, *built}):
+            if name not in built or name not in shapes or tuple(built[name].shape) != shapes[name]:
+                there = f'of shape {tuple(built[name].shape)}' if name in built else 'missing'
+                wanted = f'of shape {shapes[name]}' if name in shapes else 'none'
+                raise ConfigError(
+                    f'The factory {self.name!r} builds another model than the {type(model).__name__} that was given: its '
+                    f'tensor {name!r} is {there}, that of the model is {wanted}.'
+                )
 
     def known(self, model: nn.Module) -> ModelSource:
         """Return the same with what its model says of itself, which rebuilds it without its folder."""

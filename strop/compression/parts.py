@@ -193,8 +193,10 @@ def is_class(target: Any) -> bool:
     >>> is_class(3), is_class(torch.tensor(3)), is_class(0.5), is_class(torch.tensor([3]))
     (True, True, False, False)
     """
-    if isinstance(target, (Tensor, np.ndarray)):
-        return target.ndim == 0 and not torch.as_tensor(target).is_floating_point()
+    if isinstance(target, Tensor):
+        return target.ndim == 0 and not target.is_floating_point() and not target.is_complex()
+    if isinstance(target, np.ndarray):
+        return target.ndim == 0 and target.dtype.kind in 'iub'
     return isinstance(target, (int, np.integer, np.bool_))
 
 

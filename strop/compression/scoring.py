@@ -66,8 +66,7 @@ class Judge:
         classes = output.ndim == 2 and output.shape[1] > 1 and not data.tokens
         if classes and not is_class(target):
             # A vector for each sample, or a real number: what is to be given, not which class it is.
-            single = isinstance(target, (Tensor, np.ndarray)) and math.prod(target.shape) == 1
-            classes = single and not torch.as_tensor(target).is_floating_point()
+            classes = isinstance(target, (Tensor, np.ndarray)) and math.prod(target.shape) == 1 and is_class(target.reshape(()))
         #: 'classes', 'tokens' or 'outputs'.
         self.task = 'tokens' if tokens else 'classes' if classes else 'outputs'
         #: Whether there are labels to score by.

@@ -165,7 +165,7 @@ class SearchStage(StageSettings):
         chosen = trial.subnet == best
         return Tried(
             f'subnet {trial.number}', around.name, costs['macs'], costs['params'], None, float(value), chosen, 'validation',
-            around.judge.choice,
+            metric=around.judge.choice,
         )  # fmt: skip
 
 
