@@ -53,7 +53,7 @@ def train(
     from strop.engine import build_runner, find_checkpoint
 
     cfg = _prepared(config, settings, seed, work_dir, amp)
-    found = find_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+    found = find_checkpoint(cfg.work_dir, strict=resume) if Path(cfg.work_dir).is_dir() else None
     if found is not None and not resume:
         note(f'{found} is not resumed from; this run starts anew in the same folder (--resume goes on with it).')
     elif found is None and resume:

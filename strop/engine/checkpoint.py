@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pickle
 import re
@@ -103,12 +104,45 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
     return load_checkpoint_file(path, map_location)
 
 
-def find_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
-    """Return the checkpoint in `work_dir` from which training resumes: the one that went furthest.
+def check_readable(state: Any, owner: str) -> None:
+    """Raise unless a state can be read again from a checkpoint, before one with it takes the place of another.
+
+    Args:
+        state: What goes into the checkpoint.
+        owner: Whose state it is, for the message.
+
+    Raises:
+        ConfigError: If it holds more than tensors and plain data.
+
+    >>> check_readable({'seen': [1, 2], 'weight': torch.ones(1)}, 'The callback')
+    """
+    stream = io.BytesIO()
+    try:
+        torch.save(state, stream)
+        stream.seek(0)
+        _read(stream, 'cpu', f'what {owner} keeps')
+    except Exception as error:  # whatever its own pickling raises
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(', and reading it')[0]
+        raise ConfigError(
+            f'The state of {owner} cannot be kept in a checkpoint, which holds tensors and plain data alone (numbers, text, '
+            f'lists, tuples and dicts of them): {reason}. Let its state_dict() return such.'
+        ) from error
+
+
+def find_checkpoint(work_dir: str | os.PathLike[str], strict: bool = False) -> Path | None:
+    """Return the checkpoint in `work_dir` from which training resumes: the one that went furthest; None if there is none.
 
     Of the files of either name (`epoch_3.pth`, `iter_600.pth`) the highest one that can be read, by the iteration inside.
+
+    Args:
+        work_dir: The folder.
+        strict: Raise if there are files of these names, but none can be read.
+
+    Raises:
+        ConfigError: If `strict` finds nothing but files that cannot be read.
     """
     best: tuple[int, Path] | None = None
+    unreadable: tuple[Path, str] | None = None
     for unit in ('epoch', 'iter'):
         numbered = {
             int(match.group(1)): path
@@ -118,11 +152,20 @@ def find_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
         for _, path in sorted(numbered.items(), reverse=True):
             try:
                 reached = int(load_checkpoint_file(path)['meta']['iter'])
-            except (StropError, KeyError, TypeError, OSError):
-                continue  # a file of another origin, or damaged
+            except (StropError, KeyError, TypeError, OSError) as error:
+                # A file of another origin, or damaged.
+                reason = str(error) if isinstance(error, (StropError, OSError)) else 'it does not say how far it went'
+                unreadable = unreadable or (path, reason)
+                continue
             if best is None or reached > best[0]:
                 best = (reached, path)
             break
+    if best is None and unreadable is not None and strict:
+        path, reason = unreadable
+        raise ConfigError(
+            f'There are checkpoints in {work_dir}, but none can be resumed from. Of {path.name}: {reason} Move them away to '
+            'start anew.'
+        )
     return best[1] if best else None
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
+from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.hooks import Hook
 from mmengine.hooks import NaiveVisualizationHook as _NaiveVisualizationHook
 from mmengine.visualization import Visualizer
@@ -63,6 +64,21 @@ class _Periodic(Hook):
     def act(self, runner: Any, number: int, unit: str) -> None:
         """Do the hook's work."""
         raise ConfigError(f'{type(self).__name__} must define act().')
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """MMEngine's hook that writes checkpoints; the oldest of those to keep goes only when the new one is written."""
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: Any) -> None:
+        outdated = None
+        if 0 < self.max_keep_ckpts == len(self.keep_ckpt_ids) and self.keep_ckpt_ids[-1] != step:
+            outdated = self.keep_ckpt_ids.popleft()
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if outdated is not None and is_main_process():
+            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
 
 
 @HOOKS.register_module()

@@ -160,7 +160,7 @@ def build_runner(
         launcher: 'pytorch' under `torchrun`, else 'none'.
 
     Raises:
-        ConfigError: If the config lacks what the task needs.
+        ConfigError: If the config lacks what the task needs, or no checkpoint that is there can be read to resume from.
     """
     install()
     config = prepare_config(cfg, task)
@@ -177,7 +177,7 @@ def build_runner(
         if resume:
             config.train_cfg['resume_from'] = True
     elif resume:
-        found = find_checkpoint(config.work_dir)
+        found = find_checkpoint(config.work_dir, strict=True)
         config.resume = found is not None
         if found is not None:
             config.load_from = str(found)

@@ -30,6 +30,7 @@ from strop.engine.precision import DTYPES, AmpOptimWrapper
 from strop.engine.trainer_loop import SearchModel, TrainerLoop, TrainerStateHook
 from strop.errors import ComponentTypeError, ConfigError, DataError, TrainingError, listed, near
 from strop.files import atomic_write
+from strop.graph.forward import training_mode_kept
 from strop.mutators import BaseMutator
 from strop.randomness import counter_rng, derive_seed, seed_everything
 
@@ -62,8 +63,9 @@ class Trainer(BaseTrainer):
     `self.autocast()`, `self.log(...)` and `self.evaluate(loader)`. A loop of their own with `loss.backward()` works as well.
 
     Every optimizer, module, scheduler or other thing with `state_dict` and `load_state_dict` that is an attribute of the
-    trainer is in its checkpoints. Each epoch and each step of `steps` begins with generators seeded by (seed, number), so
-    that a run which was killed and resumed ends with the same weights, bit by bit.
+    trainer is in its checkpoints. Each epoch and each step of `steps` begins with generators seeded by (seed, number), and
+    generators of loaders by (their own seed, epoch), so that a run which was killed and resumed ends with the same weights,
+    bit by bit. (Random augmentation in loaders with `persistent_workers`, which are seeded once, is the exception.)
 
     Args:
         model: The model with the choices.
@@ -133,7 +135,8 @@ class Trainer(BaseTrainer):
             )
         if not callable(loss) or not (metrics is None or callable(metrics)):
             wrong = 'loss' if not callable(loss) else 'metrics'
-            raise ComponentTypeError(f'`{wrong}` must be a function of (outputs, labels), but got {type(loss).__name__}.')
+            given = loss if wrong == 'loss' else metrics
+            raise ComponentTypeError(f'`{wrong}` must be a function of (outputs, labels), but got {type(given).__name__}.')
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ComponentTypeError(f'`optimizer` must be an optimizer of torch.optim, but got {type(optimizer).__name__}.')
         if not isinstance(num_epochs, int) or num_epochs < 1:
@@ -233,18 +236,29 @@ class Trainer(BaseTrainer):
             atomic_write(file, json.dumps(self.mutator.export(readable=True), indent=2, sort_keys=True) + '\n')
 
     def checkpoint(self, file: str | os.PathLike[str] | None = None) -> Path:
-        """Write all that is needed to resume after the epochs that are finished, and return the path.
+        """Write all that is needed to resume after the epochs, and the steps of `steps`, that are done; return the path.
 
         Args:
-            file: The file; `epoch_N.pth` in the work directory by default, which `train(resume=True)` finds.
+            file: The file; `epoch_N.pth` in the work directory by default, or `iter_N.pth` inside an epoch, which
+                `train(resume=True)` finds.
+
+        Raises:
+            TrainingError: If it is called within a step, of which nobody knows how much is done.
         """
         if self._runner is None:
             self._prepare(validate=False, resume=False)
         loop = self._runner.train_loop
-        path = Path(file) if file is not None else self.work_dir / f'epoch_{loop.finished}.pth'
+        if loop.stepping:
+            raise TrainingError(
+                'A checkpoint is written between steps, but `checkpoint()` was called within one. Call it in `on_batch_end` of '
+                "a callback, or let checkpoint_by='step' write them."
+            )
+        steps, length = loop.steps_done, len(loop.dataloader)
+        name = f'epoch_{loop.finished}.pth' if steps == loop.finished * length else f'iter_{steps}.pth'
+        path = Path(file) if file is not None else self.work_dir / name
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
-            meta = {'epoch': loop.finished, 'iter': max(loop.iter, loop.finished * len(loop.dataloader))}
+            meta = {'epoch': loop.finished, 'iter': steps}
             self._runner.optim_wrapper = self._runner.build_optim_wrapper(self._runner.optim_wrapper)
             self._runner.save_checkpoint(str(path.parent), path.name, meta=meta, save_param_scheduler=False)
         return path
@@ -313,11 +327,15 @@ class Trainer(BaseTrainer):
                 self._runner.call_hook('before_train_iter', batch_idx=step, data_batch=batches)
             self._call_back('on_batch_begin', epoch)
             moved = [self.to_device(batch) for batch in batches]
+            if loop is not None:
+                loop.stepping = True
             yield step, moved[0] if len(moved) == 1 else tuple(moved)
+            if loop is not None:
+                loop.stepping, loop.stepped = False, True
             self._call_back('on_batch_end', epoch)
             if loop is not None:
                 self._runner.call_hook('after_train_iter', batch_idx=step, data_batch=batches, outputs=self._outputs)
-                loop._iter += 1
+                loop._iter, loop.stepped = loop._iter + 1, False
 
     def to_device(self, batch: Any) -> Any:
         """Return a batch (a tensor, or nested lists and mappings of them) on the trainer's device."""
@@ -419,15 +437,19 @@ class Trainer(BaseTrainer):
 
     @torch.no_grad()
     def evaluate(self, loader: Any) -> dict[str, float]:
-        """Return the mean loss and metrics of the model, as it is decided now, over a loader and all processes."""
-        self.model.eval()
+        """Return the mean loss and metrics of the model, as it is decided now, over a loader and all processes.
+
+        The model runs in evaluation mode, and has its own mode again afterwards.
+        """
         meters = AverageMeterGroup()
-        for batch in loader:
-            x, y = self.pair(self.to_device(batch))
-            with self.autocast():
-                outputs = self.model(x)
-                loss = self.loss(outputs, y)
-            meters.update({'loss': loss, **self.metrics(outputs, y)}, n=len(y) if hasattr(y, '__len__') else 1)
+        with training_mode_kept(self.model):
+            self.model.eval()
+            for batch in loader:
+                x, y = self.pair(self.to_device(batch))
+                with self.autocast():
+                    outputs = self.model(x)
+                    loss = self.loss(outputs, y)
+                meters.update({'loss': loss, **self.metrics(outputs, y)}, n=len(y) if hasattr(y, '__len__') else 1)
         return meters.reduce().means()
 
     # -- state -----------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop as _EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
+from strop.engine.checkpoint import check_readable
 from strop.errors import ConfigError, TrainingError
 from strop.randomness import derive_seed, seed_everything
 
@@ -61,11 +63,19 @@ class TrainerLoop(_EpochBasedTrainLoop):
         self.validate = validate
         self._ended = False
         self._done: int | None = None
+        #: Within a step; after one that the loop does not count yet.
+        self.stepping, self.stepped = False, False
+        self._generators = [(generator, generator.initial_seed()) for generator in self._own_generators()]
 
     @property
     def finished(self) -> int:
         """Number of epochs that are trained and validated."""
         return self._epoch + int(self._ended)
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps that are done in all epochs."""
+        return max(self.iter + int(self.stepped), self.finished * len(self.dataloader))
 
     def take_done(self) -> int:
         """Return how many steps of this epoch a checkpoint has behind it; asked once in an epoch.
@@ -93,11 +103,12 @@ class TrainerLoop(_EpochBasedTrainLoop):
         """Run one epoch of the trainer, its validation and its callbacks."""
         trainer, epoch = self.trainer, self._epoch
         self.runner.call_hook('before_train_epoch')
-        for loader in [value for value in vars(trainer).values() if isinstance(value, DataLoader)]:
-            samplers: list[Any] = [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
-            for sampler in samplers:
-                if hasattr(sampler, 'set_epoch'):
-                    sampler.set_epoch(epoch)
+        for part in self._parts():
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+        # Where they are is in no checkpoint.
+        for generator, seed in self._generators:
+            generator.manual_seed(derive_seed(seed, 'order', epoch))
         self._done = self.iter - epoch * len(self.dataloader)
         seed_everything(derive_seed(trainer.seed, 'epoch', epoch))
         trainer._call_back('on_epoch_begin', epoch)
@@ -116,18 +127,34 @@ class TrainerLoop(_EpochBasedTrainLoop):
         self._epoch += 1
         self._ended = False
 
+    def _parts(self) -> list[Any]:
+        """Return the loaders of the trainer and their samplers, which say what comes in which order."""
+        loaders = [value for value in vars(self.trainer).values() if isinstance(value, DataLoader)]
+        return [part for one in loaders for part in (one, one.sampler, getattr(one.batch_sampler, 'sampler', None))]
+
+    def _own_generators(self) -> list[torch.Generator]:
+        found = (getattr(part, 'generator', None) for part in self._parts())
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
 
 class TrainerStateHook(Hook):
-    """Keeps the trainer's own state in the runner's checkpoints."""
+    """Keeps the trainer's own state in the runner's checkpoints, and sees that it can be read again."""
 
     priority = 'VERY_LOW'
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+        self.trainer, self._checked = trainer, False
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Add the state."""
-        checkpoint['trainer'] = self.trainer.state_dict()
+        state = self.trainer.state_dict()
+        if not self._checked:
+            for name, part in state['parts'].items():
+                check_readable(part, f'`{name}` of the {type(self.trainer).__name__}')
+            for callback, part in zip(self.trainer.callbacks, state['callbacks']):
+                check_readable(part, f'the callback {type(callback).__name__}')
+            self._checked = True
+        checkpoint['trainer'] = state
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Read the state."""

@@ -85,7 +85,7 @@ class Machine:
     cores: int
     usable_cores: int
     threads: int
-    load: float
+    load: float | None
     system: str
     python: str
     versions: Mapping[str, str]
@@ -100,7 +100,7 @@ class Machine:
             cores=os.cpu_count() or 1,
             usable_cores=usable,
             threads=threads,
-            load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else float('nan'),
+            load=os.getloadavg()[0] if hasattr(os, 'getloadavg') else None,
             system=platform.platform(),
             python=platform.python_version(),
             versions={entry.package: entry.version for entry in runtimes().values() if entry.version is not None},

@@ -268,7 +268,7 @@ class _Keywords(nn.Module):
 
 def _read(resource: str, given: Any) -> tuple[bool, float]:
     """Return whether a limit is a share, and its number."""
-    value, scale, share = given, 1.0, False
+    value, scale, share, unit = given, 1.0, False, ''
     if isinstance(given, str):
         text = given.strip().lower().replace('_', '').replace(' ', '')
         scales = _SECONDS if resource == 'latency' else _SCALES
@@ -281,7 +281,7 @@ def _read(resource: str, given: Any) -> tuple[bool, float]:
             value = None
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
     share = share or (number and not isinstance(given, str) and value < 1)
-    if not number or (share and value >= 1) or value == 1 == scale:
+    if not number or (share and value >= 1) or (value == 1 and not unit):
         units = 'us, ms or s' if resource == 'latency' else 'K, M or G'
         raise ConfigError(
             f"The budget of {resource} must be a share of the original between 0 and 1 (0.5, '0.5x'), or a value above 1, "

@@ -11,10 +11,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strop.errors import ConfigError, listed, near
@@ -599,7 +601,9 @@ def _gradients(
             for weight in weights.values():
                 weight.requires_grad_(True)
             for batch in batches_of(data):
-                value = loss_of(model, batch, loss)
+                # Fused attention has no second derivative.
+                with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+                    value = loss_of(model, batch, loss)
                 if not value.requires_grad:
                     raise ConfigError('`loss` returned a number without a gradient: was it computed under torch.no_grad()?')
                 found = torch.autograd.grad(value.sum(), list(weights.values()), allow_unused=True, create_graph=twice)

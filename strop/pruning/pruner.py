@@ -83,7 +83,7 @@ def prune(
         schedule: `'linear'`, `'cubic'` or a function: which part of the whole is gone after which part of the steps.
         round_to: Lengths are multiples of this where possible.
         ignored: Patterns of units, layers or parameters whose channels stay.
-        limits: pattern -> ratio, or (least, most).
+        limits: pattern -> ratio, or (least, most); with several steps they are gone after the last, as the ratio is.
         attention: `'both'`, `'heads'`, `'head_dim'` or `'none'`; see `Selection`.
         max_ratio: No unit loses more than this share.
         normalise: How scores of units are made comparable: `'none'`, `'mean'` or `'max'`; the importance's own way if None.
@@ -290,18 +290,18 @@ class Pruner:
             raise ConfigError(f'All {len(self)} steps are done.')
         _check_model(self.model)
         progress = self._milestones[len(self._steps)]
-        last = progress >= 1
         graph = channel_units(self.model, self._inputs)
         costs = WidthCosts(graph)
         self._remember(graph, costs)
-        ranking = self._ranking(graph, costs)
-        ratio, lengths = self._goal(graph, costs, ranking, progress)
-        slicing = graph.slicing(ranking.keep(lengths))
-        if last and self._options.ratio is not None and not self._steps and not slicing.touched:
+        ranked = self._ranked(graph, costs)
+        ranking = ranked(progress)
+        if self._options.ratio is not None and not self._steps and not _cuts(ranked(1.0), self._options.ratio):
             raise ConfigError(
                 f'The ratio {self._options.ratio} removes nothing here: every unit keeps its length after rounding to '
                 f'multiples of {self._selection.round_to} and keeping the lengths that depend on each other consistent.'
             )
+        ratio, lengths = self._goal(graph, costs, ranking, progress)
+        slicing = graph.slicing(ranking.keep(lengths))
         if self._options.inplace and self._reference is None and self._budget and 'latency' in self._budget.resources:
             self._reference = copy.deepcopy(self.model)
         pruned, error = self._pruned(slicing)
@@ -336,14 +336,15 @@ class Pruner:
             self._roles.setdefault(name, unit.role)
             self._lengths.setdefault(name, unit.size)
 
-    def _ranking(self, graph: ChannelGraph, costs: WidthCosts) -> Ranking:
+    def _ranked(self, graph: ChannelGraph, costs: WidthCosts) -> Callable[[float], Ranking]:
+        """Score the model; return what ranks it for a part of the whole way, of which limits have their part too."""
         given = self._options
         scores = score(graph, self.model, self._judge, data=given.data, loss=given.loss, seed=given.seed)
         weighed = given.weigh
         if weighed is None and self._budget is not None and getattr(self._judge, 'is_loss', False):
             weighed = next((resource for resource in self._budget.resources if resource != 'latency'), None)
         prices = cost_of_indices(costs, weighed) if weighed in ('macs', 'params') and given.scope == 'global' else None
-        return Ranking(graph, self.model, scores, self._selection, self._sizes, prices)
+        return lambda progress: Ranking(graph, self.model, scores, self._selection.part(progress), self._sizes, prices)
 
     def _goal(self, graph: ChannelGraph, costs: WidthCosts, ranking: Ranking, progress: float) -> tuple[float, dict[str, int]]:
         """Return the ratio of this step and the lengths that it gives."""
@@ -373,11 +374,9 @@ class Pruner:
         # A slow moment of the machine can make the whole model look fast enough; where nothing was cut, nothing is won.
         whole = not least and not self._steps and budget.is_share('latency')
         found = smallest_ratio(lambda ratio: (ratio > 0 or not whole) and fits(ratio), halvings=_LATENCY_TRIES, low=least)
-        for _ in range(_LATENCY_TRIES):
-            # The halving ends at the edge of the budget: what it found is measured once more.
-            if found is None or fits(found):
-                break
-            found = None if found == 1 else min(1.0, found + 0.02)
+        # The halving ends at the edge of the budget: what it found is measured once more, and so are some beyond it.
+        beyond = [] if found is None else [min(1.0, found + 0.02 * number) for number in range(_LATENCY_TRIES)]
+        found = next((ratio for ratio in dict.fromkeys([*beyond, 1.0]) if fits(ratio)), None) if beyond else None
         if found is None:
             share, milliseconds = measured[1.0]
             raise BudgetError(
@@ -407,6 +406,11 @@ class Pruner:
 
 
 # -- internals ----------------------------------------------------------------------------------------------
+
+
+def _cuts(ranking: Ranking, ratio: float) -> bool:
+    """Whether a ratio makes any unit shorter."""
+    return any(number < ranking.graph.units[name].size for name, number in ranking.lengths(ratio).items())
 
 
 def _check_model(model: Any) -> None:

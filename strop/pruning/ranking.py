@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 import torch
@@ -123,6 +123,18 @@ class Selection:
         if not isinstance(self.limits, Mapping):
             raise ConfigError(f"`limits` must map patterns to ratios, as in {{'layer1.*': 0.2}}, but got {self.limits!r}.")
         object.__setattr__(self, 'limits', {pattern: _limit(pattern, limit) for pattern, limit in self.limits.items()})
+
+    def part(self, progress: float) -> Selection:
+        """Return the same for a part of the way: units with a ratio of their own, or a least one, lose that part of it.
+
+        >>> Selection(limits={'layer4.*': 0.6, 'stem': (0.2, 0.4)}).part(0.5).limits
+        {'layer4.*': (0.3, 0.3), 'stem': (0.1, 0.4)}
+        """
+        eased = {
+            pattern: (least * progress, most * progress if least == most else most)
+            for pattern, (least, most) in cast(Mapping[str, tuple[float, float]], self.limits).items()
+        }
+        return replace(self, limits=eased)
 
 
 class Ranking:

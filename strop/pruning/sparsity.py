@@ -32,7 +32,7 @@ class Sparsity(ABC):
 
     @abstractmethod
     def penalty(self, model: nn.Module) -> Tensor:
-        """Return the penalty without its weight."""
+        """Return the penalty without its weight, of the model as the graph knows it."""
 
     @abstractmethod
     def names(self, model: nn.Module) -> list[str]:
@@ -40,10 +40,11 @@ class Sparsity(ABC):
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the weighted penalty, a scalar with a gradient."""
-        return self.weight * self.penalty(model)
+        return self.weight * self.penalty(_unwrapped(model))
 
     def add_gradients(self, model: nn.Module) -> float:
         """Add the penalty's gradient to `.grad` of the parameters, and return the weighted penalty."""
+        model = _unwrapped(model)
         weights = [w for w in (tensor(model, name) for name in self.names(model)) if w.requires_grad]
         with torch.enable_grad():
             value = self(model)
@@ -84,7 +85,7 @@ class GroupLasso(Sparsity):
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the parameters that some unit lives in."""
-        return sorted({p.tensor for unit in self.graph.units.values() for p in learned(unit, model)})
+        return _held(self.graph, model)
 
     def penalty(self, model: nn.Module) -> Tensor:
         """Return the sum of the norms of all indices."""
@@ -137,9 +138,8 @@ class ScaleL1(Sparsity):
 
     def names(self, model: nn.Module) -> list[str]:
         """Return the scales."""
-        names = sorted({p.tensor for unit in self.graph.units.values() for p in learned(unit, model)})
         found = []
-        for name in names:
+        for name in _held(self.graph, model):
             path, _, last = name.rpartition('.')
             if last == 'weight' and is_norm(model.get_submodule(path)) and tensor(model, name).dim() == 1:
                 found.append(name)
@@ -150,3 +150,26 @@ class ScaleL1(Sparsity):
     def penalty(self, model: nn.Module) -> Tensor:
         """Return the sum of absolute scales."""
         return torch.stack([tensor(model, name).abs().sum() for name in self.names(model)]).sum()
+
+
+# -- internals ----------------------------------------------------------------------------------------------
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a wrapper of several processes or devices, in which every name has a prefix."""
+    return model.module if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else model
+
+
+def _held(graph: ChannelGraph, model: nn.Module) -> list[str]:
+    """Return the parameters that some unit of a graph lives in.
+
+    Raises:
+        ConfigError: If the model has none of them.
+    """
+    names = sorted({placement.tensor for unit in graph.units.values() for placement in learned(unit, model)})
+    if not names:
+        raise ConfigError(
+            f'This {type(model).__name__} has no parameter that a unit of the graph lives in. Was the graph made from it? Give '
+            'the model itself, not a module that holds it.'
+        )
+    return names

@@ -339,10 +339,14 @@ class CompressionResult:
             where: What the message calls it.
 
         Raises:
-            ConfigError: If it is of a newer version or breaks the schema; the message says where.
+            ConfigError: If it is of a newer version, breaks the schema or has numbers that are not finite; the message says
+                where.
         """
         check_result(content, where)
-        return _built(cls, content)
+        try:
+            return _built(cls, _plain(content, ()))
+        except ConfigError as error:
+            raise ConfigError(f'{where} cannot be read. {error}') from None
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write it to a file, or as `result.json` into a folder; all of it, or nothing.
@@ -361,7 +365,8 @@ class CompressionResult:
         """Read a file, or the `result.json` of a folder. Nothing in it is executed.
 
         Raises:
-            ConfigError: If it is not there, not JSON, of a newer version, or breaks the schema.
+            ConfigError: If it is not there, not JSON, of a newer version, breaks the schema, or has numbers that are not
+                finite.
             UnsafeFileError: If it is a pickle or no text.
         """
         target = Path(path).expanduser()

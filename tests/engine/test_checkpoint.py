@@ -15,7 +15,7 @@ from torch import nn
 from strop.algorithms import BaseAlgorithm
 from strop.engine import build_runner, find_checkpoint, load_checkpoint_file
 from strop.engine.checkpoint import AtomicLocalBackend
-from strop.errors import UnsafeFileError
+from strop.errors import ConfigError, UnsafeFileError
 from tests.scripts import run_script
 
 from .tiny import train_config
@@ -228,6 +228,16 @@ def test_many_torn_checkpoints_do_not_hide_a_whole_one(tmp_path):
     for number in range(2, 8):
         (tmp_path / f'epoch_{number}.pth').write_bytes(b'torn')
     assert find_checkpoint(tmp_path).name == 'epoch_1.pth'
+
+
+def test_checkpoints_none_of_which_can_be_read_are_no_reason_to_start_anew(tmp_path):
+    (tmp_path / 'epoch_1.pth').write_bytes(b'torn')
+    (tmp_path / 'epoch_2.pth').write_bytes(b'torn as well')
+    assert find_checkpoint(tmp_path) is None
+    with pytest.raises(ConfigError, match=r'none can be resumed from. Of epoch_2\.pth: .*Move them away'):
+        build_runner(train_config(), work_dir=tmp_path, resume=True)
+    fake(tmp_path / 'epoch_1.pth', 100)
+    assert find_checkpoint(tmp_path, strict=True).name == 'epoch_1.pth'
 
 
 def test_copied_checkpoints_are_found_by_what_they_hold(tmp_path):

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import signal
+from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from strop.algorithms import Darts, DartsTrainer, SinglePathTrainer
 from strop.engine import BaseTrainer, Callback, LRSchedulerCallback, SearchBatches, Trainer, load_checkpoint_file
@@ -204,6 +205,73 @@ def test_a_checkpoint_on_demand_is_one_to_resume_from(tmp_path):
     assert load_checkpoint_file(path)['meta']['epoch'] == 0
 
 
+def test_checkpoints_after_single_steps_are_ones_to_resume_from(tmp_path):
+    class Save(Callback):
+        left = 8
+
+        def on_batch_end(self, epoch):
+            self.left -= 1
+            if not self.left:
+                self.path = self.trainer.checkpoint(tmp_path / 'mine' / 'epoch_1.pth')
+                self.found = self.trainer.checkpoint()
+
+    (tmp_path / 'mine').mkdir()
+    save = Save()
+    darts(tmp_path / 'whole', epochs=3).train()
+    search = darts(tmp_path / 'part', epochs=3)
+    save.build(search.model, search.mutator, search)
+    search.callbacks.append(save)
+    search.train()
+    length = len(search.train_loader)
+    assert 8 % length, 'it is inside an epoch'
+    assert save.found.name == 'iter_8.pth'
+    assert load_checkpoint_file(save.path)['meta']['iter'] == 8
+    darts(tmp_path / 'mine', epochs=3, checkpoint_by='epoch').train(resume=True)
+    assert_equal(tmp_path / 'whole' / 'epoch_3.pth', tmp_path / 'mine' / 'epoch_3.pth')
+
+
+def test_a_checkpoint_within_a_step_is_refused(tmp_path):
+    class Early(SinglePathTrainer):
+        def log(self, **values):
+            self.checkpoint()
+
+    net, sgd = parts()
+    search = Early(net, nn.CrossEntropyLoss(), accuracy, sgd, 1, data(), None, **options(tmp_path))
+    with pytest.raises(TrainingError, match=r'between steps.*on_batch_end'):
+        search.train()
+
+
+def test_what_a_callback_keeps_must_be_readable_before_it_replaces_a_checkpoint(tmp_path):
+    class Early(Callback):
+        def state_dict(self):
+            return {'seen': deque([1.0])}
+
+        def load_state_dict(self, state):
+            pass
+
+    with pytest.raises(ConfigError, match=r'the callback Early cannot be kept .*collections\.deque.*state_dict'):
+        single(tmp_path, callbacks=[Early()]).train()
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_the_last_checkpoint_goes_only_when_the_next_is_written(tmp_path):
+    class Full(Callback):
+        """A disk that is full from the second epoch on."""
+
+        def on_epoch_end(self, epoch):
+            if epoch == 1:
+                self.trainer._runner.save_checkpoint = self.fail
+
+        def fail(self, *args, **kwargs):
+            raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError, match='No space'):
+        single(tmp_path, max_keep_checkpoints=1, callbacks=[Full()]).train()
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+    single(tmp_path, max_keep_checkpoints=1).train(resume=True)
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_3.pth']
+
+
 # -- callbacks ----------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +324,32 @@ def test_a_resumed_run_is_bit_equal_from_anywhere(tmp_path, make, by):
         shutil.copy(path, tmp_path / str(number))
         make(tmp_path / str(number), checkpoint_by=by).train(resume=True)
         assert_equal(last, tmp_path / str(number) / last.name)
+
+
+def test_loaders_with_generators_of_their_own_are_resumed_too(tmp_path):
+    def make(work_dir, **changes):
+        generator = torch.Generator().manual_seed(3)
+        sampler = RandomSampler(data(), generator=torch.Generator().manual_seed(5))
+        net, sgd = parts()
+        train = DataLoader(data(), 4, sampler=sampler, generator=generator)
+        return SinglePathTrainer(net, nn.CrossEntropyLoss(), accuracy, sgd, 3, train, None, **options(work_dir, **changes))
+
+    make(tmp_path / 'whole', checkpoint_by='step', max_keep_checkpoints=-1).train()
+    for stop in (6, 10):
+        (tmp_path / str(stop)).mkdir()
+        shutil.copy(tmp_path / 'whole' / f'iter_{stop}.pth', tmp_path / str(stop))
+        make(tmp_path / str(stop), checkpoint_by='step').train(resume=True)
+        assert_equal(tmp_path / 'whole' / 'iter_18.pth', tmp_path / str(stop) / 'iter_18.pth')
+
+
+def test_an_evaluation_leaves_the_mode_as_it_is(tmp_path):
+    search = single(tmp_path)
+    search.model.train()
+    search.model.drop.eval()
+    search.mutator.reset()
+    before = [module.training for module in search.model.modules()]
+    search.evaluate(search.valid_loader)
+    assert [module.training for module in search.model.modules()] == before
 
 
 def test_resuming_without_a_checkpoint_starts(tmp_path):

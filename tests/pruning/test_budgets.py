@@ -23,6 +23,7 @@ from strop.pruning.budgets import Budget, cost_of, cost_of_indices, filled, meas
         ('latency', '0.5ms', 10, 0.5),
         ('latency', '2s', 1e4, 2000),
         ('latency', '500us', 10, 0.5),
+        ('latency', '1ms', 10, 1.0),
         ('latency', 3, 10, 3),
     ],
 )

@@ -345,3 +345,24 @@ def test_normalising():
     assert normalised(torch.zeros(2), 'mean').tolist() == [0, 0]
     with pytest.raises(ConfigError, match='normalise'):
         normalised(scores, 'softmax')
+
+
+def test_hutchinson_works_on_fused_attention():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x):
+            q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+    torch.manual_seed(0)
+    net, x = Attention(), torch.randn(4, 5, 8)
+    data = [(x, torch.tensor([0, 1, 2, 0]))]
+    found = score(
+        channel_units(net, x), net, Hessian(diagonal='hutchinson'), data=data, loss=nn.CrossEntropyLoss()
+    )  # fmt: skip
+    assert found
+    assert all(torch.isfinite(each).all() for each in found.values())

@@ -450,6 +450,7 @@ def test_units_without_scores_are_noted(images):
         ({'ratio': 0.5, 'limits': {'head': 0.5}}, r'head\.weight.*output'),
         ({'ratio': 0.5, 'scope': 'all'}, "'local', 'global'"),
         ({'ratio': 0.2, 'round_to': 32}, 'removes nothing'),
+        ({'ratio': 0.2, 'round_to': 32, 'steps': 2}, 'removes nothing'),
         ({'ratio': 0.5, 'optimizer': torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)}, 'inplace=True'),
         ({'ratio': 0.5, 'steps': 2, 'importance': 'activation', 'data': iter([1])}, 'is an iterator'),
         ({'budget': {'mac': 0.5}}, "Did you mean 'macs'"),
@@ -557,3 +558,25 @@ def test_wrapped_models_are_refused(net, images, tmp_path):
             prune(nn.Sequential(wrapped), images, ratio=0.5)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_limits_are_spread_over_the_steps_too(net, images):
+    lengths = []
+    slim, _ = prune(
+        net, images, ratio=0.25, limits={'inner.0': 0.75, 'stem': (0.5, 0.6)}, steps=3,
+        between=lambda model, step: lengths.append((model.inner[0].out_channels, model.stem.out_channels)),
+    )  # fmt: skip
+    assert lengths[:2] == [(18, 13), (12, 10)]
+    assert (slim.inner[0].out_channels, slim.stem.out_channels) == (6, 8)
+
+
+def test_a_latency_that_is_never_seen_again_is_a_budget_error(net, images, monkeypatch):
+    looks = []
+
+    def measure(budget, original, pruned, inputs):
+        looks.append(pruned.stem.out_channels / 16)
+        return (looks[-1], looks[-1]) if len(looks) <= 7 else (0.6, 0.6)
+
+    monkeypatch.setattr(pruner_module, 'measured_share', measure)
+    with pytest.raises(BudgetError, match=r'measured as 0\.600 ms'):
+        prune(net, images, budget={'latency': 0.5})

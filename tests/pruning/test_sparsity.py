@@ -107,3 +107,13 @@ def test_a_model_without_norms_has_no_scales():
 def test_a_weight_is_not_negative(graph, weight):
     with pytest.raises(ConfigError, match='0 or more'):
         GroupLasso(graph, weight)
+
+
+@pytest.mark.parametrize('kind', [GroupLasso, ScaleL1])
+def test_a_wrapper_is_looked_through_and_another_model_refused(net, graph, kind):
+    penalty = kind(graph, 0.1)
+    wrapped = nn.DataParallel(net)
+    assert float(penalty(wrapped)) == float(penalty(net)) > 0
+    assert penalty.add_gradients(wrapped) == pytest.approx(float(penalty(net)))
+    with pytest.raises(ConfigError, match='no parameter that a unit of the graph lives in'):
+        penalty(nn.ModuleDict({'net': net}))

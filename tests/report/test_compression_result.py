@@ -110,6 +110,15 @@ def test_a_score_that_is_not_finite_is_refused_where_it_is_and_nothing_is_writte
     assert CompressionResult.read(tmp_path) == full()
 
 
+@pytest.mark.parametrize('number', ['1e999', '-Infinity', 'NaN'])
+def test_a_file_with_a_number_that_is_not_finite_is_refused_with_its_place(tmp_path: Path, number: str) -> None:
+    content = full().to_dict()
+    content['stages'][0]['scores']['accuracy'] = 0.12345
+    (tmp_path / 'result.json').write_text(json.dumps(content).replace('0.12345', number))
+    with pytest.raises(ConfigError, match=r'result\.json cannot be read. .*finite.*stages\.0\.scores\.accuracy is (-?inf|nan)'):
+        CompressionResult.read(tmp_path)
+
+
 def test_what_json_cannot_hold_is_named() -> None:
     with pytest.raises(ConfigError, match=r'asked\.recipe\.model is a Linear'):
         CompressionResult(asked=Asked({'model': torch.nn.Linear(1, 1)})).to_dict()
