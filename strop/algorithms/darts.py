@@ -277,9 +277,13 @@ class Darts(BaseAlgorithm):
         absent = [name for name in ('architecture', 'mutator') if name not in optim_wrapper.optim_wrappers]
         if absent:
             raise ConfigError(f'`optim_wrapper` needs the keys architecture and mutator, but lacks {listed(absent)}.')
+        if getattr(optim_wrapper['mutator'], '_accumulative_counts', 1) != 1:
+            raise ConfigError(
+                'The optimizer `mutator` steps with every batch: leave its `accumulative_counts` out. That of the weights '
+                '(`architecture`) may have one.'
+            )
         train_batch, valid_batch = data
         log = self._learn_architecture(train_batch, valid_batch, optim_wrapper['architecture'], optim_wrapper['mutator'])
-        optim_wrapper['architecture'].zero_grad()
         self._frozen_arch = True
         try:
             weights = super().train_step(train_batch, optim_wrapper['architecture'])

@@ -294,6 +294,8 @@ def _build_teacher(teacher: Any, checkpoint: Any, loss: Any) -> BaseModel:
             level=30,
         )
         return built
+    elif isinstance(teacher, Mapping) and not built.is_init:
+        built.init_weights()
     # Or the runner would initialize it anew before training.
     built._is_init = True
     return built

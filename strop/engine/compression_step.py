@@ -25,7 +25,7 @@ from strop.errors import ComponentTypeError, ConfigError, NotDecidedError, Train
 from strop.mutables import Subnet, load_subnet
 from strop.mutators import BaseMutator, DifferentiableMutator, Mutator
 from strop.pruning import recalibrate
-from strop.randomness import seeded
+from strop.randomness import derive_seed, seeded
 from strop.registry import MODELS
 
 
@@ -198,7 +198,10 @@ class CompressionStep:
             self.distiller.clear()
 
     def _draw(self) -> None:
-        with seeded(self.seed, 'subnet', self.count):
+        devices = {parameter.device for parameter in self.mutator.parameters() if parameter.is_cuda}
+        with torch.random.fork_rng(devices=devices), seeded(self.seed, 'subnet', self.count):
+            if devices:
+                torch.cuda.manual_seed_all(derive_seed(self.seed, 'subnet', self.count))
             if isinstance(self.mutator, Mutator):
                 self.mutator.reset()
             else:
@@ -244,6 +247,7 @@ class CompressionStep:
         >>> step = CompressionStep(student, distiller=distiller)
         >>> step.add_to(torch.optim.SGD(student.parameters(), lr=0.1))
         """
+        self._follow()  # before a state is loaded for them, which goes to where they are
         known = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
         for parameter in self.parameters():
             if id(parameter) in known:

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.hooks import NaiveVisualizationHook as _NaiveVisualizationHook
 from mmengine.visualization import Visualizer
 
-from strop.engine.scoring import ResourceMeter, mutator_of, sample_batch
+from strop.engine.scoring import ResourceMeter, mutator_of, sample_arguments, sample_batch
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError, NotDecidedError
 from strop.estimators import count
@@ -138,30 +138,28 @@ class DropPathProbHook(Hook):
             raise ConfigError(f'`max_prob` is a probability in [0, 1), but got {max_prob!r}.')
         self.max_prob = max_prob
         self.interval = interval
+        self._since: int | None = None
 
     def before_train(self, runner: Any) -> None:
         """Say so where nothing can be dropped."""
+        self._since = None
         if not self._targets(runner):
             raise ConfigError(
                 'DropPathProbHook found no part of the model with set_drop_path(); it goes with a backbone such as '
                 'DartsBackbone.'
             )
 
-    def before_train_epoch(self, runner: Any) -> None:
-        """Set the probability."""
-        self._set(runner)
-
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Set the probability where it is due."""
-        if self.interval > 0 and runner.iter % self.interval == 0:
-            self._set(runner)
+        """Set the probability where it is due: it depends on the iteration alone, so that resumed runs have the same."""
+        period = self.interval if self.interval > 0 else len(runner.train_dataloader)
+        since = runner.iter // period * period
+        if since != self._since:
+            self._since = since
+            for part in self._targets(runner):
+                part.set_drop_path(self.max_prob * since / runner.max_iters)
 
     def _targets(self, runner: Any) -> list[Any]:
         return [part for part in unwrapped(runner.model).modules() if callable(getattr(part, 'set_drop_path', None))]
-
-    def _set(self, runner: Any) -> None:
-        for part in self._targets(runner):
-            part.set_drop_path(self.max_prob * runner.iter / runner.max_iters)
 
 
 @HOOKS.register_module()
@@ -184,8 +182,8 @@ class EstimateResourcesHook(_Periodic):
         """Estimate, log, and pass on to the visualizer."""
         algorithm = unwrapped(runner.model)
         if getattr(algorithm, 'mutator', None) is None:
-            inputs = sample_batch(runner, runner.train_dataloader)
-            counted = count(getattr(algorithm, 'architecture', algorithm), inputs)
+            inputs = sample_arguments(runner, runner.train_dataloader)
+            counted = count(getattr(algorithm, 'architecture', algorithm), *inputs)
             resources = {'flops': counted.macs / 1e6, 'params': counted.params / 1e6}
         else:
             if self._meter is None:

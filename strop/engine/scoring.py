@@ -11,6 +11,7 @@ from mmengine.dist import get_rank
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from strop.codebases import codebase_of
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
@@ -51,12 +52,12 @@ def set_subnet(algorithm: Any, subnet: Mapping[str, Any]) -> None:
 
 
 def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
-    """Return the model inputs of one sample of the first batch, on the model's device.
+    """Return the model inputs of the first sample, on the model's device; the loader's own iteration is left alone.
 
     For a model of mmpretrain, mmdet or mmseg it is a tuple, of the inputs and the list of its data sample.
     """
     algorithm = unwrapped(runner.model)
-    batch = algorithm.data_preprocessor(next(iter(dataloader)), False)
+    batch = algorithm.data_preprocessor(_first(dataloader), False)
     inputs = batch['inputs'] if isinstance(batch, Mapping) else batch[0]
     if isinstance(inputs, torch.Tensor):
         samples = codebase_of(getattr(algorithm, 'architecture', algorithm)) and _samples_in(batch)
@@ -64,6 +65,19 @@ def sample_batch(runner: Any, dataloader: Iterable[Any]) -> Any:
     if isinstance(inputs, Mapping):
         return {name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     return inputs[:1]
+
+
+def sample_arguments(runner: Any, dataloader: Iterable[Any]) -> tuple[Any, ...]:
+    """Return `sample_batch` as the positional arguments of a forward."""
+    inputs = sample_batch(runner, dataloader)
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _first(dataloader: Iterable[Any]) -> Any:
+    # An iterator of a loader that is being trained on would take batches away from it, or begin it anew.
+    if isinstance(dataloader, DataLoader) and dataloader.batch_size and not isinstance(dataloader.dataset, IterableDataset):
+        return dataloader.collate_fn([dataloader.dataset[0]])
+    return next(iter(dataloader))
 
 
 class Scorer:

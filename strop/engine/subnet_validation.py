@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.evaluator import Evaluator
 from mmengine.runner import TestLoop, ValLoop
 
-from strop.engine.scoring import ResourceMeter, Scorer, sample_batch
+from strop.engine.scoring import ResourceMeter, Scorer, sample_arguments, sample_batch
 from strop.engine.train_loop import unwrapped
 from strop.estimators import count
 from strop.graph.forward import training_mode_kept
@@ -83,7 +83,7 @@ class SubnetValLoop(ValLoop):
 
     def _resources(self, algorithm: Any) -> dict[str, float]:
         model = getattr(algorithm, 'architecture', algorithm)
-        resources = count(extract(model) if mutables_of(model) else model, sample_batch(self.runner, self.dataloader))
+        resources = count(extract(model) if mutables_of(model) else model, *sample_arguments(self.runner, self.dataloader))
         return {'flops': resources.macs / 1e6, 'params': resources.params / 1e6}
 
 

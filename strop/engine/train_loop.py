@@ -40,7 +40,8 @@ def _begin_step(runner: Any, step: int) -> None:
 def _check_finite(runner: Any, outputs: Any) -> None:
     """Stop where the loss is not finite, before hooks log or save it; algorithms check for themselves, before the update."""
     loss = outputs.get('loss') if isinstance(outputs, Mapping) else None
-    scaled = getattr(runner.optim_wrapper, 'loss_scaler', None) is not None
+    wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper}).values()
+    scaled = any(getattr(wrapper, 'loss_scaler', None) is not None for wrapper in wrappers)
     if isinstance(loss, torch.Tensor) and not scaled and not torch.isfinite(loss.detach()).all():
         raise TrainingError(
             f'The loss of step {runner.iter} is not finite. Training stops, and no checkpoint of these weights is written. '
@@ -58,6 +59,32 @@ def _run_step(loop: Any, index: int, batch: Any) -> None:
     loop._iter += 1
 
 
+class Orders:
+    """Puts the orders of loaders at the beginning of an epoch: samplers by `set_epoch`, generators of their own by their seed.
+
+    Where a generator is, no checkpoint says, so in each epoch it begins from (the seed that it was given, epoch).
+
+    Args:
+        loaders: Data loaders.
+    """
+
+    def __init__(self, *loaders: Any) -> None:
+        samplers = [getattr(loader, 'sampler', None) for loader in loaders]
+        batched = [getattr(getattr(loader, 'batch_sampler', None), 'sampler', None) for loader in loaders]
+        self._parts: list[Any] = list({id(part): part for part in (*loaders, *samplers, *batched)}.values())
+        generators = [getattr(part, 'generator', None) for part in self._parts]
+        found = {id(one): one for one in generators if isinstance(one, torch.Generator)}
+        self._generators = [(one, one.initial_seed()) for one in found.values()]
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch."""
+        for part in self._parts:
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+        for generator, seed in self._generators:
+            generator.manual_seed(derive_seed(seed, 'order', epoch))
+
+
 class _Batches:
     """Batches without end, each fetched under a seed of its own."""
 
@@ -65,6 +92,7 @@ class _Batches:
         self._runner = runner
         self._purpose = purpose
         self._dataloader = dataloader
+        self._orders = Orders(dataloader)
         self._iterator: Iterator[Any] | None = None
         self._epoch = 0
         self._count = 0
@@ -89,9 +117,7 @@ class _Batches:
 
     def _begun(self) -> Iterator[Any]:
         if self._iterator is None:
-            samplers = [self._dataloader.sampler, getattr(self._dataloader.batch_sampler, 'sampler', None)]
-            for set_epoch in [sampler.set_epoch for sampler in samplers if hasattr(sampler, 'set_epoch')][:1]:
-                set_epoch(self._epoch)
+            self._orders.begin(self._epoch)
             self._iterator = iter(self._dataloader)
         return self._iterator
 
@@ -118,13 +144,19 @@ class EpochBasedTrainLoop(_EpochBasedTrainLoop):
     """MMEngine's loop over epochs, which also resumes inside an epoch (`CheckpointHook(by_epoch=False, interval=...)`).
 
     Before each batch is fetched the global generators are seeded by (seed, rank, step), and before each step by
-    (seed, step): random augmentation, dropout and sampled subnets do not depend on what ran before.
+    (seed, step): random augmentation, dropout and sampled subnets do not depend on what ran before. (Augmentation in loaders
+    with `persistent_workers`, which are seeded once, is the exception.)
     """
+
+    def __init__(self, runner: Any, dataloader: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(runner, dataloader, *args, **kwargs)
+        self._orders = Orders(self.dataloader)
 
     def run_epoch(self) -> None:
         """Iterate over one epoch, or over what is left of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
+        self._orders.begin(self._epoch)
         seed_data(self.runner, 'epoch', self._epoch)
         done = self._iter - self._epoch * len(self.dataloader)
         batches = iter(self.dataloader)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop as _EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import DataLoader
 
 from strop.engine.checkpoint import check_readable
+from strop.engine.train_loop import Orders
 from strop.errors import ConfigError, TrainingError
 from strop.randomness import derive_seed, seed_everything
 
@@ -65,7 +65,7 @@ class TrainerLoop(_EpochBasedTrainLoop):
         self._done: int | None = None
         #: Within a step; after one that the loop does not count yet.
         self.stepping, self.stepped = False, False
-        self._generators = [(generator, generator.initial_seed()) for generator in self._own_generators()]
+        self._orders = Orders(*(value for value in vars(trainer).values() if isinstance(value, DataLoader)))
 
     @property
     def finished(self) -> int:
@@ -103,12 +103,7 @@ class TrainerLoop(_EpochBasedTrainLoop):
         """Run one epoch of the trainer, its validation and its callbacks."""
         trainer, epoch = self.trainer, self._epoch
         self.runner.call_hook('before_train_epoch')
-        for part in self._parts():
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch)
-        # Where they are is in no checkpoint.
-        for generator, seed in self._generators:
-            generator.manual_seed(derive_seed(seed, 'order', epoch))
+        self._orders.begin(epoch)
         self._done = self.iter - epoch * len(self.dataloader)
         seed_everything(derive_seed(trainer.seed, 'epoch', epoch))
         trainer._call_back('on_epoch_begin', epoch)
@@ -126,15 +121,6 @@ class TrainerLoop(_EpochBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
         self._ended = False
-
-    def _parts(self) -> list[Any]:
-        """Return the loaders of the trainer and their samplers, which say what comes in which order."""
-        loaders = [value for value in vars(self.trainer).values() if isinstance(value, DataLoader)]
-        return [part for one in loaders for part in (one, one.sampler, getattr(one.batch_sampler, 'sampler', None))]
-
-    def _own_generators(self) -> list[torch.Generator]:
-        found = (getattr(part, 'generator', None) for part in self._parts())
-        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
 
 class TrainerStateHook(Hook):

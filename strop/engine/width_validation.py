@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.runner import ValLoop
 
-from strop.engine.scoring import Scorer, mutator_of, sample_batch
+from strop.engine.scoring import Scorer, mutator_of, sample_arguments
 from strop.engine.train_loop import unwrapped
 from strop.errors import ConfigError
 from strop.estimators import count
@@ -88,7 +88,7 @@ class ItePruneValLoop(ValLoop):
         if getattr(algorithm, 'mutator', None) is None:
             return metrics
         slim = extract(algorithm.architecture)
-        resources = count(slim, sample_batch(self.runner, self.dataloader))
+        resources = count(slim, *sample_arguments(self.runner, self.dataloader))
         if is_main_process():
             folder = Path(self.runner.work_dir)
             dump_subnet(algorithm.mutator.current_subnet(), folder / 'fix_subnet.json')

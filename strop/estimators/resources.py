@@ -128,7 +128,8 @@ class ResourceEstimator(BaseEstimator):
         if counting.get('seperate_return'):
             raise ConfigError('`seperate_return` is what estimate_separation_modules(model, ...) does; call that instead.')
         macs, params = self._counted(model, counting)
-        latency = self._measured(model, timing) if timing else 0.0
+        inputs: dict[str, Any] = {key: counting[key] for key in ('input_shape', 'input_constructor') if key in counting}
+        latency = self._measured(model, {**inputs, **timing}) if timing else 0.0
         return self._formatted(macs, params, latency, {**counting, **{k: v for k, v in timing.items() if k == 'unit'}})
 
     def estimate_separation_modules(
@@ -213,9 +214,9 @@ class ResourceEstimator(BaseEstimator):
     def _measured(self, model: nn.Module, options: Mapping[str, Any]) -> float:
         """Return the median latency in milliseconds."""
         plain = extract(model, current_subnet(model)) if mutables_of(model) else model
-        inputs = example_arguments(model, options.get('input_shape', self.input_shape))
+        args, kwargs = self._inputs(model, options)
         times = measure(
-            {'model': (plain, inputs)},
+            {'model': (_ByPosition(plain, list(kwargs)), tuple(kwargs.values())) if kwargs else (plain, args)},
             runs=options.get('max_iter', 100) * options.get('repeat_num', 1),
             warmup=options.get('num_warmup', 5),
             threads=options.get('threads', 1),
@@ -240,6 +241,18 @@ class ResourceEstimator(BaseEstimator):
         if (unit or 'ms') not in _SECONDS:
             raise ConfigError(f'The unit of latency must be one of {listed(_SECONDS)}, but got {unit!r}.')
         return _SECONDS[unit or 'ms']
+
+
+class _ByPosition(nn.Module):
+    """A model whose keyword arguments are given by position."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *values: Any) -> Any:
+        """Run the model."""
+        return self.model(**dict(zip(self.names, values)))
 
 
 def _checked(name: str, options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:

@@ -130,11 +130,12 @@ class LocalProcesses:
             ready = wait([worker.connection for worker in busy], timeout=_POLL)
             outcomes = []
             for worker in busy:
-                received = worker.receive() if worker.connection in ready else self._broken_limit(worker)
+                received = worker.receive() if worker.connection in ready else None
                 if isinstance(received, _Report):
                     worker.answer(self._asked(received))
-                    continue
-                outcome = received
+                    received = None
+                # Reports do not put a limit off.
+                outcome = self._broken_limit(worker) if received is None else received
                 if outcome is None:
                     continue
                 trial, worker.trial = worker.trial, None

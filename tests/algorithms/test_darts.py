@@ -199,6 +199,28 @@ def test_a_step_of_the_algorithm_is_the_architecture_and_then_the_weights(unroll
     assert all(torch.allclose(a, b) for a, b in zip(darts.architecture.parameters(), net.parameters()))
 
 
+def test_gradients_of_the_weights_are_accumulated_over_batches():
+    torch.manual_seed(0)
+    darts = Darts(Net()).double()
+    still = OptimWrapper(torch.optim.SGD(darts.mutator.parameters(), lr=0.0))
+    weights = torch.optim.SGD(darts.architecture.parameters(), lr=0.1)
+    optimizers = OptimWrapperDict(architecture=OptimWrapper(weights, accumulative_counts=2), mutator=still)
+    net = copy.deepcopy(darts.architecture.module)
+    mutator = DifferentiableMutator(net).double()
+    for key, logits in darts.mutator.choices.items():
+        mutator.logits(key.removeprefix('module.')).data = logits.detach().clone()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    for seed in (1, 2):
+        darts.train_step(SearchBatches(images(seed=seed), images(seed=3)), optimizers)
+        mutator.reset()
+        (nn.functional.cross_entropy(net(images(seed=seed)[0]), images()[1]) / 2).backward()
+    sgd.step()
+    assert all(torch.allclose(a, b) for a, b in zip(darts.architecture.parameters(), net.parameters()))
+    optimizers['mutator']._accumulative_counts = 2
+    with pytest.raises(ConfigError, match='accumulative_counts'):
+        darts.train_step(SearchBatches(images(seed=1), images(seed=3)), optimizers)
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_the_algorithm_in_half_precision(dtype):
     torch.manual_seed(0)

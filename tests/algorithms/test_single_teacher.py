@@ -450,3 +450,24 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
     weights = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)]
     assert weights[0] == weights[1]
     torch.testing.assert_close(torch.tensor(weights[0]), torch.tensor(two_steps(lambda model: model, slice(0, 8))))
+
+
+class FromFile(Classifier):
+    """One that a config gives the weights of."""
+
+    def __init__(self, width, init_cfg=None):
+        super().__init__(width)
+        self.init_cfg = init_cfg
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_a_teacher_of_a_config_has_the_weights_of_its_init_cfg(tmp_path, several):
+    torch.manual_seed(5)
+    saved = Classifier(8).state_dict()
+    torch.save(saved, tmp_path / 'teacher.pth')
+    teacher = dict(type=FromFile, width=8, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'teacher.pth')))
+    layers = distiller('backbone', 't.backbone' if several else 'backbone')
+    algorithm = make(teacher={'t': teacher} if several else teacher, student=Classifier(4), distiller=layers)
+    algorithm.init_weights()
+    found = (algorithm.teacher['t'] if several else algorithm.teacher).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in saved.items())

@@ -198,18 +198,19 @@ class Droppable(nn.Module):
         self.probs.append(prob)
 
 
-@pytest.mark.parametrize(('interval', 'expected'), [(-1, [0.0, 0.1]), (3, [0.0, 0.0, 0.1, 0.1])])
-def test_the_probability_of_dropped_paths_rises_to_its_end(interval, expected):
+@pytest.mark.parametrize(('interval', 'expected'), [(-1, [0.0, 0.1]), (3, [0.0, 0.1]), (2, [0.0, 0.2 / 3, 0.4 / 3])])
+@pytest.mark.parametrize('resumed', [0, 4])
+def test_the_probability_of_dropped_paths_rises_to_its_end(interval, expected, resumed):
     part = Droppable()
-    runner = SimpleNamespace(model=nn.Sequential(nn.Linear(1, 1), part), iter=0, max_iters=6)
+    model = nn.Sequential(nn.Linear(1, 1), part)
+    runner = SimpleNamespace(model=model, iter=resumed, max_iters=6, train_dataloader=range(3))
     hook = HOOKS.build(dict(type='mmrazor.DropPathProbHook', max_prob=0.2, interval=interval))
     hook.before_train(runner)
-    for _ in range(2):
-        hook.before_train_epoch(runner)
-        for index in range(3):
-            hook.before_train_iter(runner, index)
-            runner.iter += 1
-    assert part.probs == pytest.approx(expected)
+    # As a loop over iterations calls it, which has no epochs, or one over epochs.
+    for iteration in range(resumed, 6):
+        runner.iter = iteration
+        hook.before_train_iter(runner, iteration)
+    assert part.probs == pytest.approx(expected[-1:] if resumed else expected)
 
 
 def test_dropping_paths_needs_a_model_that_can():

@@ -6,11 +6,13 @@ import signal
 
 import pytest
 import torch
+from mmengine.dataset import InfiniteSampler
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from strop.algorithms import SPOS
 from strop.engine import Scorer, build_runner
-from strop.engine.scoring import ResourceMeter, SubnetScores
+from strop.engine.scoring import ResourceMeter, SubnetScores, sample_arguments, sample_batch
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
 from strop.mutators import RandomMutator
@@ -39,6 +41,24 @@ def searched(work_dir, **changes):
 
 def facts(result):
     return [(trial.number, dict(trial.subnet), trial.values, trial.info) for trial in result.trials]
+
+
+def test_a_sample_takes_nothing_from_the_loader(tmp_path):
+    runner = build_runner(search_config(max_epochs=1), task='search', work_dir=tmp_path)
+    data = TensorDataset(torch.rand(4, 3, 8, 8), torch.arange(4))
+    loader = DataLoader(data, 2, sampler=InfiniteSampler(data, shuffle=False))
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(RuntimeError, match='iterated'):
+        next(iter(NeverIterated(data)))
+    assert sample_batch(runner, NeverIterated(data)).shape == (1, 3, 8, 8)
+    assert sample_arguments(runner, loader)[0].shape == (1, 3, 8, 8)
+    assert next(batches)[1].tolist() == [2, 3]
+
+
+class NeverIterated(DataLoader):
+    def __iter__(self):
+        raise RuntimeError('it was iterated')
 
 
 def test_two_workers_make_the_trials_of_one_process(tmp_path):

@@ -1,15 +1,25 @@
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.dataset import InfiniteSampler
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from strop.algorithms import SPOS
-from strop.engine import EpochBasedTrainLoop, IterBasedTrainLoop, build_runner, find_checkpoint, load_checkpoint_file
-from strop.errors import DataError
+from strop.engine import (
+    AmpOptimWrapper,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    build_runner,
+    find_checkpoint,
+    load_checkpoint_file,
+)
+from strop.engine.train_loop import _check_finite
+from strop.errors import DataError, TrainingError
 from strop.mutables import LayerChoice
 from strop.registry import LOOPS
 
@@ -147,6 +157,30 @@ def test_infinite_sampler_resumes(tmp_path):
     shutil.copy(tmp_path / 'whole' / 'iter_5.pth', tmp_path / 'part')
     train(config(), tmp_path / 'part', resume=True)
     assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_loader_with_a_generator_of_its_own_resumes(tmp_path, by_epoch):
+    def config():
+        config = noisy_config(by_epoch)
+        generator = torch.Generator().manual_seed(3)
+        config['train_dataloader'] = DataLoader(Noisy(), batch_size=8, shuffle=True, generator=generator)
+        return config
+
+    train(config(), tmp_path / 'whole')
+    (tmp_path / 'part').mkdir()
+    shutil.copy(tmp_path / 'whole' / 'iter_5.pth', tmp_path / 'part')
+    train(config(), tmp_path / 'part', resume=True)
+    assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
+
+
+def test_a_loss_scale_of_one_of_several_optimizers_takes_a_loss_that_is_not_finite():
+    weight = nn.Parameter(torch.zeros(1))
+    runner = SimpleNamespace(iter=0, optim_wrapper=OptimWrapperDict(a=OptimWrapper(torch.optim.SGD([weight], 0.1))))
+    with pytest.raises(TrainingError, match='not finite'):
+        _check_finite(runner, {'loss': torch.tensor(float('inf'))})
+    runner.optim_wrapper.optim_wrappers['b'] = AmpOptimWrapper(dtype='float16', optimizer=torch.optim.SGD([weight], 0.1))
+    _check_finite(runner, {'loss': torch.tensor(float('inf'))})
 
 
 def test_workers_do_not_change_the_result(tmp_path):

@@ -93,6 +93,7 @@ def test_inputs_by_a_constructor():
         'input_constructor': lambda shape: {'left': torch.zeros(shape), 'right': torch.zeros(4, 5)},
     }
     assert ResourceEstimator(units={'flops': ''}).estimate(Named(), options)['flops'] == 60
+    assert ResourceEstimator().estimate(Named(), options, {'max_iter': 3})['latency'] > 0
     with pytest.raises(ConfigError, match='keyword arguments of the forward'):
         ResourceEstimator().estimate(Named(), {'input_constructor': lambda shape: torch.zeros(shape)})
 

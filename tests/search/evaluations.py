@@ -50,6 +50,12 @@ def hangs_with_a_child(subnet):
     time.sleep(60)
 
 
+def reports_without_end(subnet):
+    while True:
+        time.sleep(0.02)
+        report_intermediate_result(0.0)
+
+
 def slow(subnet):
     time.sleep(0.4)
     return float(subnet['b'])

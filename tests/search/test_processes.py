@@ -159,6 +159,12 @@ def test_slots_of_devices():
     assert {trial.values['score'] for trial in result.trials} <= {3.0, 5.0}
 
 
+def test_reports_do_not_put_a_limit_off():
+    executor = LocalProcesses(1, seconds=1)
+    result = run(PLAIN, evaluations.reports_without_end, strategy='random', trials=1, executor=executor)
+    assert 'its limit is 1 s' in str(result.trials[0].error)
+
+
 def test_what_a_killed_trial_started_dies_with_it():
     before = {p.pid for p in psutil.process_iter(['cmdline']) if '61.25' in (p.info['cmdline'] or [])}
     run(PLAIN, evaluations.hangs_with_a_child, strategy='random', trials=1, executor=LocalProcesses(1, seconds=1))
