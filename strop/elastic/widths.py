@@ -412,13 +412,11 @@ class ElasticWidths(Attachment):
         self.release(parent)
         if slicing is None:
             return
-        names = {id(module): path for path, module in parent.named_modules()}
+        slicing.apply(parent, inplace=True)
         with torch.no_grad():
             for norm, narrow in switched:
                 for name, tensor in own_tensors(norm):
-                    other = getattr(narrow, name)
-                    slicing.take(f'{names[id(norm)]}.{name}', tensor).copy_(other)
-        slicing.apply(parent, inplace=True)
+                    tensor.copy_(getattr(narrow, name))
 
     def release(self, parent: nn.Module) -> None:
         """Leave `parent`, the model: it is whole again, and this child and its hooks are gone from it."""
@@ -481,7 +479,9 @@ def l1_scores(model: nn.Module, unit: Any) -> torch.Tensor:
     Those are the matrices and kernels that have the channels on their first axis; where there is none, all that have them.
     """
     tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-    floats = [place for place in unit.placements if tensors[place.tensor].is_floating_point()]
+    # Tensors that are plain attributes are none of these.
+    known = [place for place in unit.placements if place.tensor in tensors]
+    floats = [place for place in known if tensors[place.tensor].is_floating_point()]
     weights = [place for place in floats if tensors[place.tensor].dim() > 1]
     producers = [place for place in weights if place.axis == 0] or weights or floats
     scores = torch.zeros(unit.size, dtype=torch.float64)

@@ -321,10 +321,12 @@ def compare(
         ) from error
     replay = _Replay(slicing)
     want = _forward(original, args, kwargs, numbers, replay, masked_tensors(original, slicing), widen)
-    if not any(tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()) for tensor in (*got, *want)):
+    numeric = [tensor for tensor in (*got, *want) if tensor.is_floating_point() or tensor.is_complex()]
+    if not any(bool(tensor.isfinite().any()) for tensor in numeric):
         raise VerificationError(
             f'{type(slim).__name__} gives no numbers to compare on inputs {shapes_of(args, kwargs)}: a detector that finds '
-            "nothing, for example. Give inputs on which it does, or a mode with raw outputs: mode='tensor' in OpenMMLab."
+            'nothing, for example, or NaN in inputs or weights. Give inputs on which it does, or a mode with raw outputs: '
+            "mode='tensor' in OpenMMLab."
         )
     missed = set(replay.calls) - replay.met
     note = f'{len(missed)} operators were not met again: {sorted({str(key[1]) for key in missed})}' if missed else None

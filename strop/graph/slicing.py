@@ -268,11 +268,30 @@ def _cut_in_place(tensor: torch.Tensor, new: torch.Tensor, take: Any, optimizer:
         if isinstance(value, torch.Tensor) and value.shape == old
     }
     grad = None if tensor.grad is None else take(tensor.grad).clone()
-    tensor.grad = None
-    tensor.data = new.clone() if new.data_ptr() == tensor.data_ptr() else new  # what was cut off is freed
+    put_data(tensor, new.clone() if new.data_ptr() == tensor.data_ptr() else new)  # what was cut off is freed
     tensor.grad = grad
     if state:
         state.update(cut)
+
+
+def put_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """Give a tensor other memory of perhaps another shape; its gradient is gone.
+
+    A loss that is still alive holds what accumulates the gradient, and that remembers the shape. It is made anew where the
+    kind of number changes.
+
+    >>> weight = nn.Parameter(torch.zeros(3))
+    >>> loss = weight.sum()
+    >>> put_data(weight, torch.ones(2))
+    >>> weight.sum().backward()
+    >>> weight.grad
+    tensor([1., 1.])
+    """
+    tensor.grad = None
+    if tensor.is_floating_point() and data.shape != tensor.shape:
+        other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
 
 
 def mend_layer(module: Any) -> None:

@@ -547,7 +547,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def _rounded(target: int, step: int, least: int, size: int) -> int:
-    if step <= 1 or size < 2 * step:
+    if step <= 1 or target == size or size < 2 * step:
         return target
     return min(max(round(target / step) * step, step, least), size)
 

@@ -252,7 +252,7 @@ class SearchSpaceFile:
                 return {'_value': names[0], '_idx': indices[0]}
             return {'_value': names, '_idx': indices}
         value = domain.format(choice)
-        if value not in self._inner.get(key, {}):
+        if not isinstance(value, str) or value not in self._inner.get(key, {}):
             return value
         parts = self._inner[key][value]
         return {'_name': value, **{part: self._parameter(nested, choices[nested], choices) for part, nested in parts.items()}}

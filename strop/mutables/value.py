@@ -109,7 +109,7 @@ class ValueChoice(Arithmetic, Mutable):
 
     def run(self) -> Any:
         """Return the current value."""
-        return self.domain.labels[int(self.decided()[0])]
+        return self.domain.labels[int(self.choice()[0])]
 
 
 class Expression(Arithmetic, nn.Module):

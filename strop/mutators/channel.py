@@ -267,7 +267,11 @@ class ChannelMutator(OneShotMutator):
             if name in settings:
                 given = settings[name]
                 if isinstance(given, Mapping):
-                    arguments.update(given.get('init_args', {k: v for k, v in given.items() if k != 'choice'}))
+                    own = given.get('init_args', {k: v for k, v in given.items() if k != 'choice'})
+                    if 'candidate_choices' in own and 'num_blocks' not in own:
+                        # Its own candidates stand, where those of the others are computed.
+                        arguments = {k: v for k, v in arguments.items() if k not in ('num_blocks', 'min_blocks')}
+                    arguments.update(own)
                     choice = given.get('choice')
                 else:
                     choice = given

@@ -390,7 +390,8 @@ class ProxylessMutator(DifferentiableMutator):
             with torch.set_grad_enabled(active and torch.is_grad_enabled()):
                 output = mutable.run_candidate(index, *args, **kwargs)
             outputs.append(output * decision[index])
-        return reduce_outputs(outputs, mutable.reduction), mutable.mask()
+        # One of the two is active: what is reduced is that one.
+        return reduce_outputs([outputs[0] + outputs[1]], mutable.reduction), mutable.mask()
 
     @torch.no_grad()
     def rescale(self) -> None:

@@ -110,8 +110,9 @@ def block_scores(
         loss: See `strop.pruning.loss_of`; needed for `'loss'`.
 
     Raises:
-        ConfigError: If there is no such importance, or data or a loss is missing.
+        ConfigError: If there is no such importance or block, or data or a loss is missing.
     """
+    _check_blocks(model, names)
     if callable(importance):
         return {name: float(importance(name, model.get_submodule(name), model)) for name in names}
     if importance not in _SCORES:
@@ -148,10 +149,7 @@ def skip(model: nn.Module, inputs: Any, names: Iterable[str]) -> None:
         ConfigError: If a name is no module, or its output has another shape than its input.
     """
     names = list(names)
-    known = [path for path, _ in model.named_modules() if path]
-    for name in names:
-        if name not in known:
-            raise ConfigError(f'The model has no block {name!r}.{near(name, known)}')
+    _check_blocks(model, names)
     found = _blocks(model, inputs, set(names))
     for name in names:
         if name not in found:
@@ -297,6 +295,8 @@ def _blocks(model: nn.Module, inputs: Any, wanted: set[str] | None) -> dict[str,
 
 
 def _adds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], given: Tensor) -> bool:
+    if not any(sum(size > 1 for size in parameter.shape) > 1 for parameter in module.parameters()):
+        return False  # a normalisation that adds its input is no block
     zeros = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
@@ -305,6 +305,16 @@ def _adds(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], give
         # A block that cannot run with zero parameters is no candidate.
         return False
     return result is not None and torch.equal(result, given)
+
+
+def _check_blocks(model: nn.Module, names: Sequence[str]) -> None:
+    known = [path for path, _ in model.named_modules() if path]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f'The model has no block {name!r}.{near(name, known)}')
+        outer = next((other for other in names if name.startswith(f'{other}.')), None)
+        if outer is not None:
+            raise ConfigError(f'{name!r} is a part of {outer!r}, and both are named. Name one of them.')
 
 
 def _number(blocks: Sequence[str], count: int | None, ratio: float | None) -> int:
@@ -346,7 +356,7 @@ def _influence(model: nn.Module, batches: list[Any], names: Sequence[str]) -> di
         given = args[0] if args else next(iter(kwargs.values()))
         result = _tensor_of(output)[0]
         if isinstance(result, Tensor) and isinstance(given, Tensor):
-            axis = 1 if given.dim() == 4 else -1
+            axis = _channel_axis(model.get_submodule(name), given)
             cosine = torch.nn.functional.cosine_similarity(given.double(), result.double(), dim=axis)
             totals[name][0] += float((1 - cosine).sum())
             totals[name][1] += cosine.numel()
@@ -362,6 +372,13 @@ def _influence(model: nn.Module, batches: list[Any], names: Sequence[str]) -> di
         for handle in handles:
             handle.remove()
     return {name: total / max(number, 1) for name, (total, number) in totals.items()}
+
+
+def _channel_axis(block: nn.Module, given: Tensor) -> int:
+    """Return the axis of the channels: the first of images or the last, and that which norms and biases are long as."""
+    usual, other = (1, -1) if given.dim() >= 4 else (-1, 1)
+    widths = {len(parameter) for parameter in block.parameters() if parameter.dim() == 1}
+    return other if given.shape[usual] not in widths and given.shape[other] in widths else usual
 
 
 def _skipped_loss(model: nn.Module, name: str, batches: list[Any], loss: Any) -> float:

@@ -188,7 +188,7 @@ def score(
                 f'The importance {judge.name!r} needs gradients: give `loss=`, a function of (model, batch) that returns a '
                 'scalar, or a module such as nn.CrossEntropyLoss() for batches of (inputs, targets).'
             )
-        if judge.needs_data:
+        if judge.needs_data and graph.units:
             judge.gather(model, graph, data, loss)
     with_graph = _takes_graph(judge)
     scores = {}

@@ -14,6 +14,7 @@ from torch import nn
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
+from strop.graph.slicing import put_data
 from strop.pruning.budgets import (
     Budget,
     BudgetLike,
@@ -269,8 +270,8 @@ class Pruner:
             params=(int(self._costs['params']), last.params),
             importance=name,
             scope=given.scope,
-            seed=given.seed,
-            ratio=given.ratio,
+            seed=int(given.seed),
+            ratio=None if given.ratio is None else float(given.ratio),
             budget=None if self._budget is None else str(self._budget),
             latency=self._latency,
             frozen=self._frozen,
@@ -400,6 +401,11 @@ class Pruner:
     def _remarks(self, graph: ChannelGraph, ranking: Ranking) -> Iterator[str]:
         if graph.note:
             yield graph.note
+        if graph.unreached:
+            yield (
+                f'The forward in evaluation mode does not use {listed(graph.unreached, 5)}, which keep their sizes: what they '
+                'are given in training may not fit. Take them out, or name the layers that feed them in `ignored`.'
+            )
         if ranking.unjudged:
             names = listed(ranking.unjudged, 5)
             yield f'The importance has no scores for {len(ranking.unjudged)} units, which stay whole: {names}.'
@@ -473,8 +479,7 @@ class _Kept:
 
     def put_back(self) -> None:
         with torch.no_grad():
-            self.tensor.grad = None
-            self.tensor.data = self.memory
+            put_data(self.tensor, self.memory)
             self.tensor.data.copy_(self.values)
             if self.grad is not None and self.slope is not None:
                 self.tensor.grad = self.grad.copy_(self.slope)

@@ -205,7 +205,7 @@ class Ranking:
             fitted = self._fitted({name: self.graph.units[name].size if name in whole else n for name, n in proposed.items()})
             moved = {name for name, unit in self.graph.units.items() if name not in allowed and fitted[name] != unit.size}
             # A unit that must stay whole keeps whole what it is tied to.
-            stay = {tie for name in moved for tie in self.graph.units[name].ties} - whole
+            stay = (moved | {tie for name in moved for tie in self.graph.units[name].ties}) - whole
             if not stay:
                 return fitted
             whole |= stay

@@ -181,9 +181,15 @@ class PruneRecord:
 
         Raises:
             GraphError: If the model does not have these units.
+            ConfigError: If `prune_transformer` made the record.
         """
         from strop.pruning.depth import skip
 
+        if self.scope == 'config':
+            raise ConfigError(
+                'A model that `prune_transformer` made is one of a smaller config, not a cut of its original: build it from that '
+                'config (`from_pretrained` of its folder, or type(model)(config)) and load its weights.'
+            )
         result = copy.deepcopy(model)
         if self.removed:
             skip(result, inputs, self.removed)

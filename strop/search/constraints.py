@@ -36,7 +36,7 @@ class Constraint:
         measure_many: Subnets -> values in the same order, where measuring many at once is faster.
 
     Raises:
-        ConfigError: If `low` exceeds `high`.
+        ConfigError: If `low` exceeds `high`, or one is NaN.
 
     >>> Constraint('macs', lambda subnet: 3e8, high=2e8).excess(3e8)
     0.5
@@ -51,13 +51,16 @@ class Constraint:
     def __post_init__(self) -> None:
         if self.measure is None and self.measure_many is None:
             raise ConfigError(f'The constraint {self.name!r} needs `measure` or `measure_many`, but got neither.')
+        for bound in (self.low, self.high):
+            if bound is not None and bound != bound:
+                raise ConfigError(f'The bounds of the constraint {self.name!r} are numbers, but one is {bound}.')
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ConfigError(f'The constraint {self.name!r} needs low <= high, but got {self.low} and {self.high}.')
 
     def excess(self, value: float) -> float:
         """Return how far a value is out of bounds, relative to the bound; 0 within."""
-        above = 0.0 if self.high is None else (value - self.high) / (abs(self.high) or 1.0)
-        below = 0.0 if self.low is None else (self.low - value) / (abs(self.low) or 1.0)
+        above = 0.0 if self.high is None or value <= self.high else (value - self.high) / (abs(self.high) or 1.0)
+        below = 0.0 if self.low is None or value >= self.low else (self.low - value) / (abs(self.low) or 1.0)
         return max(above, below, 0.0)
 
     @property

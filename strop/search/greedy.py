@@ -66,6 +66,11 @@ class GreedySlimming(Strategy):
         self.path: list[Trial] = []
         self._round = [self.space.extreme(largest=True)]
         self._results: dict[Subnet, Trial] = {}
+        if self.constraints.bounded:
+            raise ConfigError(
+                'Greedy slimming begins at the largest subnet and narrows it, so it keeps no bounds of constraints: give them '
+                'as `cost` and `targets`.'
+            )
         least = self.space.extreme(largest=False)
         if self.cost(least) > self.targets[-1]:
             raise BudgetError(

@@ -48,8 +48,11 @@ class LocalSearch(Strategy):
             return
         if self._centre is None:
             self._centre, self._climb, self._left = trial, trial.number, None
-        elif self._cost(trial) < self._cost(self._centre):
-            self._centre, self._left = trial, None
+        else:
+            # Of the same points, this trial among them, or its scale would be another one.
+            points = np.array([self.losses(other) for other in [*self.trials, trial] if other.complete])
+            if self._cost(trial, points) < self._cost(self._centre, points):
+                self._centre, self._left = trial, None
 
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         return self._next() or self.random(rng)
@@ -73,11 +76,10 @@ class LocalSearch(Strategy):
             if subnet not in self.seen and self.constraints.feasible(subnet):
                 yield subnet
 
-    def _cost(self, trial: Trial) -> float:
+    def _cost(self, trial: Trial, points: np.ndarray) -> float:
         point = np.array(self.losses(trial))
         if len(point) == 1:
             return float(point[0])
-        points = np.array([self.losses(other) for other in [*self.trials, trial] if other.complete])
         low, high = points.min(0), points.max(0)
         scaled = (point - low) / np.where(high > low, high - low, 1.0)
         weights = counter_rng(self.seed, 'weights', self._climb).dirichlet(np.ones(len(point)))

@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -117,6 +117,7 @@ class Store:
         self.order: list[int] = []
         self._ids: list[int] = []
         self._foreign: set[int] = set()
+        self._unread: list[int] = []
         self._attempts: dict[int, _Attempt] = {}
         self._params = _Params(space)
         with self._errors():
@@ -163,7 +164,8 @@ class Store:
             trial_id = self._storage.create_new_trial(self._study, template_trial=template)
             number = self._storage.get_trial_number_from_id(trial_id)
         if number != len(self.trials):
-            self.sync()
+            # What came with it is news for the next who asks.
+            self._unread += [other.number for other in self.sync() if other.number != number]
             return self.trials[number]
         trial = Trial(number, subnet, RUNNING, info=dict(info))
         self.trials.append(trial)
@@ -198,7 +200,7 @@ class Store:
                 if self._journal is not None:
                     self._storage.get_trial_number_from_id(trial_id)
             except optuna.exceptions.UpdateFinishedTrialError:
-                trial = self._read(self._storage.get_trial(trial_id))
+                trial = self._read(self._settled(trial_id, len(notes)))
         self._set(trial)
         return trial
 
@@ -228,6 +230,7 @@ class Store:
                 if self._journal is not None:
                     self._storage.get_trial_number_from_id(trial_id)
             except optuna.exceptions.UpdateFinishedTrialError:
+                self._settled(trial_id, len(marks))
                 return True  # another process took it over and has ended it
         return stop
 
@@ -259,7 +262,8 @@ class Store:
 
     def sync(self) -> list[Trial]:
         """Read what other processes have added; returns the trials of theirs that are new or newly finished."""
-        changed = []
+        unread, self._unread = self._unread, []
+        changed = [self.trials[number] for number in unread]
         with self._errors():
             for number in sorted(self._foreign):
                 frozen = self._storage.get_trial(self._ids[number])
@@ -270,9 +274,16 @@ class Store:
             if self._has_more():
                 for frozen in self._storage.get_all_trials(self._study, deepcopy=False)[len(self.trials) :]:
                     changed.append(self._append(frozen))
-        return changed
+        return list({trial.number: trial for trial in changed}.values())
 
     # -- internals -------------------------------------------------------------------------
+
+    def _settled(self, trial_id: int, refused: int) -> FrozenTrial:
+        """Return a trial that another process has ended, past the further records of ours that a journal refuses one by one."""
+        for _ in range(refused):
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                return self._storage.get_trial(trial_id)
+        return self._storage.get_trial(trial_id)
 
     def _has_more(self) -> bool:
         # Counting trials costs time in proportion to them; asking for the next one does not.

@@ -601,3 +601,45 @@ def test_two_steps_of_an_optimizer_equal_those_of_the_static_model():
             net.train()(X).square().mean().backward()
             optimizer.step()
     torch.testing.assert_close(widths.extract(model).eval()(X), plain.eval()(X))
+
+
+class Concatenated(nn.Module):
+    """A batch norm over the channels of two layers, so that what stays of it is no prefix."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(self.norm(torch.cat([x, self.b(x)], 1)))
+
+
+def test_norms_of_a_width_over_concatenated_channels_are_extracted():
+    torch.manual_seed(0)
+    model, x = Concatenated().eval(), torch.rand(2, 3, 4, 4)
+    widths = ElasticWidths(model, channel_units(model, x))
+    widths.switch_norms(model, [{'a': 4, 'b': 4}])
+    widths.set({'a': 4, 'b': 4})
+    norm = widths.norms[0][0]
+    with torch.no_grad():
+        norm.weight.uniform_(1, 5)
+        norm.running_mean.uniform_(-1, 1)
+    assert torch.allclose(widths.extract(model)(x), model(x), atol=1e-5)
+
+
+def test_plain_attributes_have_no_l1_scores_of_their_own():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.scale = torch.rand(8) + 1
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.scale)
+
+    net, x = Scaled(), torch.rand(2, 3)
+    (unit,) = channel_units(net, x).units.values()
+    expected = net.a.weight.abs().sum(1).double()
+    assert torch.allclose(l1_scores(net, unit) / l1_scores(net, unit).sum(), expected / expected.sum())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from strop.errors import GraphError
-from strop.graph import channel_units, slicing
+from strop.errors import GraphError, VerificationError
+from strop.graph import channel_units, slicing, verify
 
 TOKENS = torch.linspace(-1, 1, 2 * 6 * 12).sin().reshape(2, 6, 12)
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).cos().reshape(2, 3, 8, 8)
@@ -463,3 +463,29 @@ class TestBadInput:
     def test_another_model(self, graph):
         with pytest.raises(GraphError, match=r"The model has no 'stem\.weight'"):
             graph.shrink(nn.Linear(3, 4), {'stem': [0, 1]})
+
+
+def test_a_loss_that_is_still_alive_does_not_mind_the_cut():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.rand(2, 3, 4, 4)
+    graph = channel_units(net, x)
+    loss = net(x).sum()
+    loss.backward()
+    graph.slicing({'0': [0, 2, 5]}).apply(net, inplace=True)
+    after = net(x).sum()
+    after.backward()
+    assert net[0].weight.grad.shape == (3, 3, 1, 1)
+    assert loss.requires_grad
+
+
+def test_lengths_that_stay_whole_are_not_rounded():
+    net = nn.Sequential(nn.Conv2d(3, 20, 1), nn.ReLU(), nn.Conv2d(20, 4, 1))
+    assert channel_units(net, torch.zeros(2, 3, 4, 4)).fit({'0': 20}, 8) == {'0': 20}
+
+
+def test_outputs_without_a_finite_number_prove_nothing():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    x = torch.full((2, 3, 4, 4), float('nan'))
+    slicing = channel_units(net, x).slicing({'0': [0, 1]})
+    with pytest.raises(VerificationError, match='NaN in inputs or weights'):
+        verify(net, slicing.apply(net), slicing, x)

@@ -277,3 +277,8 @@ def test_the_decisions_of_a_model_among_hyper_parameters() -> None:
     assert list(file.decisions_in({**parameters, 'lr': 0.1, 'opt': {'_name': 'adam'}})) == list(parameters)
     with pytest.raises(UnknownKeyError, match=r"decide 'opp', which the model does not have.*Did you mean 'op'"):
         file.decisions_in({**{key: value for key, value in parameters.items() if key != 'op'}, 'opp': parameters['op']})
+
+
+def test_values_that_are_lists_are_parameters() -> None:
+    file = SearchSpaceFile({'k': {'_type': 'choice', '_value': [[3, 3], [5, 5]]}})
+    assert file.parameters(file.space.first()) == {'k': [3, 3]}

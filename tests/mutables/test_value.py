@@ -240,3 +240,12 @@ class TestMutableValue:
         assert OneShotMutableValue([4, 5])() == 4
         with pytest.raises(SpaceError, match='`default_value`'):
             MutableValue([4, 5], default_value=6)
+
+
+def test_a_one_hot_decision_is_the_value_that_it_marks():
+    choice = ValueChoice([3, 5, 7], key='k')
+    for index, value in enumerate((3, 5, 7)):
+        weights = torch.nn.functional.one_hot(torch.tensor(index), 3).float().requires_grad_()
+        choice.decide(weights)
+        assert choice() == value
+        assert choice.choice() == (index,)

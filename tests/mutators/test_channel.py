@@ -463,3 +463,13 @@ def test_units_are_listed():
     assert mutator.choice_template == {'stem': 1.0, 'inner': 1.0}
     fixed = OneShotMutableChannelUnit(8, [1.0], key='only')
     assert not fixed.is_mutable
+
+
+def test_candidates_of_one_unit_stand_beside_blocks_of_the_others():
+    mutator = OneShotChannelMutator(parse_cfg=PARSE, model=net())
+    template = mutator.config_template()
+    template['channel_unit_cfg']['units']['inner']['init_args']['candidate_choices'] = [0.5, 1.0]
+    again = MODELS.build(template)
+    again.prepare_from_supernet(net())
+    assert len(again.space['inner']) == 2
+    assert again.space['stem'] == mutator.space['stem']

@@ -425,3 +425,12 @@ def test_rescaling_leaves_the_probabilities_of_the_other_paths():
     others = [index for index in range(5) if index not in pair]
     assert torch.allclose(after[others], before[others], rtol=1e-5)
     assert not torch.allclose(after[pair], before[pair], rtol=1e-3)
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean', 'concat'])
+def test_binary_gates_give_the_active_path_whatever_the_reduction(reduction):
+    model = nn.Sequential(LayerChoice([nn.Identity() for _ in range(3)], reduction=reduction, key='c'))
+    mutator = ProxylessMutator(model)
+    with mutator.binary_gates():
+        mutator.reset()
+        assert torch.equal(model(torch.ones(1, 4)), torch.ones(1, 4))

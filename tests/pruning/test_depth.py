@@ -205,3 +205,35 @@ def test_skipping_gives_back_the_first_argument():
     net = nn.Sequential(Residual())
     skip(net, torch.rand(1, 4), ['0'])
     assert type(net[0]) is nn.Identity
+
+
+def test_normalisations_that_add_their_input_are_no_blocks():
+    blocks = list(residual_blocks(timm.create_model('convnextv2_atto'), torch.rand(1, 3, 64, 64)))
+    assert len(blocks) == 12
+    assert not any('grn' in name for name in blocks)
+
+
+def test_the_influence_is_along_the_channels_wherever_they_are():
+    class Rows(nn.Module):
+        """Gives images with their channels last, as Swin does."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return x + self.linear(self.norm(x))
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Rows()), torch.randn(2, 4, 5, 6)
+    expected = 1 - nn.functional.cosine_similarity(x.double(), net(x).double(), dim=-1).mean()
+    assert block_scores(net, x, ['0'])['0'] == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize('importance', ['influence', 'magnitude', lambda name, block, model: 1.0])
+def test_names_of_blocks_are_looked_at_first(importance):
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(ConfigError, match=r"no block '0\.1'"):
+        block_scores(net, torch.rand(1, 4), ['0.1'], importance)
+    with pytest.raises(ConfigError, match=r"'0\.0' is a part of '0'"):
+        skip(net, torch.rand(1, 4), ['0', '0.0'])

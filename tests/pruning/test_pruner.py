@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +15,7 @@ from strop.estimators import count
 from strop.pruning import pruner as pruner_module
 from strop.pruning.importance import IMPORTANCES
 from strop.pruning.pruner import Pruner, prune
+from strop.pruning.record import PruneRecord
 
 
 class Convs(nn.Module):
@@ -580,3 +583,36 @@ def test_a_latency_that_is_never_seen_again_is_a_budget_error(net, images, monke
     monkeypatch.setattr(pruner_module, 'measured_share', measure)
     with pytest.raises(BudgetError, match=r'measured as 0\.600 ms'):
         prune(net, images, budget={'latency': 0.5})
+
+
+def test_numbers_of_numpy_are_recorded(net, images, tmp_path):
+    record = prune(net, images, ratio=np.float32(0.5), seed=np.int64(3)).record
+    record.save(tmp_path / 'record.json')
+    assert PruneRecord.load(tmp_path / 'record.json') == record
+
+
+def test_layers_that_only_training_uses_are_named():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.auxiliary = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.body(x).relu()
+            return (self.head(x), self.auxiliary(x)) if self.training else self.head(x)
+
+    notes = prune(Auxiliary(), torch.rand(2, 4), ratio=0.5).record.notes
+    assert any('auxiliary.weight' in note and 'training' in note for note in notes)
+
+
+def test_a_model_without_channels_is_told_whatever_the_importance():
+    data = [(torch.rand(2, 4), torch.tensor([0, 1]))]
+    for options in ({}, {'importance': 'taylor', 'data': data, 'loss': nn.CrossEntropyLoss()}):
+        with pytest.raises(ConfigError, match='no channels that can be pruned'):
+            prune(nn.Linear(4, 2), torch.rand(2, 4), ratio=0.5, **options)
+
+
+def test_a_record_of_a_smaller_config_is_not_replayed(net, images):
+    record = dataclasses.replace(prune(net, images, ratio=0.5).record, scope='config')
+    with pytest.raises(ConfigError, match='from_pretrained'):
+        record.replay(net, images)

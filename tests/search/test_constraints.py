@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -123,3 +124,10 @@ def test_initial_subnets_out_of_bounds_are_left_out_aloud() -> None:
     with pytest.warns(UserWarning, match=r"Initial subnet 0 breaks a constraint.*'size': '40'"):
         result = run(SPACE, size, strategy=strategy, constraints=[Constraint('size', size, high=20)], trials=3)
     assert result.trials[0].subnet == SPACE.extreme(False)
+
+
+def test_an_infinite_bound_is_none() -> None:
+    bound = Constraint('size', lambda subnet: 3.0, low=-math.inf, high=math.inf)
+    assert bound.excess(3.0) == 0
+    with pytest.raises(ConfigError, match='one is nan'):
+        Constraint('size', lambda subnet: 3.0, high=math.nan)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from strop.errors import BudgetError, ConfigError
 from strop.mutables import OneOf, Ordered, Space
-from strop.search import GreedySlimming, build_strategy, run
+from strop.search import Constraint, GreedySlimming, build_strategy, run
 from strop.search.executor import evaluate_trial
 
 SPACE = Space({'a': Ordered((1, 2, 3)), 'b': Ordered((10, 20, 30)), 'op': OneOf(('x', 'y'))})
@@ -122,3 +122,9 @@ def test_bad_arguments():
         run(SPACE, cost, strategy=GreedySlimming(cost=cost, targets=19), trials=3)
     assert build_strategy(GreedySlimming(cost=cost, targets=19)).name == 'greedy'
     assert GreedySlimming(cost=cost, targets=30).bind(SPACE).ask(0, np.random.default_rng(0))['b'] == 30
+
+
+def test_bounds_of_constraints_are_refused():
+    bound = Constraint('cost', cost, high=40)
+    with pytest.raises(ConfigError, match='`targets`'):
+        run(SPACE, cost, strategy=GreedySlimming(cost=cost, targets=40), constraints=[bound], trials=5)

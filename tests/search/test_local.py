@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from strop.mutables import OneOf, Space, Subnet
-from strop.search import run
+from strop.mutables import OneOf, Ordered, Space, Subnet
+from strop.search import LocalSearch, run
 
 SPACE = Space({f'op{place}': OneOf(tuple(range(3))) for place in range(4)})
 
@@ -35,3 +35,12 @@ def test_each_climb_of_several_objectives_has_its_own_weights() -> None:
     exact = run(SPACE, evaluate, strategy='grid', trials=81, objectives={'a': 'maximize', 'b': 'minimize'}).front
     points = [tuple((trial.values or {}).values()) for trial in front]
     assert len(set(points) & {tuple((trial.values or {}).values()) for trial in exact}) >= len(exact) - 1
+
+
+def test_a_neighbour_that_is_better_in_everything_is_the_next_centre() -> None:
+    strategy = LocalSearch(initial=[{'x': 3}, {'x': 2}])
+    objectives = {'a': 'minimize', 'b': 'minimize'}
+    space = Space({'x': Ordered((0, 1, 2, 3))})
+    run(space, lambda subnet: {'a': subnet['x'], 'b': subnet['x']}, strategy=strategy, objectives=objectives, trials=2)
+    assert strategy._centre is not None
+    assert strategy._centre.subnet['x'] == 2

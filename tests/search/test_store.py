@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,6 +11,7 @@ import pytest
 from strop.errors import StoreError
 from strop.mutables import AnyOf, Guard, KOf, OneOf, Ordered, Space, Subnet
 from strop.search import run
+from strop.search.store import Store
 
 SPACE = Space(
     {
@@ -197,3 +199,26 @@ def test_the_process_that_left_a_trial(tmp_path: Path, caplog: pytest.LogCapture
     assert numbers() == [1]
     assert "resume='takeover'" in caplog.text
     assert numbers('takeover') == [0, 1]
+
+
+def test_a_trial_that_another_process_has_ended_stays_as_it_is(tmp_path: Path) -> None:
+    objectives = {'score': 'maximize'}
+    first = Store(tmp_path, SPACE, objectives)
+    trial = first.create(SPACE.first(), {})
+    first.close()
+    second = Store(tmp_path, SPACE, objectives)
+    assert [taken.number for taken in second.take_abandoned()] == [trial.number]
+    second.finish(replace(trial, state='complete', values={'score': 1.0}, seconds=1.0))
+    late = first.finish(replace(trial, state='complete', values={'score': 2.0}, seconds=2.0, info={'macs': 1.0}))
+    assert late.values == {'score': 1.0}
+    assert first.create(SPACE.first(), {}).number == 1
+
+
+def test_what_came_while_a_trial_was_created_is_told_to_the_next_who_asks(tmp_path: Path) -> None:
+    objectives = {'score': 'maximize'}
+    first, second = (Store(tmp_path, SPACE, objectives) for _ in range(2))
+    other = second.create(SPACE.first(), {})
+    second.finish(replace(other, state='complete', values={'score': 1.0}))
+    assert first.create(SPACE.first(), {}).number == 1
+    assert [trial.number for trial in first.sync()] == [0]
+    assert first.sync() == []
