@@ -187,8 +187,8 @@ class PruneRecord:
 
         if self.scope == 'config':
             raise ConfigError(
-                'A model that `prune_transformer` made is one of a smaller config, not a cut of its original: build it from that '
-                'config (`from_pretrained` of its folder, or type(model)(config)) and load its weights.'
+                'A model that `prune_transformer` made is one of a smaller config, not a cut of its original: build it from '
+                'that config (`from_pretrained` of its folder, or type(model)(config)) and load its weights.'
             )
         result = copy.deepcopy(model)
         if self.removed:
