@@ -19,7 +19,8 @@ from strop.mutables import Space, Subnet
 from strop.randomness import counter_rng, seeded
 from strop.search.constraints import Constraint, Constraints
 from strop.search.early_stopping import EarlyStopping, PrunerLike
-from strop.search.executor import Evaluate, Executor, InProcess, Outcome
+from strop.search.executor import Evaluate, Executor, Outcome
+from strop.search.executor_choice import ExecutorLike, build_executor
 from strop.search.result import SearchResult
 from strop.search.store import Store, StoreLike
 from strop.search.strategy import Strategy, StrategyLike, build_strategy
@@ -41,7 +42,7 @@ def run(
     strategy: StrategyLike = 'default',
     store: StoreLike = None,
     name: str = 'search',
-    executor: Executor | None = None,
+    executor: ExecutorLike = None,
     trials: int = 100,
     seconds: float | None = None,
     objectives: Objectives = 'maximize',
@@ -67,7 +68,8 @@ def run(
         strategy: A name of `STRATEGIES` or of an Optuna sampler, `{'type': name, option: value}`, or a `Strategy`.
         store: A journal file, a folder for one, a database URL, an Optuna storage, or None for memory.
         name: Name of the search in the store.
-        executor: Where to evaluate; by default in this process.
+        executor: Where to evaluate, as `build_executor` takes it: a number of processes, a name, or an executor; by default
+            in this process.
         trials: How many finished trials there shall be in all, those already in the store included.
         seconds: Time limit of this call; the trial under way at its end is finished.
         objectives: `'maximize'`, `'minimize'`, or name -> direction. An objective that is named like a constraint
@@ -104,7 +106,7 @@ def run(
     bounds = Constraints(constraints)
     chosen = build_strategy(strategy)
     stopping = EarlyStopping.of(pruner)
-    executor = executor or InProcess()
+    executor = build_executor(executor)
     if stopping is not None:
         stopping.check(directions)
         if not hasattr(executor, 'on_report'):
@@ -183,8 +185,8 @@ class _Search:
             if self.running:
                 for outcome in self.executor.wait():
                     self.end(outcome, callbacks)
-            elif stopped == 'trials' and self.retake():
-                asking = True
+            elif stopped in ('trials', 'exhausted') and self.retake():
+                asking, stopped = True, 'trials'
             else:
                 return stopped
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.errors import StropError
-from strop.files import atomic_write
+from strop.files import atomic_write, json_text
 from strop.mutables import Space
 from strop.search.trial import FAILED, Trial, best_first, pareto_front
 
@@ -98,7 +98,7 @@ class SearchResult:
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` to a file."""
-        atomic_write(path, json.dumps(self.to_dict(), indent=1) + '\n')
+        atomic_write(path, json_text(self.to_dict(), indent=1) + '\n')
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one row a trial: number, state, values, info, seconds, error, then a column for each decision."""

@@ -15,6 +15,7 @@ import torch
 from strop.errors import ConfigError, StoreError, StropError
 from strop.mutables import OneOf, Ordered, Space, Subnet
 from strop.search import Constraint, Outcome, RegularizedEvolution, SPOSEvolution, Trial, evaluate_trial, run
+from strop.search.store import Store
 from tests.scripts import Script
 
 SPACE = Space({f'op{place}': OneOf((0, 1, 2, 3)) for place in range(6)})
@@ -342,3 +343,28 @@ def test_resuming_another_question(tmp_path: Path) -> None:
         run(SPACE, total, store=tmp_path, resume=False)
     assert len(run(SPACE, total, strategy='random', store=tmp_path, name='other', objectives='minimize', trials=3).trials) == 3
     assert len(run(SPACE, total, strategy='random', store=tmp_path, trials=4).trials) == 4
+
+
+def test_what_a_dead_process_left_is_evaluated_where_nothing_else_is_left(tmp_path: Path) -> None:
+    space = Space({'a': OneOf((0, 1, 2))})
+    others = []
+
+    def evaluate(subnet: Subnet) -> float:
+        if not others:
+            other = Store(tmp_path, space, {'score': 'maximize'})
+            other.create(space.subnet({'a': 2 - int(subnet['a']) // 2}), {})
+            others.append(other)
+        else:
+            others[0].close()  # its process is gone
+        return float(subnet['a'])
+
+    result = run(space, evaluate, strategy='grid', store=tmp_path, trials=20)
+    assert sorted(trial.values['score'] for trial in result.trials if trial.values) == [0.0, 1.0, 2.0]
+    assert result.stopped == 'exhausted'
+
+
+@pytest.mark.parametrize('executor', ['LocalProceses', 0, [1]])
+def test_an_executor_that_is_none_is_told_before_anything_is_written(tmp_path: Path, executor: Any) -> None:
+    with pytest.raises(ConfigError, match=r'executor|`workers`'):
+        run(Space({'a': OneOf((0, 1))}), lambda subnet: 1.0, store=tmp_path / 's.journal', trials=1, executor=executor)
+    assert not (tmp_path / 's.journal').exists()

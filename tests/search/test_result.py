@@ -8,7 +8,7 @@ import pytest
 
 from strop.errors import StropError
 from strop.mutables import AnyOf, Guard, OneOf, Space, Subnet
-from strop.search import SearchResult, run
+from strop.search import SearchResult, report_intermediate_result, run
 
 SPACE = Space({'op': OneOf(('skip', 'conv')), 'k': OneOf((3, 5)), 'x': AnyOf(('a', 'b'))}, {'k': ((Guard.on('op', [1]),),)})
 OBJECTIVES = {'acc': 'maximize', 'macs': 'minimize'}
@@ -61,3 +61,13 @@ def test_no_best_where_all_failed() -> None:
     assert result.front == []
     with pytest.raises(StropError, match='no trial of this search is complete'):
         _ = result.best
+
+
+def test_numbers_that_are_none_are_text_in_json(tmp_path: Path) -> None:
+    def evaluate(subnet: Subnet) -> float:
+        report_intermediate_result(float('nan'))
+        return 1.0
+
+    run(Space({'a': OneOf((0, 1))}), evaluate, trials=1, strategy='random').write_json(tmp_path / 'result.json')
+    assert 'NaN' not in (tmp_path / 'result.json').read_text()
+    json.loads((tmp_path / 'result.json').read_text(), parse_constant=pytest.fail)
