@@ -88,6 +88,7 @@ class TestNames:
     def test_an_executor_that_passes_nothing_on(self) -> None:
         class Deaf:
             capacity = 1
+            start = submit = wait = close = print
 
         with pytest.raises(ConfigError, match='Deaf does not pass on'):
             search(executor=Deaf())
