@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from strop.compression.parts import DataParts
 from strop.compression.stage import Surroundings
 from strop.errors import StropError
 from strop.estimators import measure
+from strop.estimators.latency import ByPosition
 from strop.estimators.runtimes import runtime
 from strop.export.layer_times import PRECISIONS, LayerTimes, layer_times
 from strop.quantization import backends, quantize
@@ -125,20 +126,16 @@ class Clock:
         return self._quantized(model, data).bind(inputs, self.around.budget.threads)
 
 
-class _Keywords(nn.Module):
-    """A model whose keyword arguments are given by position."""
+class _Judged(ByPosition):
+    """A model that takes keyword arguments by position, and gives only what it is judged by."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, tuple(names)
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return main_output(self.model(**dict(zip(self.names, tensors))), dict(zip(self.names, tensors)))
+    def forward(self, *values: Any) -> Tensor:
+        return main_output(super().forward(*values), dict(zip(self.names, values)))
 
 
 def _positional(model: nn.Module, sample: Any) -> tuple[nn.Module, tuple[Any, ...]]:
     if isinstance(sample, Mapping):
-        return _Keywords(model, list(sample)), tuple(sample.values())
+        return _Judged(model, list(sample)), tuple(sample.values())
     return model, tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
 
 

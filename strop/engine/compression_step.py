@@ -200,8 +200,9 @@ class CompressionStep:
     def _draw(self) -> None:
         devices = {parameter.device for parameter in self.mutator.parameters() if parameter.is_cuda}
         with torch.random.fork_rng(devices=devices), seeded(self.seed, 'subnet', self.count):
-            if devices:
-                torch.cuda.manual_seed_all(derive_seed(self.seed, 'subnet', self.count))
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(derive_seed(self.seed, 'subnet', self.count))
             if isinstance(self.mutator, Mutator):
                 self.mutator.reset()
             else:

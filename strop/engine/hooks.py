@@ -79,6 +79,8 @@ class CheckpointHook(_CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # as DeepSpeed writes them
+                self.file_backend.rmtree(path)
 
 
 @HOOKS.register_module()

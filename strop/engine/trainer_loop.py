@@ -108,6 +108,7 @@ class TrainerLoop(_EpochBasedTrainLoop):
         seed_everything(derive_seed(trainer.seed, 'epoch', epoch))
         trainer._call_back('on_epoch_begin', epoch)
         trainer.train_one_epoch(epoch)
+        self.stepping = self.stepped = False  # the epoch may have left its steps early
         trainer._check_agreement()
         if self.validate:
             seed_everything(derive_seed(trainer.seed, 'validate', epoch))

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -106,6 +106,23 @@ class Machine:
             versions={entry.package: entry.version for entry in runtimes().values() if entry.version is not None},
             float32_matmul_precision=torch.get_float32_matmul_precision(),
         )
+
+
+class ByPosition(nn.Module):
+    """A model whose keyword arguments are given by position, as all runtimes take them.
+
+    Args:
+        model: The model.
+        names: Its arguments, in the order in which they are given.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+
+    def forward(self, *values: Any) -> Any:
+        """Run the model."""
+        return self.model(**dict(zip(self.names, values)))
 
 
 class Measurements(dict[str, Latency]):

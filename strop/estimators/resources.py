@@ -10,7 +10,7 @@ from torch import nn
 
 from strop.errors import ConfigError, listed, near
 from strop.estimators.counting import Resources, count, example_arguments, in_unit
-from strop.estimators.latency import measure
+from strop.estimators.latency import ByPosition, measure
 from strop.estimators.space_estimator import SpaceEstimator
 from strop.mutables import bind, current_subnet, extract, mutables_of
 from strop.registry import TASK_UTILS
@@ -216,7 +216,7 @@ class ResourceEstimator(BaseEstimator):
         plain = extract(model, current_subnet(model)) if mutables_of(model) else model
         args, kwargs = self._inputs(model, options)
         times = measure(
-            {'model': (_ByPosition(plain, list(kwargs)), tuple(kwargs.values())) if kwargs else (plain, args)},
+            {'model': (ByPosition(plain, list(kwargs)), tuple(kwargs.values())) if kwargs else (plain, args)},
             runs=options.get('max_iter', 100) * options.get('repeat_num', 1),
             warmup=options.get('num_warmup', 5),
             threads=options.get('threads', 1),
@@ -241,18 +241,6 @@ class ResourceEstimator(BaseEstimator):
         if (unit or 'ms') not in _SECONDS:
             raise ConfigError(f'The unit of latency must be one of {listed(_SECONDS)}, but got {unit!r}.')
         return _SECONDS[unit or 'ms']
-
-
-class _ByPosition(nn.Module):
-    """A model whose keyword arguments are given by position."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, tuple(names)
-
-    def forward(self, *values: Any) -> Any:
-        """Run the model."""
-        return self.model(**dict(zip(self.names, values)))
 
 
 def _checked(name: str, options: Mapping[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:

@@ -48,11 +48,8 @@ class LocalSearch(Strategy):
             return
         if self._centre is None:
             self._centre, self._climb, self._left = trial, trial.number, None
-        else:
-            # Of the same points, this trial among them, or its scale would be another one.
-            points = np.array([self.losses(other) for other in [*self.trials, trial] if other.complete])
-            if self._cost(trial, points) < self._cost(self._centre, points):
-                self._centre, self._left = trial, None
+        elif self._better(trial, self._centre):
+            self._centre, self._left = trial, None
 
     def propose(self, number: int, rng: np.random.Generator) -> Subnet | None:
         return self._next() or self.random(rng)
@@ -76,11 +73,13 @@ class LocalSearch(Strategy):
             if subnet not in self.seen and self.constraints.feasible(subnet):
                 yield subnet
 
-    def _cost(self, trial: Trial, points: np.ndarray) -> float:
-        point = np.array(self.losses(trial))
-        if len(point) == 1:
-            return float(point[0])
+    def _better(self, trial: Trial, centre: Trial) -> bool:
+        if len(self.losses(trial)) == 1:
+            return self.losses(trial)[0] < self.losses(centre)[0]
+        # Both on the scale of the same points, the new one among them.
+        points = np.array([self.losses(other) for other in [*self.trials, trial] if other.complete])
         low, high = points.min(0), points.max(0)
-        scaled = (point - low) / np.where(high > low, high - low, 1.0)
-        weights = counter_rng(self.seed, 'weights', self._climb).dirichlet(np.ones(len(point)))
-        return float((weights * scaled).max() + 0.05 * (weights * scaled).sum())
+        weights = counter_rng(self.seed, 'weights', self._climb).dirichlet(np.ones(len(low)))
+        weighted = weights * (np.array([self.losses(trial), self.losses(centre)]) - low) / np.where(high > low, high - low, 1.0)
+        costs = weighted.max(1) + 0.05 * weighted.sum(1)
+        return bool(costs[0] < costs[1])

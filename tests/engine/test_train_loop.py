@@ -146,31 +146,23 @@ def test_resumed_batches_are_those_of_an_unbroken_run(tmp_path, by_epoch):
     assert all(torch.equal(first, second) for first, second in zip(whole[4:], rest))
 
 
-def test_infinite_sampler_resumes(tmp_path):
-    def config():
-        config = noisy_config(False)
-        config['train_dataloader'] = DataLoader(Noisy(), batch_size=8, sampler=InfiniteSampler(Noisy(), seed=3))
-        return config
+def shuffled_endlessly():
+    return DataLoader(Noisy(), batch_size=8, sampler=InfiniteSampler(Noisy(), seed=3))
 
-    train(config(), tmp_path / 'whole')
+
+def shuffled_by_its_own_generator():
+    return DataLoader(Noisy(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(
+    ('loader', 'by_epoch'),
+    [(shuffled_endlessly, False), (shuffled_by_its_own_generator, False), (shuffled_by_its_own_generator, True)],
+)
+def test_loaders_given_as_objects_resume(tmp_path, loader, by_epoch):
     (tmp_path / 'part').mkdir()
+    train({**noisy_config(by_epoch), 'train_dataloader': loader()}, tmp_path / 'whole')
     shutil.copy(tmp_path / 'whole' / 'iter_5.pth', tmp_path / 'part')
-    train(config(), tmp_path / 'part', resume=True)
-    assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
-
-
-@pytest.mark.parametrize('by_epoch', [True, False])
-def test_a_loader_with_a_generator_of_its_own_resumes(tmp_path, by_epoch):
-    def config():
-        config = noisy_config(by_epoch)
-        generator = torch.Generator().manual_seed(3)
-        config['train_dataloader'] = DataLoader(Noisy(), batch_size=8, shuffle=True, generator=generator)
-        return config
-
-    train(config(), tmp_path / 'whole')
-    (tmp_path / 'part').mkdir()
-    shutil.copy(tmp_path / 'whole' / 'iter_5.pth', tmp_path / 'part')
-    train(config(), tmp_path / 'part', resume=True)
+    train({**noisy_config(by_epoch), 'train_dataloader': loader()}, tmp_path / 'part', resume=True)
     assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
 
 

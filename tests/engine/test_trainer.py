@@ -230,6 +230,22 @@ def test_checkpoints_after_single_steps_are_ones_to_resume_from(tmp_path):
     assert_equal(tmp_path / 'whole' / 'epoch_3.pth', tmp_path / 'mine' / 'epoch_3.pth')
 
 
+def test_a_checkpoint_after_an_epoch_that_left_its_steps_is_one_of_the_epoch(tmp_path):
+    class Short(SinglePathTrainer):
+        def train_one_epoch(self, epoch):
+            self.batches = self.steps(self.train_loader)  # held, so that it is not closed
+            next(self.batches)
+
+    class Save(Callback):
+        def on_epoch_end(self, epoch):
+            self.path = self.trainer.checkpoint()
+
+    net, sgd = parts()
+    save = Save()
+    Short(net, nn.CrossEntropyLoss(), accuracy, sgd, 1, data(), None, **options(tmp_path, callbacks=[save])).train()
+    assert save.path.name == 'epoch_1.pth'
+
+
 def test_a_checkpoint_within_a_step_is_refused(tmp_path):
     class Early(SinglePathTrainer):
         def log(self, **values):
