@@ -58,6 +58,11 @@ def _listed(ctx: click.Context, parameter: click.Parameter, value: bool) -> None
 @click.option('--per-channel/--per-tensor', default=None, help="Scales of weights; the backend's default if neither is given.")
 @click.option('--symmetric/--affine', default=None, help="Activations; the backend's default if neither is given.")
 @click.option('--percentile', type=float, default=99.99, show_default=True, help='Share of values that percentile keeps.')
+@click.option(
+    '--reduce-range/--full-range',
+    default=None,
+    help='Seven bits for weights, as processors without VNNI need; by what this one needs if neither is given.',
+)
 @click.option('--ignored', multiple=True, metavar='PATTERN', help='Layers that stay float.')
 @click.option('--bias-correction', is_flag=True, help='Take back the shift of the mean that rounding of weights makes.')
 @click.option('--smooth', 'smooth_alpha', type=float, metavar='ALPHA', help='SmoothQuant with this exponent, such as 0.5.')

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 #: Options of `strop quantize` for integers that a runtime computes with.
 NOT_FOR_WEIGHTS = (
-    'backend', 'activation', 'weight', 'per_channel', 'symmetric', 'percentile', 'bias_correction', 'smooth_alpha',
-    'calibrate_norms', 'measure', 'threads', 'sensitivity',
+    'backend', 'activation', 'weight', 'per_channel', 'symmetric', 'percentile', 'reduce_range', 'bias_correction',
+    'smooth_alpha', 'calibrate_norms', 'measure', 'threads', 'sensitivity',
 )  # fmt: skip
 #: Options of `--weight-only` alone.
 FOR_WEIGHTS = ('method', 'group_size', 'context', 'score')

@@ -38,6 +38,7 @@ class QuantizeStage(StageSettings):
         per_channel: Scales for each channel of a weight; the backend's default if None.
         symmetric: Activations with their zero in the middle; the backend's default if None.
         percentile: Share of values that `percentile` keeps, in percent.
+        reduce_range: Seven bits for weights, for processors without VNNI; where this one is such a one if None.
         ignored: Patterns of layers that stay float.
         bias_correction: Take back the shift of the mean that rounding of weights makes.
         smooth_alpha: SmoothQuant with this exponent.
@@ -56,6 +57,7 @@ class QuantizeStage(StageSettings):
     per_channel: bool | None = None
     symmetric: bool | None = None
     percentile: float = 99.99
+    reduce_range: bool | None = None
     ignored: Any = field(default_factory=list)
     bias_correction: bool = False
     smooth_alpha: float | None = None
@@ -65,7 +67,7 @@ class QuantizeStage(StageSettings):
 
     def __post_init__(self) -> None:
         entry = backend(self.backend) if self.backend is not None else None
-        scheme = Scheme(self.activation, self.weight, self.per_channel, self.symmetric, self.percentile)
+        scheme = Scheme(self.activation, self.weight, self.per_channel, self.symmetric, self.percentile, self.reduce_range)
         if entry is not None:
             scheme.on(entry)
         patterns_of('ignored', self.ignored)
@@ -175,6 +177,7 @@ class QuantizeStage(StageSettings):
             per_channel=self.per_channel,
             symmetric=self.symmetric,
             percentile=self.percentile,
+            reduce_range=self.reduce_range,
             ignored=self.ignored,
             bias_correction=self.bias_correction,
             smooth_alpha=self.smooth_alpha,

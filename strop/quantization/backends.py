@@ -44,8 +44,9 @@ class Backend:
         per_channel: Granularities of weights that it runs fast; the first is the default.
         symmetric: Kinds of activations that it runs fast; the first is the default.
         why_symmetry: Why there are no others.
+        reduce_range: Ranges that it may be given: the whole one, and one of 7 bits; see `Scheme`.
         open_batch: Whether a file may leave the batch size open.
-        make_quantizer: (for training) -> a quantizer of `torchao.quantization.pt2e`.
+        make_quantizer: (for training, of a reduced range) -> a quantizer of `torchao.quantization.pt2e`.
         write: (converted graph, example, path) -> writes the file.
         load: (path, threads, precision) -> runs it; None where it can only be written here.
         precisions: What it can compute in what is not integer; the first is the default.
@@ -62,8 +63,9 @@ class Backend:
     per_channel: tuple[bool, ...]
     symmetric: tuple[bool, ...]
     why_symmetry: str
+    reduce_range: tuple[bool, ...]
     open_batch: bool
-    make_quantizer: Callable[[bool], Any]
+    make_quantizer: Callable[[bool, bool], Any]
     write: Callable[[GraphModule, Call, Path], None]
     load: Callable[[Path, int, str], Run] | None
     precisions: tuple[str, ...] = ('f32',)
@@ -98,15 +100,15 @@ class Backend:
             else:
                 try_import(module, self.extra)
 
-    def quantizer(self, is_qat: bool = False) -> Any:
-        """Return its quantizer, for training or for calibration.
+    def quantizer(self, is_qat: bool = False, reduce_range: bool = False) -> Any:
+        """Return its quantizer, for training or for calibration, of the whole range or of 7 bits.
 
         Raises:
             MissingDependencyError: If something that it needs is missing.
         """
         self.require()
         with quiet():
-            return self.make_quantizer(is_qat)
+            return self.make_quantizer(is_qat, reduce_range)
 
 
 def backends() -> Mapping[str, Backend]:
@@ -145,20 +147,10 @@ def backend_table() -> Table:
 # -- Inductor -----------------------------------------------------------------------------------------------
 
 
-def _x86_quantizer(is_qat: bool) -> Any:
+def _x86_quantizer(is_qat: bool, reduce_range: bool) -> Any:
     x86 = pt2e('quantizer.x86_inductor_quantizer')
-    # CPUs without VNNI add pairs of products in 16 bits, which eight-bit activations overflow.
-    settings = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat, reduce_range=not _has_vnni())
+    settings = x86.get_default_x86_inductor_quantization_config(is_qat=is_qat, reduce_range=reduce_range)
     return x86.X86InductorQuantizer().set_global(settings)
-
-
-def _has_vnni() -> bool:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as stream:
-            flags = next((line for line in stream if line.startswith('flags')), '')
-    except OSError:
-        return True
-    return not flags or 'vnni' in flags or 'amx_int8' in flags
 
 
 def exported(graph: GraphModule, example: Call, open_batch: bool = True) -> Any:
@@ -284,11 +276,11 @@ def _inductor(graph: GraphModule, inputs: list[Any]) -> Any:
 # -- ONNX: ONNX Runtime, OpenVINO, TensorRT -------------------------------------------------------------------
 
 
-def _affine_qdq(is_qat: bool) -> Any:
-    return qdq_quantizer(torch.uint8, is_qat=is_qat)
+def _affine_qdq(is_qat: bool, reduce_range: bool) -> Any:
+    return qdq_quantizer(torch.uint8, is_qat=is_qat, reduce_range=reduce_range)
 
 
-def _symmetric_qdq(is_qat: bool) -> Any:
+def _symmetric_qdq(is_qat: bool, reduce_range: bool) -> Any:
     return qdq_quantizer(torch.int8, is_qat=is_qat, outputs=False)
 
 
@@ -365,6 +357,10 @@ def _run_openvino(path: Path, threads: int, precision: str) -> Run:
 # -- ExecuTorch -----------------------------------------------------------------------------------------------
 
 
+def _xnnpack(is_qat: bool, reduce_range: bool) -> Any:
+    return xnnpack_quantizer(is_qat)
+
+
 def _write_pte(graph: GraphModule, example: Call, path: Path) -> None:
     exir = try_import('executorch.exir', 'executorch')
     partitions = try_import('executorch.backends.xnnpack.partition.xnnpack_partitioner', 'executorch')
@@ -388,7 +384,8 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 takes='U8 activations, S8 weights',
                 fast='convolutions, linear layers and the additions after them, compiled with frozen weights; '
                 'the graph without compilation is slower than float',
-                per_channel=(True,), symmetric=(False, True), why_symmetry='', open_batch=True,
+                per_channel=(True,), symmetric=(False, True), why_symmetry='',
+                reduce_range=(False, True), open_batch=True,
                 make_quantizer=_x86_quantizer, write=_write_program, load=_run_inductor, precisions=('f32', 'bf16'),
             ),
             Backend(
@@ -397,7 +394,8 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 description='ONNX Runtime on the CPU',
                 takes='U8 activations, S8 weights (QDQ)',
                 fast='U8 activations with S8 weights; S8 activations are not, and are not offered',
-                per_channel=(True, False), symmetric=(False, True), why_symmetry='', open_batch=True,
+                per_channel=(True, False), symmetric=(False, True), why_symmetry='',
+                reduce_range=(False, True), open_batch=True,
                 make_quantizer=_affine_qdq, write=_write_onnx, load=_run_onnxruntime,
             ),
             Backend(
@@ -406,7 +404,8 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 description='OpenVINO on the CPU',
                 takes='U8 activations, S8 weights (QDQ)',
                 fast='everything that it fuses with its neighbours: convolutions, linear layers, additions, pooling',
-                per_channel=(True, False), symmetric=(False, True), why_symmetry='', open_batch=True,
+                per_channel=(True, False), symmetric=(False, True), why_symmetry='',
+                reduce_range=(False, True), open_batch=True,
                 make_quantizer=_affine_qdq, write=_write_onnx, load=_run_openvino, precisions=('f32', 'bf16'),
             ),
             Backend(
@@ -416,8 +415,8 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 takes='S8 activations, S8 weights',
                 fast='convolutions, linear layers and additions on ARM and x86; one batch size in each file',
                 per_channel=(True, False), symmetric=(False,), why_symmetry='XNNPACK has a zero point for every activation.',
-                open_batch=False,
-                make_quantizer=xnnpack_quantizer, write=_write_pte, load=_run_executorch,
+                reduce_range=(False,), open_batch=False,
+                make_quantizer=_xnnpack, write=_write_pte, load=_run_executorch,
             ),
             Backend(
                 name='tensorrt', package='onnx', modules=('torchao', 'onnx', 'onnxscript'),
@@ -426,7 +425,7 @@ _BACKENDS: Mapping[str, Backend] = MappingProxyType(
                 takes='S8 activations, S8 weights, both symmetric (QDQ)',
                 fast='quantized inputs of convolutions and matrix products; the engine fuses the rest',
                 per_channel=(True, False), symmetric=(True,),
-                why_symmetry='TensorRT takes zero points of 0 only.', open_batch=True,
+                why_symmetry='TensorRT takes zero points of 0 only.', reduce_range=(False,), open_batch=True,
                 make_quantizer=_symmetric_qdq, write=_write_onnx, load=None,
             ),
         )

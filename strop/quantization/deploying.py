@@ -25,6 +25,7 @@ from strop.quantization.qat_convert import QuantizedLayer, convert
 from strop.quantization.quantizing import Quantized, float_graph, other_ops
 from strop.quantization.record import QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
+from strop.quantization.scheme import Scheme
 
 _WHOLE = {torch.int8: (-128, 127), torch.uint8: (0, 255)}
 _DECOMPOSED = torch.ops.quantized_decomposed
@@ -33,12 +34,19 @@ _OWN_GRAPHS = ('executorch',)
 
 
 def deploy(
-    model: nn.Module, data: Any, *, backend: str | Backend = 'inductor', batches: int | None = 4, check: bool = True
+    model: nn.Module,
+    data: Any,
+    *,
+    backend: str | Backend = 'inductor',
+    batches: int | None = 4,
+    reduce_range: bool | None = None,
+    check: bool = True,
 ) -> Quantized:
     """Bring a model that was trained (or calibrated) with fake quantizers to a runtime, and check it there.
 
-    Nothing is measured: codes and steps are those of the fake quantizers, batch norms are folded exactly. What no fake
-    quantizer stands on stays float. Runtimes compute with 8 bits; fewer are kept as codes of a smaller range.
+    Nothing is measured: codes and steps are those of the fake quantizers (but see `reduce_range`), batch norms are folded
+    exactly. What no fake quantizer stands on stays float. Runtimes compute with 8 bits; fewer are kept as codes of a smaller
+    range.
 
     Args:
         model: What `prepare_qat` gave, trained or calibrated; it stays as it is.
@@ -46,6 +54,9 @@ def deploy(
         backend: `'inductor'`, `'onnxruntime'` or `'openvino'`, which compute with the U8 inputs that named qconfigs have;
             `'tensorrt'` for S8 inputs around zero (those of `TensorRTQuantizer`).
         batches: Read at most this many batches.
+        reduce_range: Round weights of 8 bits to 7 where they meet inputs of 8 bits. Processors without VNNI add pairs of such
+            products in 16 bits, which they exceed. None does so where this processor is one; False keeps the codes, for files
+            that run elsewhere.
         check: Write the file, run it in its runtime, and compare.
 
     Raises:
@@ -55,7 +66,7 @@ def deploy(
 
     >>> from strop.quantization import calibrate, prepare_qat
     >>> prepared = calibrate(prepare_qat(nn.Sequential(nn.Linear(4, 2)), 'lsq8'), [torch.rand(8, 4)])
-    >>> result = deploy(prepared, [torch.rand(8, 4)], backend='openvino', check=False)
+    >>> result = deploy(prepared, [torch.rand(8, 4)], backend='openvino', reduce_range=False, check=False)
     >>> [(layer.name, layer.weight_bits, layer.input_bits) for layer in result.record.layers]
     [('0', 8, 8)]
     """
@@ -75,6 +86,11 @@ def deploy(
         for name, module in integers.named_modules(remove_duplicate=False)
         if isinstance(module, QuantizedLayer)
     }
+    notes = []
+    if Scheme(reduce_range=reduce_range).on(entry).reduce_range:
+        reduced = [name for name in bits if integers.get_submodule(name).reduce_range()]  # type: ignore[operator]
+        bits |= {name: (7, bits[name][1]) for name in reduced}
+        notes += [f'The weights of {len(reduced)} layers were rounded from 8 bits to 7.'] if reduced else []
     graph = capture(integers, example)
     name_layers(graph)
     rename_layers(graph, {f'{name}.layer': name for name in bits})
@@ -88,6 +104,7 @@ def deploy(
         samples=used.samples,
         sqnr_db=output_sqnr(reference, converted, used),
         other_ops=other_ops(converted),
+        notes=tuple(notes),
     )
     result = Quantized(converted, record, entry, example, reference, used)
     if check:

@@ -95,6 +95,18 @@ class QuantizedLayer(nn.Module):
         """The bias of the layer."""
         return self.layer.bias  # type: ignore[return-value]
 
+    def reduce_range(self) -> bool:
+        """Round the weight to 7 bits if two products of it could exceed 16 bits, and return whether that was so."""
+        if not (self.has_codes and self.rounds_input) or self.codes.dtype != torch.int8 or bool(self.zero_point.any()):
+            return False
+        largest = max(map(abs, self.input_range))
+        if 2 * largest * int(self.codes.int().abs().max()) < 2**15:
+            return False
+        self.codes = (self.codes.float() * (63 / 127)).round().to(torch.int8)
+        self.scale = self.scale * (127 / 63)
+        self.weight_range = (-64, 63)
+        return True
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer."""
         if self.rounds_input:

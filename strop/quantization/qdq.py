@@ -46,7 +46,9 @@ _PASSING: tuple[Any, ...] = (
 _AVERAGING: tuple[Any, ...] = (aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default, aten.mean.dim)
 
 
-def qdq_quantizer(activation: torch.dtype, *, is_qat: bool = False, outputs: bool = True, matmul: bool = True) -> Any:
+def qdq_quantizer(
+    activation: torch.dtype, *, is_qat: bool = False, outputs: bool = True, matmul: bool = True, reduce_range: bool = False
+) -> Any:
     """Return a quantizer of `torchao.quantization.pt2e` that marks what a runtime of QDQ graphs fuses.
 
     Args:
@@ -55,10 +57,13 @@ def qdq_quantizer(activation: torch.dtype, *, is_qat: bool = False, outputs: boo
         outputs: Also quantize what convolutions give out, and additions of it; runtimes that fuse on their own, as TensorRT
             does, go without.
         matmul: Quantize products of two activations, as in attention.
+        reduce_range: Seven bits for weights: 255 * 63 + 255 * 63 still fits 16 bits, in which some processors add pairs of
+            products.
     """
     torchao = pt2e()
     quantizer = pt2e('quantizer')
     low, high = (0, 255) if activation == torch.uint8 else (-128, 127)
+    largest = 63 if reduce_range else 127
     fake = torchao.FusedMovingAvgObsFakeQuantize
     act = quantizer.QuantizationSpec(
         dtype=activation,
@@ -69,8 +74,8 @@ def qdq_quantizer(activation: torch.dtype, *, is_qat: bool = False, outputs: boo
     )
     weight = quantizer.QuantizationSpec(
         dtype=torch.int8,
-        quant_min=-127,  # one level less, so that -128 * -128 never overflows and zero stays in the middle
-        quant_max=127,
+        quant_min=-largest,  # one level less, so that -128 * -128 never overflows and zero stays in the middle
+        quant_max=largest,
         qscheme=torch.per_channel_symmetric,
         ch_axis=0,
         observer_or_fake_quant_ctr=fake.with_args(observer=torchao.MovingAveragePerChannelMinMaxObserver)

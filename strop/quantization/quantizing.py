@@ -29,6 +29,7 @@ from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, 
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
 from strop.quantization.missing_ops import missing_op
 from strop.quantization.patterns import patterns_of
+from strop.quantization.processor import adds_in_16_bits
 from strop.quantization.qat import fake_quantizers
 from strop.quantization.record import Check, QuantizationRecord
 from strop.quantization.reference import layer_sqnr, output_sqnr
@@ -55,6 +56,7 @@ def quantize(
     per_channel: bool | None = None,
     symmetric: bool | None = None,
     percentile: float = 99.99,
+    reduce_range: bool | None = None,
     ignored: Iterable[str] | str = (),
     bias_correction: bool = False,
     smooth_alpha: float | None = None,
@@ -80,6 +82,9 @@ def quantize(
         per_channel: One scale for each output channel of a weight; the backend's default if None.
         symmetric: Activations with their zero in the middle; the backend's default if None.
         percentile: Share of values that `'percentile'` keeps, in percent.
+        reduce_range: Seven bits for weights (for activations with Inductor). Processors without VNNI add pairs of products in
+            16 bits, which eight by eight bits exceed: True makes a file that computes the same on all processors, False one
+            that is for those with VNNI alone. None reduces where this processor has none.
         ignored: Patterns of layers that stay float; a module's name takes everything inside it.
         bias_correction: Correct biases by what rounding the weights changes in the mean (Nagel et al., ICCV 2019).
         smooth_alpha: Move large activations behind layer norms into the weights, with this exponent (SmoothQuant; 0.5 is
@@ -122,7 +127,7 @@ def quantize(
             f'`max_drop` is how far `metric(model)` may fall, 0 or more, and needs the metric; got max_drop={max_drop!r}, '
             f'metric={metric!r}.'
         )
-    scheme = Scheme(activation, weight, per_channel, symmetric, percentile).on(entry)
+    scheme = Scheme(activation, weight, per_channel, symmetric, percentile, reduce_range).on(entry)
     patterns = patterns_of('ignored', ignored)
     entry.require()
     device = next((tensor.device for tensor in model.parameters()), torch.device('cpu'))
@@ -399,7 +404,16 @@ class Quantized:
         run = prepared_file(self.backend, path)
         # One code that tips over tips others behind it; at worst the rounding noise of a whole network is another one.
         limit = max(_LEAST_LIMIT, min(10 ** (-min(self.record.sqnr_db, 300) / 20), _LARGEST_LIMIT))
-        return compared(self.model, run, self.backend, self._calls(), limit)
+        try:
+            return compared(self.model, run, self.backend, self._calls(), limit)
+        except ExportError as error:
+            whole = any(layer.weight_bits == layer.input_bits == 8 for layer in self.record.layers)
+            if not (whole and self.backend.reduce_range[-1] and adds_in_16_bits()):
+                raise
+            raise ExportError(
+                f'{error} This processor adds pairs of products in 16 bits (x86 without VNNI), which eight by eight bits '
+                'exceed: leave out reduce_range=False, or quantize where VNNI is.'
+            ) from None
 
     def _calls(self) -> list[list[Call]]:
         """Return what to compare on, by batch size: the example where the batch size is open, and samples one by one.
@@ -522,7 +536,7 @@ class _Job:
 
     def converted(self, ignored: Iterable[str] | str, fold: bool = True) -> tuple[GraphModule, dict[str, str]]:
         """Return the quantized graph, and layer -> the pattern that left it in float."""
-        quantizer = schemed(self.entry.quantizer(), self.scheme, ignored)
+        quantizer = schemed(self.entry.quantizer(reduce_range=bool(self.scheme.reduce_range)), self.scheme, ignored)
         prepared = prepare(copy.deepcopy(self.graph), quantizer)
         calibrate(prepared, self.batches)
         if self.correct:

@@ -14,6 +14,7 @@ from strop.quantization.flow import ANNOTATION, pt2e
 from strop.quantization.layers import HEAVY, layer_name, matching, name_layers
 from strop.quantization.observers import observer
 from strop.quantization.parameters import is_parameter
+from strop.quantization.processor import adds_in_16_bits
 
 if TYPE_CHECKING:
     from strop.quantization.backends import Backend
@@ -29,6 +30,9 @@ class Scheme:
         per_channel: One scale for each output channel of a weight; None takes the backend's default.
         symmetric: Activations with their zero in the middle; None takes the backend's default.
         percentile: The share of values that `'percentile'` keeps, in percent.
+        reduce_range: Seven bits for one side of each product, so that processors that add pairs of them in 16 bits (x86
+            without VNNI) compute what is meant: for weights, or for activations where the backend prefers that. None reduces
+            where this processor is such a one.
 
     >>> Scheme(activation='percentile').activation
     'percentile'
@@ -39,6 +43,7 @@ class Scheme:
     per_channel: bool | None = None
     symmetric: bool | None = None
     percentile: float = 99.99
+    reduce_range: bool | None = None
 
     def on(self, backend: Backend) -> Scheme:
         """Return the scheme with the backend's defaults filled in.
@@ -57,9 +62,16 @@ class Scheme:
                 f'{backend.name} takes {_symmetry(backend.symmetric[0])} activations, but got symmetric={symmetric}. '
                 f'{backend.why_symmetry}'
             )
+        pairs = backend.reduce_range[-1]
+        reduce_range = pairs and adds_in_16_bits() if self.reduce_range is None else bool(self.reduce_range)
+        if reduce_range not in backend.reduce_range:
+            raise ConfigError(
+                f'{backend.name} multiplies eight bits exactly on every processor and takes the whole range, but got '
+                'reduce_range=True.'
+            )
         observer(self.activation, weight=False, percentile=self.percentile)
         observer(self.weight, weight=True, per_channel=per_channel, percentile=self.percentile)
-        return replace(self, per_channel=per_channel, symmetric=symmetric)
+        return replace(self, per_channel=per_channel, symmetric=symmetric, reduce_range=reduce_range)
 
 
 def _granularity(per_channel: bool) -> str:

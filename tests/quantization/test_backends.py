@@ -49,6 +49,8 @@ def test_a_backend_that_is_not_installed_names_its_extra():
         ('tensorrt', Scheme(symmetric=False), 'symmetric activations.*zero points of 0'),
         ('executorch', Scheme(symmetric=True), 'affine activations'),
         ('onnxruntime', Scheme(weight='histogram'), "'mse'"),
+        ('tensorrt', Scheme(reduce_range=True), 'takes the whole range'),
+        ('executorch', Scheme(reduce_range=True), 'takes the whole range'),
         ('openvino', Scheme(activation='minmax'), "Did you mean 'min_max'"),
     ],
 )

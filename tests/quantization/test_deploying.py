@@ -7,7 +7,7 @@ from torch import nn
 from strop.errors import ConfigError, DataError
 from strop.quantization import QConfig, QuantSpec, TensorRTQuantizer, calibrate, deploy, prepare_qat, quantize
 from strop.quantization.backends import backend, check_structure
-from tests.quantization.nets import image_batches, small_net
+from tests.quantization.nets import image_batches, small_net, sqnr
 from tests.scripts import run_script
 
 pytest.importorskip('torchao')
@@ -50,9 +50,32 @@ def test_a_trained_model_computes_the_same_in_its_runtime(name, runtime, package
     assert result.check.ran
     assert result.check.batches == (8, 1)
     assert result.check.difference < 0.02  # a code that tips over, at most
+    same = deploy(net, DATA, backend=runtime, reduce_range=False, check=False)  # where VNNI is, the one above is it
     for images in DATA:
         with torch.no_grad():
-            torch.testing.assert_close(result(images), net(images), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(same(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('backend_name', ['onnxruntime', 'openvino', 'inductor'])
+def test_weights_of_7_bits_give_the_same_on_every_processor(backend_name):
+    pytest.importorskip('onnxscript')
+    if backend_name != 'inductor':
+        pytest.importorskip(backend_name)
+    net = trained('lsq8', smaller_net)
+    result = deploy(net, DATA, backend=backend_name, reduce_range=True)
+    assert {(layer.weight_bits, layer.input_bits) for layer in result.record.layers} == {(7, 8)}
+    assert result.record.notes == ('The weights of 3 layers were rounded from 8 bits to 7.',)
+    assert result.check.difference < 0.02
+    with torch.no_grad():
+        assert sqnr(net(DATA[0]), result(DATA[0])) > 25  # half a step of 1/63, in three layers
+
+
+def test_inputs_of_four_bits_leave_the_weights_their_range():
+    quantizers = QConfig(QConfig.of('lsq8').weight, QConfig.of('lsq4').input)
+    net = calibrate(prepare_qat(smaller_net(), quantizers, first_last=None), DATA).eval()
+    result = deploy(net, DATA, backend='openvino', reduce_range=True, check=False)
+    assert {(layer.weight_bits, layer.input_bits) for layer in result.record.layers} == {(8, 4)}
+    assert result.record.notes == ()
 
 
 def test_inductor_makes_integer_kernels_of_it_in_a_fresh_process(tmp_path):
@@ -72,7 +95,7 @@ def test_inductor_makes_integer_kernels_of_it_in_a_fresh_process(tmp_path):
 
 @pytest.fixture(scope='module')
 def deployed():
-    return trained('lsq4'), deploy(trained('lsq4'), DATA, backend='openvino', check=False)
+    return trained('lsq4'), deploy(trained('lsq4'), DATA, backend='openvino', reduce_range=False, check=False)
 
 
 def test_steps_and_bits_are_those_that_were_learned(deployed):
@@ -97,7 +120,7 @@ def test_a_layer_with_several_names_is_deployed_under_each():
     torch.manual_seed(0)
     layer, data = nn.Linear(4, 4), [torch.randn(8, 4)]
     net = calibrate(prepare_qat(nn.Sequential(layer, nn.ReLU(), layer), 'int8'), data).eval()
-    result = deploy(net, data, backend='openvino', check=False)
+    result = deploy(net, data, backend='openvino', reduce_range=False, check=False)
     torch.testing.assert_close(result(data[0]), net(data[0]))
     names = [(each.name, each.weight_bits, each.input_bits) for each in result.record.layers]
     assert names == [('0', 8, 8), ('2', 8, 8)]
@@ -109,7 +132,7 @@ def test_values_below_the_level_of_pact_are_clipped_in_what_is_deployed(name):
     torch.manual_seed(0)
     data = [torch.randn(8, 4)]
     net = calibrate(prepare_qat(nn.Sequential(nn.Linear(4, 4)), name, first_last=None), data).eval()
-    result = deploy(net, data, backend='openvino', check=False)
+    result = deploy(net, data, backend='openvino', reduce_range=False, check=False)
     torch.testing.assert_close(result(5 * data[0]), net(5 * data[0]))
     layer = result.record.layers[0]
     assert (layer.weight_bits, layer.input_bits) == (int(name[-1]), int(name[-1]))
@@ -133,6 +156,7 @@ def test_a_model_of_batch_size_one_is_deployed_for_that():
     net = calibrate(prepare_qat(One(), 'int8'), data).eval()
     result = deploy(net, data, backend='openvino')
     assert result.check.batches == (1,)
+    result = deploy(net, data, backend='openvino', reduce_range=False, check=False)
     torch.testing.assert_close(result(data[1]), net(data[1]), rtol=1e-4, atol=1e-5)
 
 
@@ -149,7 +173,7 @@ class Twice(nn.Module):
 
 def test_a_layer_that_is_called_twice_has_a_record_of_each_call():
     net = trained('lsq8', Twice)
-    result = deploy(net, DATA, backend='openvino', check=False)
+    result = deploy(net, DATA, backend='openvino', reduce_range=False, check=False)
     assert [layer.name for layer in result.record.layers] == ['conv', 'conv:2', 'head']
     assert all(layer.sqnr_db > 20 for layer in result.record.layers)
     with torch.no_grad():
@@ -159,7 +183,7 @@ def test_a_layer_that_is_called_twice_has_a_record_of_each_call():
 def test_the_model_stays_as_it_is():
     net = trained('lsq8').train()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    deploy(net, DATA, backend='openvino', check=False)
+    deploy(net, DATA, backend='openvino', reduce_range=False, check=False)
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from strop.errors import BudgetError, ConfigError, DataError, EstimateError, ExportError, StropError
 from strop.quantization import QuantizationRecord, backend, quantize
+from strop.quantization.processor import adds_in_16_bits
 from strop.quantization.quantizing import compared
 from tests.quantization.nets import fragile_net, image_batches, small_net, small_transformer, sqnr, token_batches
 
@@ -92,6 +93,38 @@ def test_scales_are_those_of_the_weights():
     # The quantizer counts the levels of both signs: 254 steps for twice the range.
     assert low == pytest.approx(float(scale.min()), rel=1e-5)
     assert high == pytest.approx(float(scale.max()), rel=1e-5)
+
+
+class AtTheEnds(nn.Module):
+    """Products of the largest codes: pairs of them exceed 16 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, 8)
+        with torch.no_grad():
+            self.conv.weight.fill_(0.5)
+            self.head.weight.fill_(0.25)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize('name', ['onnxruntime', 'openvino', 'inductor'])
+def test_seven_bits_are_exact_on_every_processor(name):
+    if name != 'inductor':
+        pytest.importorskip(name)
+    data = [1 + torch.rand(4, 16, 6, 6) / 8 for _ in range(2)]
+    result = quantize(AtTheEnds().eval(), data, backend=name, reduce_range=True)
+    assert result.check.difference < 0.01
+    side = 'input_bits' if name == 'inductor' else 'weight_bits'
+    assert {getattr(layer, side) for layer in result.record.layers} == {7}
+    assert result.record.scheme['reduce_range'] is True
+    if adds_in_16_bits():
+        with pytest.raises(ExportError, match='adds pairs of products in 16 bits'):
+            quantize(AtTheEnds().eval(), data, backend=name, reduce_range=False)
+        assert quantize(AtTheEnds().eval(), data, backend=name).check.difference < 0.01
+    else:
+        assert quantize(AtTheEnds().eval(), data, backend=name).record.scheme['reduce_range'] is False
 
 
 @pytest.mark.parametrize('per_channel', [True, False])
