@@ -10,7 +10,9 @@
    beside that of channels is tried at several weights, since it says little about what training repairs; that makes several
    such ladders, beside one that takes the same share from every unit.
 4. On each ladder models are built and measured whole until the least harmed one is found that keeps the budget. Where the
-   recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder.
+   recipe allows it, images are made smaller too: alone, and by some of that way together with the cuts of a ladder. Ends of
+   ladders that are far within the budget by the times of step 1 are not measured; once six models keep the budget, nor are
+   ladders whose model is far behind these without training.
 5. Each of these, or the few that are best without training, is taught for some steps as the next stage of the recipe will teach
    it; the better half of more than three is taught anew for twice as many, since what heals slowly may come further, and so are
    those whose scores on the validation samples lie within the standard error of the best, up to four times as many steps. The
@@ -56,8 +58,12 @@ _WIDTHS = (0.35, 0.7, 1.0)
 _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 #: A measured time this little below the limit is near enough; one further below than the second wants more tries, so many.
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
+#: An end of a ladder that is expected to take no more than this share of the limit is not measured for that.
+_SURE = 0.5
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
+#: A model so far below those, or three standard errors below, is not measured.
+_BEHIND = 0.1
 #: Of more than so many that were taught alike the better half goes on, of no more those that are as good as the best.
 _LAST = 3
 #: They are taught for so many times the steps at most.
@@ -259,8 +265,16 @@ class Planner:
             return Candidate('as it is', whole, self.shop.pace(whole), 0.0)
         if self.sides:
             self._smaller_images()
+        behind = []
         for label, ladder in self._ladders.items():
-            self._reach(_steps(label, ladder), ladder)
+            if self._is_behind(ladder):
+                behind.append(label)
+            else:
+                self._reach(_steps(label, ladder), ladder)
+        if behind:
+            planned.explanation.append(
+                f'Not measured, since {_TAUGHT} models within the budget are far better without training: {", ".join(behind)}.'
+            )
         if not planned.candidates:
             label, rung = min(self._missed, key=lambda item: self._excess(item[1]))
             pace = self.shop.pace(rung)
@@ -287,6 +301,19 @@ class Planner:
             label = self._tried[rung.key].label
             self.planned.candidates.append(Candidate(label, rung, self.shop.pace(rung), self.shop.harm(rung)))
         return index
+
+    def _is_behind(self, ladder: Sequence[Rung]) -> bool:
+        """Whether the model that is expected to keep the budget has no chance to be among those that are taught."""
+        candidates = self.planned.candidates
+        if len(candidates) < _TAUGHT or not self._timed_alone() or self.around.follows is None or not self.rehearse:
+            return False
+        limit = ladder[0].milliseconds / max(self._excess(ladder[0]), 1e-9)
+        likely = next((rung for rung in ladder if rung.milliseconds <= limit), ladder[-1])
+        last = sorted((self.shop.untaught(found.rung) for found in candidates), reverse=True)[_TAUGHT - 1]
+        return self.shop.untaught(likely) < last - max(_BEHIND, 3 * self.around.judge.error(last))
+
+    def _timed_alone(self) -> bool:
+        return self.around.budget.timed and not self.shop.counted
 
     def _smaller_images(self) -> None:
         """Make images smaller until that alone keeps the budget, and by some of that way with cuts of least harm."""
@@ -375,9 +402,15 @@ class Planner:
         low, high = 0, len(ladder) - 1
         if self._excess(ladder[low], labels[low]) <= 1:
             return low
-        if high == 0 or self._excess(ladder[high], labels[high]) > 1:
+        if high == 0:
             return None
-        shares = {index: self._excess(ladder[index]) for index in (low, high)}
+        shares = {low: self._excess(ladder[low])}
+        shares[high] = shares[low] * ladder[high].milliseconds / max(ladder[low].milliseconds, 1e-9)
+        foreseen = self._timed_alone() and shares[high] <= _SURE
+        if not foreseen:
+            shares[high] = self._excess(ladder[high], labels[high])
+            if shares[high] > 1:
+                return None
         for number in range(max(1, tries) + _MORE):
             enough = number >= tries and shares[high] > _FAR
             if high - low <= 1 or shares[high] > _NEAR or enough:
@@ -385,6 +418,8 @@ class Planner:
             middle = _between(ladder, low, high, shares) if number % 3 != 2 else (low + high) // 2
             shares[middle] = self._excess(ladder[middle], labels[middle])
             low, high = (low, middle) if shares[middle] <= 1 else (middle, high)
+        if foreseen and high == len(ladder) - 1 and self._excess(ladder[high], labels[high]) > 1:
+            return None
         return high
 
     def _within_score(self) -> Candidate:

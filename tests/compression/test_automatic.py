@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -177,11 +178,55 @@ def test_the_search_for_smaller_images_goes_on_to_the_first_within_the_budget():
     sides = range(224, 104, -8)
     ladder = [Rung({}, (), 1.5 * (side / 224) ** 2, 0.0, side) for side in sides]
     asked = []
-    planner = SimpleNamespace(_excess=lambda rung, label=None: asked.append(rung.side) or rung.milliseconds)
+    planner = SimpleNamespace(
+        _excess=lambda rung, label=None: asked.append(rung.side) or rung.milliseconds, _timed_alone=lambda: True
+    )
     found = Planner._first_within(planner, [f'images of {side}' for side in sides], ladder, len(ladder))
     assert sides[found] == 176
     assert {176, 184} <= set(asked)
     assert len(asked) < len(ladder)
+    assert 112 not in asked, 'a quarter of the pixels is foreseen to be enough'
+
+
+@pytest.mark.parametrize(('last', 'expected'), [(0.9, 3), (1.1, None)])
+def test_an_end_that_was_foreseen_is_measured_before_it_is_taken(last, expected):
+    ladder = [Rung({}, (), milliseconds, 0.0) for milliseconds in (1.0, 0.8, 0.6, 0.1)]
+    truth = dict(zip((1.0, 0.8, 0.6, 0.1), (2.0, 1.8, 1.6, last)))
+    asked = []
+    planner = SimpleNamespace(
+        _excess=lambda rung, label=None: asked.append(rung.milliseconds) or truth[rung.milliseconds],
+        _timed_alone=lambda: True,
+    )
+    assert Planner._first_within(planner, list('abcd'), ladder, 4) == expected
+    assert asked[-1] == 0.1
+
+
+def test_a_limit_that_is_counted_is_counted_at_the_end_too():
+    ladder = [Rung({}, (), milliseconds, 0.0) for milliseconds in (1.0, 0.5, 0.1)]
+    asked = []
+    planner = SimpleNamespace(
+        _excess=lambda rung, label=None: asked.append(rung.milliseconds) or (1.5 if rung.milliseconds < 1 else 2.0),
+        _timed_alone=lambda: False,
+    )
+    assert Planner._first_within(planner, list('abc'), ladder, 4) is None
+    assert asked[-1] == 0.1
+
+
+@pytest.mark.parametrize(
+    ('likely', 'number', 'rehearse', 'expected'),
+    [(0.2, 6, 30, True), (0.55, 6, 30, False), (0.2, 5, 30, False), (0.2, 6, 0, False)],
+)
+def test_ladders_that_are_far_behind_are_not_measured(likely, number, rehearse, expected):
+    """Six models have scores of 0.6 to 0.85; of the ladder the second rung is expected to keep the budget."""
+    scores = {f'{0.6 + index / 20:.2f}': 0.6 + index / 20 for index in range(number)}
+    candidates = [Candidate(name, Rung({}, (name,), 0.5, 0.0), None, 0.0) for name in scores]
+    ladder = [Rung({}, (), 1.0, 0.0), Rung({}, ('b',), 0.5, 1.0), Rung({}, ('c',), 0.2, 2.0)]
+    planner = SimpleNamespace(
+        planned=SimpleNamespace(candidates=candidates), rehearse=rehearse, _excess=lambda rung: 1.5, _timed_alone=lambda: True,
+        around=SimpleNamespace(follows=object(), judge=SimpleNamespace(error=lambda score: 0.01)),
+        shop=SimpleNamespace(untaught=lambda rung: scores.get(rung.removed[0], likely)),
+    )  # fmt: skip
+    assert Planner._is_behind(planner, ladder) is expected
 
 
 def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
@@ -191,7 +236,7 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
     planner = SimpleNamespace(
         around=SimpleNamespace(data=SimpleNamespace(side=32, image_side=32)), sides=sides, tries=3, planned=Planned(None),
         _ladders={'least harm': [whole, cut, least]}, _missed=[], _tried={},
-        shop=SimpleNamespace(harm=lambda rung: rung.harm, pace=lambda rung: None),
+        shop=SimpleNamespace(harm=lambda rung: rung.harm, pace=lambda rung: None), _timed_alone=lambda: True,
     )  # fmt: skip
 
     def excess(rung, label=None):
@@ -346,7 +391,8 @@ def test_one_try_does_not_end_in_a_far_smaller_model(tmp_path, pictures, by_coun
     larger = [entry.latency_ms for entry in ladder if entry.latency_ms > 0.8]
     # It lies in the upper part of the budget, or the next larger model was measured and breaks it.
     assert first['share'] > 0.8 * 0.8 or larger
-    assert first['share'] > min(entry.latency_ms for entry in ladder)
+    step, last = map(int, re.findall(r'step (\d+) of (\d+)', first['label'])[0])
+    assert step < last
 
 
 def smaller(folder, pictures, *after, **stage):
