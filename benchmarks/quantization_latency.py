@@ -34,6 +34,7 @@ import torch
 from record import ROOT, write_result
 from torch import nn
 
+from strop.errors import EstimateError
 from strop.estimators import measure
 from strop.quantization import backends, quantize
 
@@ -58,7 +59,10 @@ def calls(result: Any, inputs: torch.Tensor, threads: int) -> dict[str, Any]:
     name = result.backend.name
     found = {f'{name} int8': result.bind(inputs, threads)}
     for precision in result.backend.precisions:
-        found[f'{name} {precision}'] = result.bind(inputs, threads, precision, floats=True)
+        try:
+            found[f'{name} {precision}'] = result.bind(inputs, threads, precision, floats=True)
+        except EstimateError as error:  # of a precision that the processor has not
+            print(f'{name} is not measured in {precision}: {error}')
     return found
 
 
@@ -92,9 +96,8 @@ def cell(model: nn.Module, batch: int, threads: int, names: list[str], runs: int
     fastest = min(floats, key=lambda name: times[name].median_ms)
     ratios: dict[str, Any] = {}
     for name in names:
-        row = {f'own {precision}': f'{name} {precision}' for precision in backends()[name].precisions} | {
-            'fastest float': fastest
-        }
+        own = [precision for precision in backends()[name].precisions if f'{name} {precision}' in entries]
+        row = {f'own {precision}': f'{name} {precision}' for precision in own} | {'fastest float': fastest}
         ratios[name] = {}
         for label, other in row.items():
             ratio = times.ratio(other, f'{name} int8')

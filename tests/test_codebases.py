@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,16 @@ from strop.codebases import check_codebase, check_scope, find_codebase_config, m
 from strop.errors import ConfigError, MissingDependencyError, UnknownTypeError
 from strop.registry import MODELS
 from tests.scripts import run_script
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(tmp_path: Path) -> Iterator[None]:
+    """Take the modules of stand-ins out of `sys.modules`."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if name.partition('.')[0] == 'mmdet' and str(getattr(module, '__file__', '')).startswith(str(tmp_path)):
+            del sys.modules[name]
+
 
 absent = pytest.mark.skipif(codebases.installed('mmdet'), reason='the real codebases are here')
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from strop.errors import try_import
+from strop.errors import EstimateError, try_import
 
 #: A call without arguments that runs a model once.
 Call = Callable[[], Any]
@@ -87,6 +87,7 @@ class OpenVinoSession:
 
     Raises:
         MissingDependencyError: If OpenVINO is not installed.
+        EstimateError: When it compiles, if this processor has no such precision: OpenVINO takes another one without a word.
     """
 
     def __init__(self, model: Any, threads: int = 1, precision: str = 'f32', profiled: bool = False) -> None:
@@ -121,6 +122,11 @@ class OpenVinoSession:
             if known != list(shapes):
                 fixed.reshape({port.any_name: list(shape) for port, shape in zip(fixed.inputs, shapes, strict=True)})
             compiled = self._core.compile_model(fixed, 'CPU', self._settings)
+            wanted, taken = self._settings['INFERENCE_PRECISION_HINT'], compiled.get_property('INFERENCE_PRECISION_HINT')
+            if taken.get_type_name() != wanted:
+                raise EstimateError(
+                    f'OpenVINO computes no {wanted} on this processor; it would take {taken.get_type_name()} for it.'
+                )
             self._compiled[shapes] = compiled, compiled.create_infer_request()
         return self._compiled[shapes]
 

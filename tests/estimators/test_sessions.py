@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from strop.errors import EstimateError
 from strop.estimators.runtimes import onnx_bytes
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession, bound, openvino_core
 
@@ -104,6 +105,21 @@ def test_openvino_is_compiled_for_each_shape(tmp_path):
         x, y = torch.randn(size, 3, side, side), torch.randn(size, 3, side, side)
         assert_alike(run([x, y]), net(x, y))
         assert_alike(run.bind([x, y])(), net(x, y))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('precision', 'capability'), [('bf16', 'BF16'), ('f16', 'FP16')])
+def test_openvino_refuses_floats_that_the_processor_has_not(tmp_path, precision, capability):
+    """By itself it would compute in f32, and times would be told of what was never computed."""
+    pytest.importorskip('openvino')
+    net, path = gap_file(tmp_path)
+    inputs = [images(1), images(2)]
+    if capability in openvino_core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        found = torch.as_tensor(OpenVinoSession(path, precision=precision)(inputs)[0])
+        assert 0 < (found.float() - net(*inputs)[0]).abs().max() < 0.1
+    else:
+        with pytest.raises(EstimateError, match=f'computes no {precision} on this processor'):
+            OpenVinoSession(path, precision=precision)(inputs)
 
 
 def test_openvino_tells_what_each_step_takes(tmp_path):
