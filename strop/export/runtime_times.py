@@ -38,6 +38,8 @@ FLOATS = ('f32', 'bf16')
 # What quantization calls its back ends -> the runtimes that compute them.
 _RUNTIME_OF = {'inductor': 'compile'}
 _FEWEST_ROUNDS = 5
+#: A shorter float that takes this many times as long as f32, and so much longer, is not measured.
+_IMITATED, _WASTED_MS = 3.0, 50.0
 _MOST_CALLS = 20
 
 
@@ -228,7 +230,8 @@ def measure_runtimes(
     OpenVINO, in each of the precisions that those have; a quantized model, or a file, in its own runtime beside them.
     Everything of one batch size is measured in the same rounds, one after the other, so that a slow moment falls on all alike;
     a sample is the mean of up to 20 calls in a row after one that is not timed, as many as the time allows.
-    What cannot be measured is listed with the reason, and stops nothing.
+    What cannot be measured is listed with the reason, and stops nothing; so is a shorter float that a processor only imitates,
+    at several times the time of `f32` in the same runtime.
 
     Args:
         models: Name -> a plain model, what `quantize` returned, a file, or several of these.
@@ -284,6 +287,7 @@ def measure_runtimes(
             if tell is not None:
                 tell(number, total)
             ready += bench.prepared(job)
+        ready = bench.worthwhile(ready)
         scores, peaks = bench.scores(ready, score), bench.memory(ready) if memory else {}
         rows: list[RuntimeTime] = []
         for batch in batches:
@@ -373,6 +377,28 @@ class _Bench:
             self._missing.append({'runtime': runtime, 'reason': f'{stage} in {precision}: {reason}', 'extra': ''})
             return []
         return found
+
+    def worthwhile(self, ready: Sequence[_Ready]) -> list[_Ready]:
+        """Return all but floats that take far longer than `f32` in the same runtime; these are listed as missing."""
+        plain = {(each.stage, each.runtime): each for each in ready if each.precision == 'f32' and each.batch is None}
+        left: dict[tuple[str, str], str] = {}
+        for each in ready:
+            beside, what = plain.get((each.stage, each.runtime)), (each.runtime, each.precision)
+            if each.precision in ('f32', 'int8') or beside is None or each.batch is not None or what in left:
+                continue
+            batch = max(self._batches)
+            tensors = self.tensors(each.stage, batch)
+            times = measure(
+                {entry.precision: bound(entry.run, tensors) for entry in (beside, each)},
+                runs=1, warmup=0, settle=0, threads=self._threads,
+            )  # fmt: skip
+            before, after = (times[entry.precision].median_ms for entry in (beside, each))
+            if after > _IMITATED * before and after - before > _WASTED_MS:
+                left[what] = (
+                    f'{each.precision} takes {after / before:.1f} times as long as f32 there ({each.stage}, batch {batch})'
+                )
+        self._missing += [{'runtime': runtime, 'reason': reason, 'extra': ''} for (runtime, _), reason in left.items()]
+        return [each for each in ready if (each.runtime, each.precision) not in left]
 
     def tensors(self, stage: str, batch: int) -> list[torch.Tensor]:
         """Return the tensors of a model's inputs of a batch size."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,29 @@ def test_eager_and_compiled_models_are_measured_beside_each_other() -> None:
         ('eager', 'f32'), ('eager', 'bf16'), ('compile', 'f32'), ('compile', 'bf16'),
     ]  # fmt: skip
     assert {row.bytes for row in times.rows} == {None}
+
+
+class Imitated(nn.Module):
+    """It takes its time in short floats, as a processor that has none."""
+
+    def __init__(self, ms: float) -> None:
+        super().__init__()
+        self.layer, self.ms = nn.Linear(8, 4), ms
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled('cpu'):
+            time.sleep(1e-3 * self.ms)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(('ms', 'measured'), [(120, ['f32']), (10, ['f32', 'bf16'])])
+def test_a_float_that_is_only_imitated_is_left_out_with_the_reason(ms: float, measured: list[str]) -> None:
+    times = measure_runtimes({'a': Imitated(ms), 'b': _net()}, ROWS, batches=(1, 4), only=('eager',), rounds=2, seconds=1)
+    for stage in ('a', 'b'):
+        assert [row.precision for row in times.rows if (row.stage, row.batch) == (stage, 1)] == measured
+    reasons = [entry['reason'] for entry in times.missing]
+    assert len(reasons) == 2 - len(measured)
+    assert all(re.fullmatch(r'bf16 takes [\d.]+ times as long as f32 there \(a, batch 4\)', reason) for reason in reasons)
 
 
 def test_keyword_arguments_reach_every_runtime_under_their_names() -> None:
