@@ -198,6 +198,9 @@ def quantize(
             if patterns
             else f'{nothing}it has no layer that the backend computes with integers.'
         )
+    if reduce_range is None and scheme.reduce_range:
+        side = 'activations' if entry.name == 'inductor' else 'weights'
+        notes.append(f'This processor has no VNNI: {side} have 7 bits, so that pairs of products fit 16 bits.')
     record = QuantizationRecord(
         backend=entry.name,
         layers=layers,

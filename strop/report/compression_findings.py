@@ -171,14 +171,30 @@ class Findings:
     # -- what should be said ---------------------------------------------------------------------
 
     def warnings(self) -> list[str]:
-        """Return what the result warns of, what its stages do, and where fewer MACs were no gain in time."""
+        """Return what the result warns of, what its stages do, and where integers or fewer MACs were no gain in time."""
         found = list(self.result.warnings)
         for stage in self.result.stages:
             found += [f'{stage.name}: {warning}' for warning in stage.warnings]
             if stage.status in ('failed', 'running'):
                 ended = 'failed' if stage.status == 'failed' else 'has not ended'
                 found.append(f'The stage {stage.name} {ended}; what is shown is what was finished before it.')
-        return [*found, *self.idle_macs(), *self.idle_layers()]
+        return [*found, *self.idle_integers(), *self.idle_macs(), *self.idle_layers()]
+
+    def idle_integers(self) -> list[str]:
+        """Return a sentence wherever the quantized result is no faster than the result in floats on the same runtime."""
+        found = []
+        for batch in self.batches:
+            after = {(pair.runtime, pair.precision): pair.after for pair in self.pairs(batch) if pair.after is not None}
+            for (runtime, precision), integers in after.items():
+                floats = [entry for (where, form), entry in after.items() if where == runtime and form != 'int8']
+                best = min(floats, key=lambda entry: entry.median_ms, default=None)
+                if precision == 'int8' and best is not None and integers.median_ms > _FASTER * best.median_ms:
+                    found.append(
+                        f'Integers are no gain in {wording.runtime(runtime)} at batch {batch}: {integers.stage} takes '
+                        f'{wording.milliseconds(integers.median_ms)} in int8, {best.stage} '
+                        f'{wording.milliseconds(best.median_ms)} in {best.precision}.'
+                    )
+        return found
 
     def idle_macs(self) -> list[str]:
         """Return a sentence for every batch size at which fewer MACs did not make the model faster somewhere."""
