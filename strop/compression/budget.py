@@ -15,6 +15,8 @@ from strop.pruning import Budget as PruningBudget
 #: Limits that a number can be set for; each is kept.
 LIMITS = ('macs', 'params', 'size_mb', 'latency', 'latency_ms', 'accuracy_drop')
 _HOW = ('runtime', 'threads', 'relative_to')
+#: Latencies scatter; a difference below this share cannot be told from noise.
+_SCATTER = 1.02
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ def verdicts(budget: Budget, before: Mapping[str, float], after: Mapping[str, fl
         else:
             wanted = float(given)
         reached = float(after[figure])
-        # Latencies scatter; a difference below this share cannot be told from noise.
-        met = reached <= wanted * (1.02 if figure == 'latency_ms' else 1.0) + 1e-9
+        met = reached <= wanted * (_SCATTER if figure == 'latency_ms' else 1.0) + 1e-9
+        beyond = f' (differences below {_SCATTER - 1:.0%} are noise)' if met and reached > wanted + 1e-9 else ''
         unit = {'latency_ms': ' ms', 'size_mb': ' MB', 'accuracy_drop': ' points'}.get(figure, '')
         state = 'is met' if met else 'is NOT met'
         found.append(
@@ -192,7 +194,7 @@ def verdicts(budget: Budget, before: Mapping[str, float], after: Mapping[str, fl
                 wanted,
                 reached,
                 met,
-                f'The budget {name} ≤ {given} {state}: {_shown(reached)}{unit} of {_shown(wanted)}{unit}.',
+                f'The budget {name} ≤ {given} {state}: {_shown(reached)}{unit} of {_shown(wanted)}{unit}{beyond}.',
             )
         )
     return found

@@ -43,3 +43,17 @@ def test_what_is_written_is_read_again():
     assert Budget.of(budget.to_dict()) == budget
     assert budget.timed
     assert Budget.of(None).limits == {}
+
+
+@pytest.mark.parametrize(
+    ('reached', 'met', 'words'),
+    [
+        (1.0, True, 'is met: 1 ms of 1 ms.'),
+        (1.015, True, 'is met: 1.015 ms of 1 ms (differences below 2% are noise).'),
+        (1.03, False, 'is NOT met: 1.03 ms of 1 ms.'),
+    ],
+)
+def test_a_time_just_beyond_its_limit_is_met_and_says_why(reached, met, words):
+    verdict = verdicts(Budget(latency=0.5), {'latency_ms': 2.0}, {'latency_ms': reached})[0]
+    assert verdict.met is met
+    assert verdict.sentence == f'The budget latency ≤ 0.5 {words}'
