@@ -76,7 +76,7 @@ def peaks(threads: int, size: int = 2048) -> dict[str, float]:
         'bf16': partial(torch.mm, halves, halves),
         'int8': partial(torch._int_mm, integers, integers),
     }
-    few = measure({'f32': partial(torch.mm, floats[:256], floats), 'bf16': partial(torch.mm, halves[:256], halves)}, runs=3)
+    few = measure({'f32': partial(torch.mm, floats[:16], floats), 'bf16': partial(torch.mm, halves[:16], halves)}, runs=3)
     if few['bf16'].median_ms > 5 * few['f32'].median_ms:  # only imitated, and minutes of it
         del entries['bf16']
     times = measure(entries, runs=15, threads=threads, warmup=2)

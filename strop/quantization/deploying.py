@@ -74,6 +74,7 @@ def deploy(
     if not fake_quantizers(model):
         raise ConfigError('This model has no fake quantizers: call prepare_qat and train, or quantize it by strop.quantize.')
     _check_codes(model, entry)
+    reduces = Scheme(reduce_range=reduce_range).on(entry).reduce_range
     entry.require()
     used = Batches.of(data, batches, torch.device('cpu'))
     twin = copy.deepcopy(model).cpu().eval()
@@ -87,8 +88,10 @@ def deploy(
         if isinstance(module, QuantizedLayer)
     }
     notes = []
-    if Scheme(reduce_range=reduce_range).on(entry).reduce_range:
-        reduced = [name for name in bits if integers.get_submodule(name).reduce_range()]  # type: ignore[operator]
+    if reduces:
+        layers = {name: integers.get_submodule(name) for name in bits}
+        changed = {layer for layer in set(layers.values()) if layer.reduce_range()}  # type: ignore[operator]
+        reduced = [name for name, layer in layers.items() if layer in changed]  # a layer may have several names
         bits |= {name: (7, bits[name][1]) for name in reduced}
         notes += [f'The weights of {len(reduced)} layers were rounded from 8 bits to 7.'] if reduced else []
     graph = capture(integers, example)

@@ -62,6 +62,10 @@ class Scheme:
                 f'{backend.name} takes {_symmetry(backend.symmetric[0])} activations, but got symmetric={symmetric}. '
                 f'{backend.why_symmetry}'
             )
+        if self.reduce_range not in (None, True, False):
+            raise ConfigError(
+                f'`reduce_range` is true, false, or None for what this processor needs, but got {self.reduce_range!r}.'
+            )
         pairs = backend.reduce_range[-1]
         reduce_range = pairs and adds_in_16_bits() if self.reduce_range is None else bool(self.reduce_range)
         if reduce_range not in backend.reduce_range:

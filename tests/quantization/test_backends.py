@@ -50,6 +50,7 @@ def test_a_backend_that_is_not_installed_names_its_extra():
         ('executorch', Scheme(symmetric=True), 'affine activations'),
         ('onnxruntime', Scheme(weight='histogram'), "'mse'"),
         ('tensorrt', Scheme(reduce_range=True), 'takes the whole range'),
+        ('openvino', Scheme(reduce_range='auto'), "true, false, or None.*got 'auto'"),
         ('executorch', Scheme(reduce_range=True), 'takes the whole range'),
         ('openvino', Scheme(activation='minmax'), "Did you mean 'min_max'"),
     ],

@@ -124,6 +124,9 @@ def test_a_layer_with_several_names_is_deployed_under_each():
     torch.testing.assert_close(result(data[0]), net(data[0]))
     names = [(each.name, each.weight_bits, each.input_bits) for each in result.record.layers]
     assert names == [('0', 8, 8), ('2', 8, 8)]
+    reduced = deploy(net, data, backend='openvino', reduce_range=True, check=False)
+    assert [(each.weight_bits, each.input_bits) for each in reduced.record.layers] == [(7, 8), (7, 8)]
+    assert sqnr(net(data[0]), reduced(data[0])) > 25
     assert all(each.sqnr_db > 20 for each in result.record.layers)
 
 
