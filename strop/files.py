@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import numbers
@@ -21,7 +22,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`.
 
     On any exception, or if the process dies, `path` keeps what it had before. Who can read the new file is what the umask
-    says, also where the temporary one was replaced by another file.
+    says, also where the temporary one was replaced by another file. Where `path` is a symbolic link, the file that it leads to
+    is replaced.
+
+    Raises:
+        OSError: If `path` is a device, a pipe or a socket, which cannot be replaced by a file.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -30,7 +35,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> (folder / 'a.txt').read_text()
     'whole'
     """
-    target = Path(path)
+    if _is_stream(path):
+        raise OSError(errno.EINVAL, 'It is a device or a pipe, but what is written here must be a file', os.fspath(path))
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.stem}.{secrets.token_hex(6)}{target.suffix}')
     # Not by tempfile, which makes files that only their owner can read; this mode is subject to the umask.
@@ -50,18 +57,30 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write `content` to `path`: all of it, or nothing.
+    """Write `content` to `path`: all of it, or nothing; a device or a pipe, such as /dev/stdout, is written to as it is.
 
     Raises:
         OSError: If it cannot be written; it names the file, which a full disk alone does not.
     """
+    raw = content.encode() if isinstance(content, str) else content
     try:
+        if _is_stream(path):
+            Path(path).write_bytes(raw)
+            return
         with atomic_path(path) as temporary:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.write_bytes(raw)
     except OSError as error:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def _is_stream(path: str | os.PathLike[str]) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_text(path: str | os.PathLike[str], purpose: str) -> str:

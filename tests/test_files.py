@@ -210,3 +210,27 @@ def test_a_number_of_too_many_digits_is_no_json(tmp_path):
     (tmp_path / 'a.json').write_text('{"macs": ' + '9' * 5000 + '}')
     with pytest.raises(ConfigError, match='is not JSON'):
         read_json(tmp_path / 'a.json', 'a result')
+
+
+def test_a_link_leads_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / 'runs').mkdir()
+    (tmp_path / 'runs' / 'a.json').write_text('old')
+    (tmp_path / 'latest.json').symlink_to(tmp_path / 'runs' / 'a.json')
+    (tmp_path / 'next.json').symlink_to(tmp_path / 'runs' / 'b.json')
+    atomic_write(tmp_path / 'latest.json', 'new')
+    atomic_write(tmp_path / 'next.json', 'first')
+    assert (tmp_path / 'latest.json').is_symlink()
+    assert (tmp_path / 'next.json').is_symlink()
+    assert {path.name: path.read_text() for path in (tmp_path / 'runs').iterdir()} == {'a.json': 'new', 'b.json': 'first'}
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = subprocess.Popen([sys.executable, '-c', f'print(open({str(pipe)!r}).read())'], stdout=subprocess.PIPE, text=True)
+    atomic_write(pipe, 'through')
+    assert reader.communicate(timeout=60)[0] == 'through\n'
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    with pytest.raises(OSError, match='device or a pipe'), atomic_path(pipe):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ['pipe']
