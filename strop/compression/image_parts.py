@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from strop.compression.parts import NO_LABEL, DataParts
 from strop.data.datasets import LabelledImages
 from strop.data.images import checked, split_indices
-from strop.data.sources import open_image, parts_of, scan_folder
+from strop.data.sources import check_classes, class_names, open_image, parts_of, scan_folder
 from strop.data.transforms import TensorNormalize, TensorRandomCrop, TensorRandomFlip
 from strop.errors import DataError, listed
 from strop.randomness import counter_rng
@@ -75,13 +76,17 @@ def image_parts(source: DataSource, seed: int, normalise: Mapping[str, Any] | No
 
 @dataclass(frozen=True, eq=False)
 class _Pixels:
-    """Images by number: in memory, or as files that are decoded when they are asked for; `side` is the shorter one."""
+    """Images by number: in memory, or as files that are decoded when they are asked for; `side` is the shorter one.
+
+    The fingerprint is a hash of all of them: of their pixels, or of the names and sizes of their files.
+    """
 
     read: Callable[[int], Tensor]
     labels: np.ndarray
     classes: tuple[str, ...]
     side: int
     places: np.ndarray
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.places)
@@ -99,6 +104,10 @@ class _Images(LabelledImages):
     @property
     def labels(self) -> np.ndarray:
         return self.pixels.labels
+
+    @property
+    def fingerprint(self) -> str:
+        return self.pixels.fingerprint
 
     def read(self, index: int) -> Tensor:
         return self.pixels.read(int(self.pixels.places[index]))
@@ -135,7 +144,8 @@ class CentreCrop:
 def _in_memory(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], where: str) -> _Pixels:
     found = checked(images, labels, classes, where)
     pixels = torch.from_numpy(found.images if found.images.flags.writeable else found.images.copy())
-    return _Pixels(pixels.__getitem__, found.labels, found.classes, min(pixels.shape[-2:]), np.arange(len(pixels)))
+    content = hashlib.blake2b(np.ascontiguousarray(found.images).data, digest_size=8).hexdigest()
+    return _Pixels(pixels.__getitem__, found.labels, found.classes, min(pixels.shape[-2:]), np.arange(len(pixels)), content)
 
 
 def _arrays(source: DataSource) -> dict[str, _Pixels]:
@@ -158,13 +168,9 @@ def _folders(source: DataSource, skipped: dict[str, str]) -> dict[str, _Pixels]:
     root = Path(source.source).expanduser()
     folders = {part: root / part for part in source.found_parts} or {'all': root}
     result: dict[str, _Pixels] = {}
-    names: tuple[str, ...] | None = None
+    check_classes({folder: class_names(folder) for folder in folders.values()})
     for part, folder in folders.items():
         files, labels, classes = scan_folder(folder)
-        if names is not None and classes != names:
-            other = sorted(set(classes) ^ set(names))
-            raise DataError(f'{folder} has other classes than the part before it: {listed(other)} are in one of them only.')
-        names = classes
         if len(classes) < 2:
             raise DataError(f'{folder} has the one class {classes[0]!r}; a classifier needs at least two classes.')
         if source.limit is not None and source.limit < len(files):
@@ -211,7 +217,10 @@ def _readable(
     def read(index: int) -> Tensor:
         return torch.from_numpy(open_image(kept[index], size).copy()).permute(2, 0, 1).contiguous()
 
-    return _Pixels(read, np.array(labels)[good], tuple(classes), min(next(iter(shapes))[:2]), np.arange(len(kept)))
+    side = min(next(iter(shapes))[:2])
+    named = repr([(path.parent.name, path.name, path.stat().st_size) for path in kept])
+    content = hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
+    return _Pixels(read, np.array(labels)[good], tuple(classes), side, np.arange(len(kept)), content)
 
 
 def annotation_files(folder: Path) -> list[Path]:

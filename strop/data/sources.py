@@ -10,7 +10,7 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -213,11 +213,35 @@ def folder_parts(folder: Path, size: int | None) -> Parts:
     Args:
         folder: The folder.
         size: Images are scaled and cut to `size` x `size` pixels.
+
+    Raises:
+        DataError: If the parts have other classes: their labels, which count the folders, would mean something else.
     """
     found = [part for part in _PARTS if (folder / part).is_dir()]
     if not found:
         return {'all': lambda: _folder(folder, size)}
+    check_classes({folder / part: class_names(folder / part) for part in found})
     return {part: lambda part=part: _folder(folder / part, size) for part in found}  # type: ignore[misc]
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders below `folder` in the order of their labels; hidden ones are none."""
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.')))
+
+
+def check_classes(parts: Mapping[Path, tuple[str, ...]]) -> None:
+    """Check that the parts of an image set have the same classes.
+
+    Raises:
+        DataError: If one has others than the first.
+    """
+    first, *others = parts.items()
+    for folder, classes in others:
+        if classes != first[1]:
+            raise DataError(
+                f'{folder} has other classes than {first[0]}: {listed(sorted(set(classes) ^ set(first[1])))} are in one of '
+                'them only. A label is the number of its class folder, so all parts need the same folders.'
+            )
 
 
 def scan_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
@@ -228,7 +252,7 @@ def scan_folder(folder: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
     """
     if not folder.is_dir():
         raise DataError(f'There is no folder {folder}.')
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    classes = class_names(folder)
     if not classes:
         raise DataError(f'{folder} must contain one folder for each class, with images inside; it has no folder.')
     paths: list[Path] = []
@@ -255,15 +279,40 @@ def open_image(source: Any, size: int | None) -> np.ndarray:
         size: Scale and cut to `size` x `size` pixels, if given.
 
     Raises:
-        OSError: If it cannot be decoded.
+        OSError: If it cannot be decoded, or its pixels have no known range.
     """
     pillow, tools = try_import('PIL.Image', 'vision'), try_import('PIL.ImageOps', 'vision')
+    image = open_picture(source)
+    try:
+        if size is not None:
+            image = tools.fit(image, (size, size), method=pillow.Resampling.BILINEAR)
+        return np.asarray(image)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f'{type(error).__name__}: {error}') from error
+
+
+def open_picture(source: Any, mode: str = 'RGB') -> Any:
+    """Decode one image with Pillow, 8 bits a channel; of 16 bits grey the upper eight are kept, where Pillow alone cuts off.
+
+    Args:
+        source: Path or binary stream.
+        mode: What Pillow converts to: 'RGB' or 'L'.
+
+    Raises:
+        OSError: If it cannot be decoded, or its pixels have no known range: 32-bit integers or floats.
+    """
+    pillow = try_import('PIL.Image', 'vision')
     try:
         with pillow.open(source) as image:
-            image = image.convert('RGB')
-            if size is not None:
-                image = tools.fit(image, (size, size), method=pillow.Resampling.BILINEAR)
-            return np.asarray(image)
+            if image.mode.startswith('I;16'):
+                image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode == 'I' and image.format == 'PNG':  # how older versions of Pillow read those of 16 bits
+                image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.mode in ('I', 'F'):
+                raise OSError('it has 32 bits a pixel, whose range is not known: save it with 8 or 16 bits')
+            return image.convert(mode)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # decoders fail on damaged files in ways of their own, and Pillow refuses huge images by another

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from strop.data.images import load_images
-from strop.data.sources import parts_of, read_idx
+from strop.data.sources import open_image, open_picture, parts_of, read_idx
 from strop.errors import DataError, UnsafeFileError
 
 SHARED = Path(__file__).resolve().parents[2] / '..' / 'shared' / 'data'
@@ -191,6 +191,37 @@ def test_folders_that_are_unusable(tmp_path: Path) -> None:
         load_images(tmp_path / 'file.txt')
     with pytest.raises(DataError, match='There is no image set'):
         load_images(tmp_path / 'absent')
+
+
+def test_parts_with_other_classes_are_refused(tmp_path: Path) -> None:
+    """Their labels would mean something else: `fox` is the third class of one and the second of the other."""
+    image = pytest.importorskip('PIL.Image')
+    for part, classes in {'train': ('cat', 'dog', 'fox'), 'test': ('cat', 'fox')}.items():
+        for name in (*classes, '.cache'):
+            (tmp_path / part / name).mkdir(parents=True)
+            image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / part / name / 'a.png')
+    with pytest.raises(DataError, match=r"test has other classes than .*train: 'dog' are in one of them only"):
+        load_images(tmp_path, 'test')
+    (tmp_path / 'test' / 'dog').mkdir()
+    image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / 'test' / 'dog' / 'a.png')
+    assert load_images(tmp_path, 'test').classes == ('cat', 'dog', 'fox')
+
+
+@pytest.mark.parametrize('ending', ['png', 'tiff'])
+def test_grey_images_of_16_bits_keep_their_upper_eight(tmp_path: Path, ending: str) -> None:
+    image = pytest.importorskip('PIL.Image')
+    grey = np.array([[0, 255, 256], [4660, 32768, 65535]], np.uint16)
+    image.fromarray(grey).save(tmp_path / f'a.{ending}')
+    expected = np.repeat([[[0], [0], [1]], [[18], [128], [255]]], 3, axis=2)
+    assert np.array_equal(open_image(tmp_path / f'a.{ending}', None), expected)
+    assert np.array_equal(np.asarray(open_picture(tmp_path / f'a.{ending}', 'L')), expected[..., 0])
+
+
+def test_pixels_of_32_bits_have_no_known_range(tmp_path: Path) -> None:
+    image = pytest.importorskip('PIL.Image')
+    image.fromarray(np.ones((3, 3), np.float32)).save(tmp_path / 'a.tiff')
+    with pytest.raises(OSError, match='32 bits a pixel'):
+        open_image(tmp_path / 'a.tiff', None)
 
 
 def test_missing_part(tmp_path: Path) -> None:
