@@ -424,9 +424,9 @@ class Planner:
 
     def _within_score(self) -> Candidate:
         """Go down the ladder as far as models that were taught for some steps keep the limit of the drop."""
-        planned, judge = self.planned, self.around.judge
+        planned = self.planned
         (label, ladder), drop = next(iter(self._ladders.items())), float(self.around.budget.accuracy_drop or 0.0)
-        whole = judge.score(self.model, 'validation')
+        whole = self.around.at(None).judge.score(self.around.original, 'validation')
         low, high = 0, len(ladder)
         while high - low > 1 and len(planned.candidates) < max(1, self.tries):
             middle = (low + high) // 2
@@ -436,7 +436,7 @@ class Planner:
             found.steps = self.rehearse
             planned.candidates.append(found)
             self._try(rung, found.label, found.score, None)
-            low, high = (middle, high) if 100 * (whole - found.score) <= drop else (low, middle)
+            low, high = (middle, high) if 100 * (whole - found.score) <= drop + 1e-9 else (low, middle)
         name = f'{label}, step {low} of {len(ladder) - 1}'
         taught = f', taught for {self.rehearse} steps,' if self.around.follows is not None and self.rehearse else ''
         planned.explanation.append(

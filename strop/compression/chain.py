@@ -44,7 +44,7 @@ from strop.estimators.runtimes import computing_with
 from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
 from strop.export.recipe import contiguous, plain_of
-from strop.files import atomic_write, read_json
+from strop.files import atomic_write, json_text, read_json
 from strop.mutables import extract, space_of
 from strop.randomness import derive_seed, seeded
 from strop.report import compression_result as results
@@ -268,6 +268,7 @@ class Compression:
         mark = self.folder / _OWNER
         begun = not mark.is_file()
         if self.given_model is not None:
+            space_of(self.given_model)  # decisions print the names that they are given here
             model = f'{type(self.given_model).__name__} in memory, weights {state_digest(self.given_model)}'
         else:
             model = '' if self.recipe.model is None else self.recipe.model.to_dict()['source']
@@ -335,6 +336,8 @@ class Compression:
         """Score the model as it is; kept like a stage."""
         folder = self.folder / STAGES / '00-source'
         identity = f'{state_digest(self.supernet)}-{self.data.digest()}'
+        if self.recipe.model is not None and self.recipe.model.args:
+            identity += f'-{json_text(self.recipe.model.args)}'
         done = Finished.read(folder, identity)
         searched = self.original is not self.supernet
         if done is None:

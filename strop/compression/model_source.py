@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -362,12 +363,14 @@ def _plain(value: Any) -> Any:
 
 
 def state_digest(model: nn.Module) -> str:
-    """Return a hash of every value in the state of a model.
+    """Return a hash of the structure of a model, as it describes itself, and of every value in its state.
 
     >>> state_digest(nn.Identity()) == state_digest(nn.Identity())
     True
     """
-    found = hashlib.sha256(type(model).__qualname__.encode())
+    # A function among the settings of a layer is described with its place in memory.
+    structure = re.sub(r' at 0x[0-9a-fA-F]+', '', repr(model))
+    found = hashlib.sha256(f'{type(model).__qualname__}{structure}'.encode())
     for name, tensor in model.state_dict().items():
         found.update(f'{name}{tuple(tensor.shape)}{tensor.dtype}'.encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

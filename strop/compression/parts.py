@@ -125,11 +125,15 @@ class DataParts:
         )  # fmt: skip
 
     def digest(self) -> str:
-        """Return a hash of how many samples each part has, of the first, middle and last of each but `train`, and of labels.
+        """Return a hash of the samples: of all that is in memory, of the names and sizes of image files, and of labels.
 
-        Samples of `train` may come out otherwise each time; calibration samples are some of them.
+        Of data sets of the user's own, the first, middle and last sample of each part but `train`, whose samples may come out
+        otherwise each time; calibration samples are some of them.
         """
         found = hashlib.sha256(json.dumps([self.name, self.counts(), self.labels, self.batch_size]).encode())
+        known: dict[int, int] = {}
+        for part in PARTS:
+            _add_content(found, getattr(self, part), known)
         for part in PARTS:
             labels = _labels_of(getattr(self, part))
             found.update(b'' if labels is None else np.ascontiguousarray(labels).tobytes())
@@ -139,6 +143,31 @@ class DataParts:
                 for leaf in tree_leaves(samples[index]):
                     found.update(np.ascontiguousarray(torch.as_tensor(leaf).cpu().numpy()).tobytes())
         return found.hexdigest()[:16]
+
+
+def _add_content(found: Any, samples: Any, known: dict[int, int]) -> None:
+    """Add to a hash what a set of samples holds in memory, each object once, and what it says of its files."""
+    if isinstance(samples, Subset):
+        found.update(np.asarray(samples.indices, np.int64).tobytes())
+        _add_content(found, samples.dataset, known)
+    elif isinstance(samples, Pairs):
+        _add_content(found, samples.items, known)
+        _add_content(found, samples.targets, known)
+    elif isinstance(samples, TensorDataset):
+        _add_content(found, samples.tensors, known)
+    elif id(samples) in known:
+        found.update(str(known[id(samples)]).encode())
+    elif isinstance(samples, (Tensor, np.ndarray, list, tuple)):
+        known[id(samples)] = len(known)
+        for leaf in tree_leaves(samples):
+            if isinstance(leaf, Tensor):
+                found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in 'iufcb':
+                found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+            else:
+                found.update((repr(leaf) if isinstance(leaf, (int, float, str)) else type(leaf).__name__).encode())
+    else:
+        found.update(str(getattr(samples, 'fingerprint', '')).encode())
 
 
 class _FirstOfEpoch(EpochSampler):
@@ -246,7 +275,7 @@ def given_parts(
             raise DataError(f'{len(train)} training samples are too few to set some aside for validation: give more.')
         parts['validation'] = Pairs(Subset(train, sorted(order[:held])), seed=seed)
         parts['train'] = Pairs(Subset(train, sorted(order[held:])))
-        order = list(range(len(parts['train'])))
+        order = counter_rng(seed, 'calibration', 'rest').permutation(len(parts['train'])).tolist()
     if 'calibration' not in parts:
         parts['calibration'] = Pairs(Subset(parts['train'], sorted(order[:calibration])), seed=seed)
     labelled = all(not _missing(parts['train'][index][1]) for index in (0, len(parts['train']) - 1))
@@ -322,7 +351,7 @@ def check_classes(data: DataParts, outputs: int) -> None:
     """
     for part in PARTS:
         samples = getattr(data, part)
-        if part in ('train', 'calibration') and not data.labels:
+        if part != 'test' and not data.labels:
             continue  # nothing reads them
         first = samples[0][1]
         soft = isinstance(first, Tensor) and first.is_floating_point() and first.shape == (outputs,)
@@ -333,9 +362,16 @@ def check_classes(data: DataParts, outputs: int) -> None:
                 f'{_shown(first)}. Give targets of shape (N,) and an integer type, such as y.squeeze(1) or y.argmax(1).{cut}'
             )
         labels = _labels_of(samples)
+        missing = _missing(first) or (labels is not None and bool((labels == NO_LABEL).any()))
+        if missing:
+            otherwise = '' if part == 'test' else ', or say labels: false to learn from the original alone'
+            raise DataError(
+                f'Samples of the part {part!r} have no label ({NO_LABEL}), though others have. Give each one a label, or leave '
+                f'out those that have none{otherwise}.'
+            )
         if labels is None:
             continue
-        wrong = np.flatnonzero((labels >= outputs) | (labels < NO_LABEL))
+        wrong = np.flatnonzero((labels >= outputs) | (labels < 0))
         if len(wrong):
             label = int(labels[wrong[0]])
             name = f' ({data.classes[label]})' if 0 <= label < len(data.classes) else ''
@@ -348,13 +384,13 @@ def check_classes(data: DataParts, outputs: int) -> None:
 
 
 def check_range(labels: Tensor, outputs: int, where: str) -> None:
-    """Raise unless the labels of a batch are classes that the model knows, or `NO_LABEL`.
+    """Raise unless the labels of a batch are classes that the model knows.
 
     Raises:
         DataError: If one is out of range.
     """
     labels = labels.long()  # compared with a negative number, unsigned ones would wrap around
-    wrong = labels[(labels >= outputs) | (labels < NO_LABEL)]
+    wrong = labels[(labels >= outputs) | (labels < 0)]
     if len(wrong):
         raise DataError(f'The model tells {outputs} classes apart, but {where} has the label {int(wrong[0])}.')
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -19,6 +19,9 @@ from strop.compression.parts import DataParts, check_classes, check_range, is_cl
 from strop.errors import ConfigError, DataError, TrainingError
 from strop.pruning import recalibrate
 
+#: The target of a token that does not count, such as one of padding.
+IGNORED = -100
+
 #: Takes inputs, gives outputs: a model, or a file in its runtime.
 Run = Callable[[Any], Any]
 
@@ -30,7 +33,9 @@ class Judge:
 
     - `accuracy`, and `top5` of more than 20 classes, where there are classes and labels;
     - `agreement`: the share of samples whose likeliest class is the original's;
-    - `token_accuracy` and `log_likelihood` (a token, in nats) for a model that predicts each token of a text;
+    - `token_accuracy` and `log_likelihood` (a token, in nats) for a model that predicts each token of a text, or a label of
+      each; targets of -100 do not count;
+    - `r2`, for a model that gives one number: one less the mean squared difference to the original's over their variance;
     - `similarity`: the mean cosine of the outputs to the original's, for everything else, such as targets that are vectors.
 
     Args:
@@ -67,6 +72,8 @@ class Judge:
         if classes and not is_class(target):
             # A vector for each sample, or a real number: what is to be given, not which class it is.
             classes = isinstance(target, (Tensor, np.ndarray)) and math.prod(target.shape) == 1 and is_class(target.reshape(()))
+        #: Whether the target of a token is the one behind it, as in a text, and not a label of its own.
+        self.shifted = data.tokens or (tokens and _is_the_text(data.test[0][0], target))
         #: 'classes', 'tokens' or 'outputs'.
         self.task = 'tokens' if tokens else 'classes' if classes else 'outputs'
         #: Whether there are labels to score by.
@@ -88,7 +95,8 @@ class Judge:
         if self.task == 'tokens':
             return 'token_accuracy'
         if self.task == 'outputs':
-            return 'similarity'
+            # The angle between two numbers is 0 or a half turn, however far apart they are.
+            return 'r2' if math.prod(self.outputs) == 1 else 'similarity'
         return 'accuracy' if self.labelled else 'agreement'
 
     @property
@@ -113,11 +121,15 @@ class Judge:
         for number, (_, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
             if not bool(torch.isfinite(output).all()):
                 raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
-            if self.labelled and self.task == 'classes':
+            if self.labelled and self.task == 'classes' and (part == 'test' or self.learns):
                 check_range(targets, output.shape[1], f'the part {part!r}')
             for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
                 sums[name] = sums.get(name, 0.0) + value
             count += len(output)
+        if 'r2' in sums:
+            every = torch.cat([answer.flatten() for answer in answers]).double()
+            spread = every.var(correction=0) or every.square().mean()  # of a constant: how far off in units of itself
+            return {'r2': 1 - sums['r2'] / max(count, 1) / max(float(spread), 1e-24)}
         return {name: value / max(count, 1) for name, value in sums.items()}
 
     def score(self, run: Run | nn.Module, part: str = 'validation', limit: int | None = None) -> float:
@@ -125,7 +137,7 @@ class Judge:
         return self.scores(run, part, limit)[self.metric if part == 'test' else self.choice]
 
     def error(self, score: float, part: str = 'validation') -> float:
-        """Return the standard error of a score: that of a share of the samples; 0 for a similarity, which is no count."""
+        """Return the standard error of a score: that of a share of the samples; 0 for what is no share of them."""
         samples = len(getattr(self.data, part))
         return 0.0 if self.task == 'outputs' else math.sqrt(max(score * (1 - score), 0.0) / max(samples, 1))
 
@@ -163,7 +175,8 @@ class Judge:
             )
         output = main_output(outputs, inputs)
         if self.task == 'tokens':
-            return F.cross_entropy(output[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+            output, targets = self._aligned(output, targets)
+            return F.cross_entropy(output.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         try:
             return F.cross_entropy(output, targets, label_smoothing=smoothing)
         except IndexError:
@@ -191,25 +204,40 @@ class Judge:
             self._answers[part] = [output for _, _, output in _outputs(self.original, self.data.at(None).batches(part))]
         return self._answers[part]
 
+    def _aligned(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return (output[:, :-1], targets[:, 1:]) if self.shifted else (output, targets)
+
     def _of_batch(self, output: Tensor, targets: Any, answer: Tensor | None) -> dict[str, float]:
         found: dict[str, float] = {}
         if self.task == 'tokens':
-            predicted, following = output[:, :-1], targets[:, 1:]
-            right = (predicted.argmax(2) == following).double().mean(1)
-            likelihood = -F.cross_entropy(predicted.flatten(0, 1), following.flatten(), reduction='none').double()
+            predicted, wanted = self._aligned(output, targets)
+            counted = (wanted != IGNORED).sum(1).clamp_min(1)
+            right = (predicted.argmax(2) == wanted).double()  # where a target does not count, nothing is right
+            losses = F.cross_entropy(predicted.flatten(0, 1), wanted.flatten(), reduction='none', ignore_index=IGNORED)
+            likelihood = -losses.double().view(wanted.shape)
             return {
-                'token_accuracy': float(right.sum()),
-                'log_likelihood': float(likelihood.view(len(output), -1).mean(1).sum()),
+                'token_accuracy': float((right.sum(1) / counted).sum()),
+                'log_likelihood': float((likelihood.sum(1) / counted).sum()),
             }
         assert answer is not None, 'every other task has answers of the original'
         if self.task == 'outputs':
-            return {'similarity': float(F.cosine_similarity(output.flatten(1), answer.flatten(1)).double().sum())}
+            output, answer = output.reshape(len(output), -1), answer.reshape(len(answer), -1)
+            if self.metric == 'r2':  # the squared differences; their sum is put in relation at the end
+                return {'r2': float((output.double() - answer.double()).square().sum())}
+            return {'similarity': float(F.cosine_similarity(output, answer).double().sum())}
         if self.labelled:
             found['accuracy'] = float((output.argmax(1) == targets).sum())
             if output.shape[1] > 20:
                 found['top5'] = float((output.topk(5, 1).indices == targets[:, None]).any(1).sum())
         found['agreement'] = float((output.argmax(1) == answer.argmax(1)).sum())
         return found
+
+
+def _is_the_text(inputs: Any, target: Tensor) -> bool:
+    """Whether the targets of tokens are the tokens themselves, but for those that do not count."""
+    named = inputs.get('input_ids') if isinstance(inputs, Mapping) else None
+    tokens = named if named is not None else next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)), None)
+    return tokens is not None and tokens.shape == target.shape and bool(((tokens == target) | (target == IGNORED)).all())
 
 
 def _outputs(

@@ -66,6 +66,24 @@ def test_weights_of_another_model_are_refused_and_those_of_a_distributed_trainin
     assert state_digest(ModelSource.of('my_nets:make', weights=str(package / 'ddp.pth')).build(trust=True)) == state_digest(net)
 
 
+def test_another_structure_with_equal_weights_is_another_digest():
+    def digest(*layers):
+        torch.manual_seed(0)
+        return state_digest(nn.Sequential(nn.Conv2d(1, 2, 3, **layers[0]), *layers[1:]))
+
+    first = digest({}, nn.ReLU())
+    assert first == digest({}, nn.ReLU())
+    assert len({first, digest({}, nn.GELU()), digest({'stride': 2}, nn.ReLU()), digest({'padding': 1}, nn.ReLU())}) == 4
+
+    class Held(nn.Identity):
+        """Prints a function with its place in memory."""
+
+        def extra_repr(self):
+            return f'by={(lambda: None)!r}'
+
+    assert state_digest(Held()) == state_digest(Held())
+
+
 def test_what_is_written_builds_the_same_again():
     source = ModelSource.of({'source': 'timm:resnet10t', 'args': {'num_classes': 4}})
     again = ModelSource.from_dict(source.to_dict())

@@ -75,6 +75,27 @@ def test_other_samples_have_another_digest(pictures):
     assert first.digest() == given_parts(pictures).digest() != second.digest()
 
 
+@pytest.mark.parametrize('part', ['train', 'test'])
+def test_one_changed_sample_or_real_target_is_another_digest(part):
+    def digest(change=0.0, targets=0.0):
+        given = {name: [torch.ones(40, 3), torch.ones(40, 1)] for name in ('train', 'test')}
+        given[part][0][7] += change
+        given[part][1][7] += targets
+        return given_parts(given).digest()
+
+    assert digest() == digest()
+    assert len({digest(), digest(change=1.0), digest(targets=1.0)}) == 3
+
+
+def test_calibration_samples_are_drawn_from_all_that_is_left():
+    """Samples in the order of their classes: the first of them would be of one class alone."""
+    labels = torch.arange(8).repeat_interleave(25)
+    parts = given_parts({'train': (torch.zeros(200, 1), labels), 'test': (torch.zeros(8, 1), torch.arange(8))}, calibration=40)
+    found = {target for _, target in (parts.calibration[index] for index in range(40))}
+    assert len(parts.calibration) == 40
+    assert found == set(range(8))
+
+
 def test_a_loader_of_some_batches_gives_the_first_of_the_epoch(parts):
     whole = [inputs for inputs, _ in parts.loader(3)]
     some = [inputs for inputs, _ in parts.loader(3, 2)]

@@ -217,3 +217,63 @@ def test_labels_that_are_only_seen_when_they_are_read_are_an_error_then():
         judge.scores(judge.original)
     with pytest.raises(DataError, match='the training part has the label 7'):
         judge.loss(torch.zeros(2, 2), torch.tensor([0, 7]))
+
+
+@pytest.mark.parametrize('squeezed', [False, True])
+def test_a_model_of_one_number_is_scored_by_how_far_off_it_is(squeezed):
+    """By hand: the original gives 0, 1, 2, 5 with a variance of 3.5; the other is 1 off twice."""
+
+    class Regressor(nn.Module):
+        def __init__(self, offset):
+            super().__init__()
+            self.offset = nn.Parameter(torch.tensor(offset))
+
+        def forward(self, x):
+            found = x + self.offset * (x < 2)
+            return found[:, 0] if squeezed else found
+
+    x = torch.tensor([[0.0], [1.0], [2.0], [5.0]])
+    judge = Judge(_parts(x, torch.rand(4)), Regressor(0.0))
+    assert (judge.task, judge.metric, judge.choice) == ('outputs', 'r2', 'r2')
+    assert judge.scores(judge.original) == {'r2': 1.0}
+    assert judge.scores(Regressor(1.0)) == {'r2': pytest.approx(1 - 0.5 / 3.5)}
+    assert judge.score(Regressor(-8.0)) == pytest.approx(1 - 32 / 3.5)
+    assert judge.error(0.5) == 0
+    assert judge.gap(Regressor(1.0)) > 0
+
+
+def test_labels_of_tokens_belong_to_their_own_place():
+    """A tagger and a text: the target of a place is its own there, and the next one's here."""
+    ids, tags = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]), torch.tensor([[1, 0, 1, -100], [0, 0, -100, -100]])
+    given = [({'input_ids': row}, target) for row, target in zip(ids, tags)]
+    text = [({'input_ids': row}, torch.cat([row[:3], torch.tensor([-100])])) for row in ids]
+
+    class Opposite(nn.Module):
+        def forward(self, input_ids):
+            return 4.0 * torch.eye(2)[1 - input_ids]
+
+    tagger = Judge(given_parts(dict.fromkeys(('train', 'validation', 'test'), given)), Opposite())
+    assert (tagger.metric, tagger.shifted) == ('token_accuracy', False)
+    sure = -math.log1p(math.exp(-4.0))
+    assert tagger.scores(Opposite()) == {'token_accuracy': 1.0, 'log_likelihood': pytest.approx(sure, rel=1e-5)}
+    outputs = Opposite()(ids)
+    assert float(tagger.loss(outputs, tags)) == pytest.approx(-sure, rel=1e-5)
+
+    reader = Judge(given_parts(dict.fromkeys(('train', 'validation', 'test'), text)), Opposite())
+    assert reader.shifted
+    # Of 0 1 0 the two that follow are foreseen; of 1 1 0 the last alone.
+    assert reader.scores(Opposite())['token_accuracy'] == pytest.approx((1 + 0.5) / 2)
+
+
+@pytest.mark.parametrize('part', ['train', 'validation', 'test'])
+def test_a_sample_without_a_label_among_others_is_an_error(part):
+    x, y = torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])
+    given = {name: (x, y.clone()) for name in ('train', 'validation', 'test')}
+    given[part][1][2] = -1
+    with pytest.raises(DataError, match=f"Samples of the part '{part}' have no label"):
+        Judge(given_parts(given), Constant([[2.0, 1.0]] * 4))
+    if part != 'test':  # nothing reads them then
+        Judge(given_parts(given, labels=False), Constant([[2.0, 1.0]] * 4)).scores(Constant([[2.0, 1.0]] * 4), part)
+    if part == 'validation':
+        with pytest.raises(DataError, match="Samples of the part 'validation' have no label"):
+            Judge(given_parts({**given, 'validation': x}), Constant([[2.0, 1.0]] * 4))
