@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from strop.files import json_text
@@ -52,5 +53,5 @@ def pairs(title: str | None, rows: Mapping[str, Any], names: tuple[str, str] = (
     table.add_column(names[0], no_wrap=True)
     table.add_column(names[1], overflow='fold')
     for name, value in rows.items():
-        table.add_row(str(name), f'{value:.4f}' if isinstance(value, float) else str(value))
+        table.add_row(escape(str(name)), f'{value:.4f}' if isinstance(value, float) else escape(str(value)))
     return table

@@ -445,14 +445,18 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     mark = out / 'settings.json'
-    if fresh and mark.exists():
-        shutil.rmtree(out)
-    if mark.exists():
-        if json.loads(mark.read_text()).get('digest') != settings.digest:
+    if out.exists() and not out.is_dir():
+        raise StoreError(f'{out} is a file, but a demo writes a folder. Give another --out.')
+    if out.is_dir() and any(out.iterdir()):
+        found = _digest_of(mark)
+        if found is None:
+            raise StoreError(f'{out} exists and is not of a demo. Give another --out.')
+        if fresh:
+            shutil.rmtree(out)
+        elif found != settings.digest:
             raise StoreError(f'{out} holds a demo of other settings ({mark}). Give another --out, or --fresh to replace it.')
-        console.print(f'Going on with what {out} holds (--fresh starts anew).')
-    elif out.exists() and any(out.iterdir()):
-        raise StoreError(f'{out} exists and is not of a demo. Give another --out.')
+        else:
+            console.print(f'Going on with what {out} holds (--fresh starts anew).')
     atomic_write(mark, json.dumps({'digest': settings.digest, **asdict(settings)}, indent=2) + '\n')
     bars = progress_bars(console)
     tasks: dict[str, Any] = {}
@@ -476,6 +480,18 @@ def run_demo(settings: DemoSettings, out: Path, fresh: bool = False) -> Any:
         console.print(f'- {note}')
     console.print(f'Everything is in {out}: report.json, report.png, best_fix_subnet.yaml, and the winner in {out}/export.')
     return comparison
+
+
+def _digest_of(mark: Path) -> str | None:
+    """Return the digest in the settings of an earlier demo, or nothing where a file of that name is not a demo's."""
+    try:
+        content = json.loads(mark.read_text())
+        digest = content.pop('digest')
+        # Of an older version, the settings may be others: their digest is that of themselves all the same.
+        known = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return digest if digest == known else None
 
 
 def export_winner(stages: Demo, winner: Any, checkpoint: Path) -> None:

@@ -343,13 +343,14 @@ def _carry_out(made: Experiment, go: Callable[[Any], SearchResult], quiet: bool,
             raise
     if as_json:
         print(json_text({'event': 'end', 'stopped': result.stopped, 'trials': len(result.trials), 'best': _best(result)}))
-        return
-    if result.stopped == 'halt':
+    elif result.stopped == 'halt':
         note(f'stopped as asked; `strop experiment resume {made.folder}` goes on')
     if not result.complete:
         raise StropError(
             f'None of the {len(result.trials)} trials is complete; {made.folder / "experiment.log"} has the reasons.'
         )
+    if as_json:
+        return
     best = {f'objective {name}': value for name, value in (result.best.values or {}).items()}
     show(pairs(f'best of {len(result.complete)} trials: trial {result.best.number}', {**best, **dict(result.best.subnet)}))
 

@@ -68,6 +68,8 @@ def export(
         raise ConfigError(f'{target} is a supernet with {len(space)} decisions: give the subnet to export, --subnet FILE.')
     if subnet is not None and not len(space):
         raise ConfigError(f'--subnet is for a supernet, but {target} has nothing to decide.')
+    if calibrate and (subnet is None or found.config is None):
+        raise ConfigError('--calibrate is for a --subnet of a config, which says what data to recalibrate batch norms on.')
     load_checkpoint(found, checkpoint)
     if subnet is not None:
         apply_subnet(found.model, load_subnet(subnet, space))

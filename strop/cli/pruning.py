@@ -109,7 +109,7 @@ def prune(
     from strop.cli.models import open_target
     from strop.cli.units import plain_model
     from strop.errors import ConfigError, try_import
-    from strop.pruning import IMPORTANCES, build_importance, remove_blocks
+    from strop.pruning import IMPORTANCES, build_importance, recalibrate, remove_blocks
     from strop.pruning import prune as prune_channels
 
     budget = {name: options.pop(name) for name in ('macs', 'params', 'latency')}
@@ -137,6 +137,8 @@ def prune(
     if blocks is not None:
         model, record = remove_blocks(model, inputs, count=blocks, data=given)
         records.append(record)
+        if calibrate and ratio is None and not budget:
+            recalibrate(model, given)
     if ratio is not None or budget:
         model, record = prune_channels(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -273,18 +274,20 @@ def _images(found: Target, folder: Any, count: int, batch_size: int) -> list[Any
     image = try_import('PIL.Image', 'vision')
     import numpy as np
 
+    from strop.data.sources import open_picture
+
     endings = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
     files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in endings)
     if not files:
         raise DataError(f'{folder} holds no images ({", ".join(endings)}).')
     step = max(1, len(files) // (count * batch_size))  # from the whole folder, which is often sorted by class
     settings = getattr(found.model, 'pretrained_cfg', None) or {}
-    mean, std = (np.asarray(settings.get(name, usual), np.float32) for name, usual in _IMAGENET)
+    mean, std = _normalisation(found, settings)
     made = []
     for file in files[::step][: count * batch_size]:
         try:
-            picture = image.open(file).convert('RGB' if shape[1] == 3 else 'L')
-        except Exception as error:  # a damaged PNG is a SyntaxError
+            picture = open_picture(file, 'RGB' if shape[1] == 3 else 'L')
+        except OSError as error:
             raise DataError(f'{file} cannot be read as an image: {error}') from error
         height, width = shape[2:]
         scale = max(height / picture.height, width / picture.width) / float(settings.get('crop_pct') or 0.875)
@@ -292,9 +295,23 @@ def _images(found: Target, folder: Any, count: int, batch_size: int) -> list[Any
         picture = picture.resize(size, image.Resampling.BICUBIC)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         array = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
-        array = (array - mean) / std if shape[1] == 3 else (array - mean.mean())[..., None] / std.mean()
+        array = (array - mean) / std if shape[1] == 3 else (array[..., None] - mean.mean()) / std.mean()
         made.append(torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1), dtype=np.float32)))
     return [torch.stack(made[start : start + batch_size]) for start in range(0, len(made), batch_size)]
+
+
+def _normalisation(found: Target, settings: Mapping[str, Any]) -> list[Any]:
+    """Return mean and standard deviation of the channels R, G, B in 0 to 1: the model's own, or else ImageNet's."""
+    import numpy as np
+
+    from strop.cli.console import note
+
+    own = [getattr(getattr(found.algorithm, 'data_preprocessor', None), name, None) for name, _ in _IMAGENET]
+    if not settings and all(values is not None and values.numel() in (1, 3) for values in own):
+        return [values.detach().cpu().numpy().reshape(-1).astype(np.float32) / 255 for values in own]
+    if not all(name in settings for name, _ in _IMAGENET):
+        note("the model does not say how its images are normalised: ImageNet's mean and standard deviation are taken.")
+    return [np.asarray(settings.get(name, usual), np.float32) for name, usual in _IMAGENET]
 
 
 _IMAGENET = (('mean', (0.485, 0.456, 0.406)), ('std', (0.229, 0.224, 0.225)))

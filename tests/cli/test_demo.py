@@ -57,6 +57,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / 'mine.txt').read_text() == 'keep'
 
 
+@pytest.mark.parametrize('content', ['{"editor.fontSize": 12}', '[1]', '{"digest": "ab", "data": "digits"}', 'no json'])
+@pytest.mark.parametrize('fresh', [False, True])
+def test_settings_of_another_program_do_not_make_a_folder_a_demo(tmp_path, content, fresh):
+    (tmp_path / 'settings.json').write_text(content)
+    (tmp_path / 'mine.txt').write_text('keep')
+    with pytest.raises(StoreError, match='is not of a demo'):
+        run_demo(DemoSettings(data='digits'), tmp_path, fresh)
+    assert {path.name for path in tmp_path.iterdir()} == {'settings.json', 'mine.txt'}
+    assert (tmp_path / 'settings.json').read_text() == content
+
+
 def test_findings_also_say_what_is_disappointing():
     def row(kind, score, macs, milliseconds):
         return Row(kind, kind, [score, score + 1], macs=macs, params=1, latency_ms={'eager': (milliseconds, 0.1)})

@@ -146,6 +146,10 @@ def test_all_trials_fail(here: Path) -> None:
     assert done.exit_code == 1
     assert 'None of the 3 trials is complete' in one_error(done)
     assert 'out of luck' in done.stderr
+    told = run('experiment', 'run', 'exp.yaml', '--folder', 'other', '--json')
+    assert told.exit_code == 1
+    assert 'None of the 3 trials is complete' in one_error(told)
+    assert json.loads(told.stdout.splitlines()[-1])['best'] is None
 
 
 def test_unknown_commands_and_places(here: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_supernet_needs_a_subnet_and_a_plain_model_has_none(project: Path, tmp
     assert done.exit_code == 1
     assert '--subnet FILE' in one_error(done)
     run('show', project / 'supernet.py')
+    plain = run('export', 'patches_parts:make_plain', '--input-shape', 1, 3, 8, 8, '--calibrate', 16, '--out', tmp_path / 'net')
+    assert '--calibrate is for a --subnet of a config' in one_error(plain)
     subnet = searched / 'best_fix_subnet.yaml'
     done = run('export', 'patches_parts:make_plain', '--subnet', subnet, '--out', tmp_path / 'net')
     assert 'nothing to decide' in one_error(done)

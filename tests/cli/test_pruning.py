@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from strop.export import load_recipe, read_recipe
 
@@ -109,6 +110,18 @@ def test_blocks_then_channels_of_a_model_of_timm(tmp_path: Path) -> None:
     assert loaded.conv1.out_channels == 32
     assert len(read_recipe(tmp_path / 'slim')['cut']['removed']) == 1
     assert len(read_recipe(tmp_path / 'slim')['cut']['history']) == 2
+
+
+def test_norms_are_calibrated_where_blocks_alone_go(here: Path, tmp_path: Path) -> None:
+    pytest.importorskip('timm')
+    (here / 'patches_images.py').write_text('import torch\n\n\ndef batches():\n    return [torch.rand(4, 3, 32, 32)] * 3\n')
+    done = run(
+        *('prune', 'timm:resnet10t', '--input-shape', '1x3x32x32', '--blocks', 1, '--data', 'patches_images:batches'),
+        *('--batches', 3, '--calibrate', '--out', tmp_path / 'slim'),
+    )
+    assert done.exit_code == 0, done.stderr
+    loaded = load_recipe(tmp_path / 'slim', allow='timm')
+    assert {int(module.num_batches_tracked) for module in loaded.modules() if isinstance(module, nn.BatchNorm2d)} == {3}
 
 
 def test_onnx_beside_the_recipe(here: Path, tmp_path: Path) -> None:

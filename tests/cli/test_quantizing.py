@@ -6,12 +6,15 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from strop.architectures import ClsDataPreprocessor
+from strop.cli.quantizing import _images
 from strop.quantization import QuantizationRecord
 
 from .running import one_error, run
@@ -73,6 +76,30 @@ def test_a_folder_of_images_calibrates(here: Path, tmp_path: Path) -> None:
     done = run(*PLAIN, '--data', tmp_path / 'images', '--no-measure')
     assert done.exit_code == 0, done.stderr
     assert 'ranges from 5 samples' in done.stdout
+
+
+def test_images_are_normalised_as_the_model_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grey image of 51, which is a fifth: by the model's preprocessor, by its own settings, and else by ImageNet's."""
+    image = pytest.importorskip('PIL.Image')
+    image.fromarray(np.full((9, 9, 3), 51, np.uint8)).save(tmp_path / 'a.png')
+    notes: list[str] = []
+    monkeypatch.setattr('strop.cli.console.note', notes.append)
+
+    def value(shape: tuple[int, ...] = (1, 3, 8, 8), settings: Any = None, **preprocessor: Any) -> list[float]:
+        own = ClsDataPreprocessor(**preprocessor) if preprocessor else None
+        found = SimpleNamespace(
+            input_shape=shape, model=SimpleNamespace(pretrained_cfg=settings), algorithm=SimpleNamespace(data_preprocessor=own)
+        )
+        (batch,) = _images(found, tmp_path, 1, 4)
+        assert batch.shape == shape
+        return [round(number, 4) for number in batch.amax(dim=(0, 2, 3)).tolist()]
+
+    assert value(mean=[127.5] * 3, std=[127.5] * 3) == [-0.6] * 3
+    assert value((1, 1, 8, 8), mean=[25.5], std=[51.0]) == [0.5]
+    assert value(settings={'mean': (0.1,) * 3, 'std': (0.2, 0.1, 0.4)}) == [0.5, 1.0, 0.25]
+    assert notes == []
+    assert value() == [round((0.2 - mean) / std, 4) for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    assert len(notes) == 1
 
 
 def test_bad_input_is_said_in_one_line(here: Path, arrays: Path, tmp_path: Path) -> None:
