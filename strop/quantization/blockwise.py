@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from strop.errors import ConfigError, DataError, StropError, listed
 from strop.files import atomic_path, atomic_write, read_json
-from strop.quantization.batches import Batches
+from strop.quantization.batches import Batches, taken_by
 from strop.quantization.gptq import check_damping, gptq_round, output_errors
 from strop.quantization.grouping import Rounded, round_weight
 from strop.quantization.linear_layers import Target, stand_in
@@ -85,7 +85,12 @@ def round_by_blocks(
                 run.chain(stage.chain, chains[stage.chain], stage.layers)
             else:
                 run.whole(stage.layers)
-        run.uncalled([path for path in by_path if path not in run.rounded])
+        left = [path for path in by_path if path not in run.rounded]
+        if left and len(calls) > 1:  # another batch than the first may reach them
+            run.whole(left)
+        else:
+            run.unreached += left
+        run.uncalled()
     return run.rounded, run.figures, notes
 
 
@@ -99,6 +104,7 @@ class _Run:
         self.rounded: dict[str, Rounded] = {}
         self.figures: Figures = {}
         self.shared: dict[int, Rounded] = {}
+        self.unreached: list[str] = []
         self.done = _Kept(options, model, targets, calls) if options.folder is not None else None
 
     def chain(self, name: str, blocks: list[str], layers: list[str]) -> None:
@@ -124,16 +130,17 @@ class _Run:
         """Round layers on forwards of the whole model."""
 
         def run() -> None:
-            for args, kwargs in self.calls:
-                self.model(*args, **kwargs)
+            for index, (args, kwargs) in enumerate(self.calls):
+                with taken_by(type(self.model).__name__, (args, kwargs), index):
+                    self.model(*args, **kwargs)
 
         self._round(layers, run)
 
-    def uncalled(self, layers: list[str]) -> None:
-        """Round to nearest what the data never reached."""
-        if layers:
-            self.notes.append(f'The calibration data never reached {listed(layers)}: rounded to nearest.')
-        for path in layers:
+    def uncalled(self) -> None:
+        """Round to nearest what the data never reached, and say so."""
+        if self.unreached:
+            self.notes.append(f'The calibration data never reached {listed(self.unreached)}: rounded to nearest.')
+        for path in self.unreached:
             self._keep(path, self._nearest(path), None)
 
     def _round(self, layers: list[str], run: Callable[[], Any]) -> None:
@@ -142,12 +149,13 @@ class _Run:
             if kept is not None:
                 for path, (rounded, figures) in kept.items():
                     self._keep(path, rounded, figures)
+                    self.unreached += [path] if figures[0] is None else []
                 return
         grams = _grams({path: self.model.get_submodule(path) for path in layers}, run)
         for path in layers:
             gram = grams.get(path)
             if gram is None:
-                self.notes.append(f'The calibration data never reached {path!r}: rounded to nearest.')
+                self.unreached.append(path)
                 self._keep(path, self._nearest(path), None)
                 continue
             rounded, figures = self._rounded(path, gram)
@@ -163,8 +171,10 @@ class _Run:
                 f'The inputs of {path!r} hold NaN or an infinity on the calibration data. '
                 'Does the model give finite outputs on it?'
             )
+        nearest, kept = self._nearest(path), self.shared.get(id(target.layer.weight))
         try:
-            found = gptq_round(
+            # Layers that share a weight keep sharing it: the one that is called first decides.
+            found = kept or gptq_round(
                 weight,
                 gram,
                 target.grid,
@@ -174,12 +184,11 @@ class _Run:
             )
         except DataError as error:
             raise DataError(f'{path!r}: {error}') from error
-        nearest = self._nearest(path)
         errors = output_errors(weight, found.values(weight.dtype), gram)
         plain = output_errors(weight, nearest.values(weight.dtype), gram)
         # Outputs are independent of each other, so each may keep the better of the two.
         worse = errors > plain
-        if bool(worse.any()) and found.scales.dtype == nearest.scales.dtype:
+        if kept is None and bool(worse.any()) and found.scales.dtype == nearest.scales.dtype:
             codes, scales = found.codes.clone(), found.scales.clone()
             zeros = None if found.zeros is None or nearest.zeros is None else found.zeros.clone()
             codes[worse], scales[worse] = nearest.codes[worse], nearest.scales[worse]
@@ -194,7 +203,6 @@ class _Run:
 
     def _keep(self, path: str, rounded: Rounded, figures: tuple[float | None, float | None] | None) -> None:
         target = self.targets[path]
-        # Layers that share a weight keep sharing it: the one that is called first decides.
         rounded = self.shared.setdefault(id(target.layer.weight), rounded)
         self.rounded[path] = rounded
         if figures is not None:
@@ -308,6 +316,11 @@ def _stages(seen: Sequence[str], chains: Mapping[str, list[str]], targets: Mappi
             of_block[key] = Stage(name if name in chained else None)
             stages.append(of_block[key])
         of_block[key].layers.append(path)
+    for path in targets:  # an expert that no token of the first batch was sent to may be called on another one
+        block = next((block for block in lists if _within(path, block)), None)
+        stage = None if block is None else of_block.get(f'chain {lists[block]}', of_block.get(f'block {block}'))
+        if stage is not None and path not in seen:
+            stage.layers.append(path)
     return stages
 
 
@@ -351,17 +364,19 @@ class _Feed:
         cls._check(cls([first]), blocks, last)
         found = [first]
         alike = _alike(first)
-        for call in calls[1:]:
+        for index, call in enumerate(calls[1:], 1):
             if alike:
-                [(leaves, structure)], _ = cls._capture(model, blocks[:1], call)
+                [(leaves, structure)], _ = cls._capture(model, blocks[:1], call, index)
                 taken = [(_filled(marked, leaves), structure) for marked, _ in first]
             else:
-                taken, _ = cls._capture(model, blocks, call)
+                taken, _ = cls._capture(model, blocks, call, index)
             found.append(_interned(taken, first))
         return cls(found)
 
     @staticmethod
-    def _capture(model: nn.Module, blocks: list[nn.Module], call: Call) -> tuple[list[tuple[list[Any], Any]], list[Any]]:
+    def _capture(
+        model: nn.Module, blocks: list[nn.Module], call: Call, index: int = 0
+    ) -> tuple[list[tuple[list[Any], Any]], list[Any]]:
         taken: list[tuple[list[Any], Any]] = []
         given: list[Any] = []
 
@@ -386,7 +401,8 @@ class _Feed:
         hooks += [block.register_forward_hook(after, with_kwargs=True) for block in blocks]
         args, kwargs = call
         try:
-            model(*args, **kwargs)
+            with taken_by(type(model).__name__, call, index):
+                model(*args, **kwargs)
         except _EnoughError:
             return taken, given
         finally:
@@ -425,9 +441,12 @@ class _Feed:
             self.carried[batch] = [leaf if place in needed else None for place, leaf in enumerate(leaves)]
 
     def _arguments(self, batch: int, number: int) -> tuple[list[Any], Any]:
+        """Return what a block is called with: copies, since it may change them and is run more than once."""
         leaves, structure = self.calls[batch][number]
         carried = self.carried[batch]
-        return [carried[leaf.place] if isinstance(leaf, _FromPrevious) else leaf for leaf in leaves], structure
+        given = [carried[leaf.place] if isinstance(leaf, _FromPrevious) else leaf for leaf in leaves]
+        copies = {id(leaf): leaf.clone() for leaf in given if isinstance(leaf, Tensor)}
+        return [copies.get(id(leaf), leaf) for leaf in given], structure
 
 
 def _alike(taken: list[tuple[list[Any], Any]]) -> bool:
@@ -469,18 +488,19 @@ def _interned(taken: list[tuple[list[Any], Any]], first: list[tuple[list[Any], A
 def _grams(layers: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
     """Return the sum of x x^T over the inputs of each layer that `run` reaches; layers with one input share the product."""
     found: dict[str, Tensor] = {}
-    last: list[tuple[Tensor, Tensor]] = []
+    last: list[tuple[Tensor, int, Tensor]] = []
 
     def hook(path: str) -> Callable[..., None]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             given = args[0] if args else next(iter(kwargs.values()))
-            gram = next((product for inputs, product in last if inputs is given), None)
+            changes = 0 if given.is_inference() else given._version  # in place it may have become another one
+            gram = next((product for inputs, version, product in last if inputs is given and version == changes), None)
             if gram is None:
                 rows = given.detach().reshape(-1, given.shape[-1])
                 rows = rows if rows.dtype == torch.float64 else rows.float()
                 gram = rows.t() @ rows
                 # The query, key and value layers follow each other: one product is remembered, not all of the block's.
-                last[:] = [(given, gram)]
+                last[:] = [(given, changes, gram)]
             found[path] = found[path] + gram if path in found else gram.clone()
 
         return before

@@ -174,6 +174,9 @@ class PackedLinear(nn.Module):
         if isinstance(given, Tensor) and given.tolist() != self._layout():
             error_msgs.append(f'{prefix.rstrip(".")} was packed in another way: {_difference(self._layout(), given.tolist())}.')
             return
+        scales = state_dict.get(f'{prefix}scales')
+        if isinstance(scales, Tensor) and scales.is_floating_point():  # copied into half precision they would be others
+            self._buffers['scales'] = self.scales.to(scales.dtype)
         super()._load_from_state_dict(
             dict(state_dict), prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -336,6 +339,7 @@ def _empty(layer: nn.Module, path: str, state: Mapping[str, Tensor], file: Any) 
         None if symmetric else torch.zeros(outputs, groups, dtype=torch.uint8),
     )
     weight: Any = layer.weight
+    bias = None if bias is None else bias.to(layer.bias.dtype)  # type: ignore[call-overload]
     return PackedLinear(rounded, bias, weight.dtype, bool(transposed)).to(weight.device).train(layer.training)
 
 

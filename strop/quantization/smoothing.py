@@ -49,7 +49,8 @@ def smooth(graph: GraphModule, batches: Batches, alpha: float = 0.5) -> int:
     Args:
         graph: A captured graph, changed in place.
         batches: Calibration data.
-        alpha: How much of the size moves: 0 leaves the activations as they are, 1 makes all channels equal.
+        alpha: How much of the size moves: 0 makes all channels of the weights equal, at the cost of the activations,
+            and 1 those of the activations.
 
     Raises:
         ConfigError: If `alpha` is not between 0 and 1.

@@ -374,3 +374,102 @@ class TestFolder:
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.count('killed after') == 3
         assert (tmp_path / 'parts.safetensors').read_bytes() == (tmp_path / 'whole.safetensors').read_bytes()
+
+
+class InPlace(nn.Sequential):
+    """Blocks that change what they are given: what a run of one leaves behind is not what the next run may take."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        blocks = (nn.Sequential(nn.LeakyReLU(0.2, inplace=True), nn.Linear(16, 16)) for _ in range(3))
+        super().__init__(nn.Linear(16, 16), *blocks)
+
+
+@pytest.mark.parametrize('kept', [False, True])
+def test_blocks_that_change_their_input_are_run_on_it_as_it_was(tmp_path, kept):
+    model = InPlace().double()
+    data = [torch.randn(40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    folder = {'folder': tmp_path / 'kept'} if kept else {}
+    for _ in range(1 + kept):  # again, with every block kept
+        small, _ = quantize_weights(model, 3, 8, method='gptq', data=[x.clone() for x in data], scale_dtype=None, **folder)
+        order = [['0'], ['1.1'], ['2.1'], ['3.1']]
+        for path, weight in by_hand(model, order, data, Grid(3, 8)).items():
+            assert torch.allclose(small.get_submodule(path).weight, weight, atol=1e-9), path
+
+
+def test_one_product_is_not_taken_for_that_of_a_tensor_that_was_changed_since():
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = x.clone()
+            x += self.a(x)
+            return self.b(x)
+
+    model, data = Adds().double(), [torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))]
+    small, _ = quantize_weights(model, 3, 8, method='gptq', data=data, scale_dtype=None)
+    with torch.no_grad():
+        inputs = data[0] + model.a(data[0])
+    weight = model.b.weight.detach()
+    found, plain = gptq_round(weight, inputs.T @ inputs, Grid(3, 8)).values(), round_weight(weight, Grid(3, 8)).values()
+    worse = output_errors(weight, found, inputs.T @ inputs) > output_errors(weight, plain, inputs.T @ inputs)
+    assert torch.allclose(small.b.weight, torch.where(worse[:, None], plain, found), atol=1e-9)
+
+
+class Experts(nn.Module):
+    """Blocks of two experts each: a sample goes to one of them, by the sign of its first number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.ModuleList(nn.Linear(8, 8) for _ in range(3)) for _ in range(2))
+        self.heads = nn.ModuleDict({'plus': nn.Linear(8, 2), 'minus': nn.Linear(8, 2), 'never': nn.Linear(8, 2)})
+
+    def forward(self, x):
+        number = int(x[0, 0] < 0)
+        for block in self.blocks:
+            x = x + block[number](x)
+        return self.heads['minus' if number else 'plus'](x)
+
+
+def test_layers_that_only_a_later_batch_reaches_are_rounded_on_it():
+    rows = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(3))
+    rows[0, 0, 0], rows[1, 0, 0] = 1.0, -1.0
+    model = Experts()
+    _, record = quantize_weights(model, 3, 8, method='gptq', data=list(rows))
+    rounded = {layer.name: layer.error for layer in record.layers}
+    reached = [f'blocks.{block}.{number}' for block in range(2) for number in range(2)] + ['heads.plus', 'heads.minus']
+    assert all(rounded[name] is not None for name in reached)
+    assert [note for note in record.notes if 'never reached' in note] == [
+        "The calibration data never reached 'blocks.0.2', 'blocks.1.2', 'heads.never': rounded to nearest."
+    ]
+
+
+@pytest.mark.parametrize('longer', [65, 70])
+def test_a_bad_batch_is_named_by_its_number(longer):
+    model = transformer('gpt2')
+    with pytest.raises(DataError, match='does not take batch 1 of the calibration data'):
+        quantize_weights(model, method='gptq', data=[ids(1)[0], ids(1, length=longer)[0]])
+
+
+def test_the_error_of_a_shared_weight_is_of_what_is_kept():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x).relu())
+
+    model, data = Shared(), [torch.randn(50, 8, generator=torch.Generator().manual_seed(0))]
+    small, record = quantize_weights(model, 3, 8, method='gptq', data=data)
+    with torch.no_grad():
+        inputs = model.a(data[0]).relu()  # neither is in a block: both are rounded on forwards of the float model
+        wanted, found = (inputs @ weight.T for weight in (model.b.weight, small.b.weight))
+    error = float((wanted - found).square().sum() / wanted.square().sum())
+    assert next(layer.error for layer in record.layers if layer.name == 'b') == pytest.approx(error, rel=1e-3)

@@ -23,6 +23,7 @@ from strop.quantization import (
     unpacked,
 )
 from strop.quantization.packed import pack, unpack
+from tests.quantization.nets import sqnr
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -234,3 +235,29 @@ class TestWhatDoesNotFit:
     def test_a_float_model_is_not_saved_as_packed(self, tmp_path):
         with pytest.raises(ConfigError, match='no packed layers'):
             save_packed(net(), tmp_path / 'm.safetensors')
+
+
+@pytest.mark.parametrize(('saved', 'wanted'), [(torch.float32, torch.float16), (torch.bfloat16, torch.float32)])
+def test_a_file_is_read_into_a_model_of_another_precision(tmp_path, saved, wanted):
+    small, _ = quantize_weights(net().to(saved))
+    save_packed(small, tmp_path / 'a.safetensors')
+    loaded = load_packed(net(1).to(wanted), tmp_path / 'a.safetensors')
+    x = torch.randn(5, 48).to(wanted)
+    assert loaded(x).dtype == wanted
+    assert {tensor.dtype for tensor in loaded.parameters()} == {wanted}
+    assert sqnr(small.to(torch.float32)(x.float()), loaded(x).float()) > 40
+
+
+def test_scales_keep_their_precision_in_a_packed_model_that_had_another(tmp_path):
+    """The first layer has a row of very small weights, whose scales half precision does not hold."""
+    tiny = net()
+    with torch.no_grad():
+        tiny[0].weight[3] *= 1e-7
+    small, other = quantize_weights(tiny).model, quantize_weights(net(1)).model
+    assert (small[0].scales.dtype, other[0].scales.dtype) == (torch.float32, torch.float16)
+    save_packed(small, tmp_path / 'a.safetensors')
+    by_file = load_packed(other, tmp_path / 'a.safetensors')
+    other.load_state_dict(small.state_dict())
+    for found in (by_file, other):
+        assert torch.equal(found[0].weight, small[0].weight)
+        assert torch.equal(found[0].scales, small[0].scales)
