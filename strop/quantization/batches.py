@@ -48,10 +48,11 @@ class Batches(Sequence[Call]):
             DataError: If there are none, one holds a NaN or an infinity, or one has another shape than the first.
             ConfigError: If it is nothing to iterate over, or `limit` is not positive.
         """
-        if isinstance(data, Batches):
-            return cls(data.calls[:limit])
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise ConfigError(f'The number of calibration batches must be a positive integer, but got {limit!r}.')
+        if isinstance(data, Batches):
+            chosen = data.calls[:limit]
+            return cls(chosen if device is None else tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), chosen))
         if isinstance(data, torch.Tensor):
             data = [data]
         if data is None or isinstance(data, (str, Mapping)):

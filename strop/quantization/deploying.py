@@ -17,7 +17,7 @@ from strop.quantization.backends import Backend, backends
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.batches import Batches, Call, taken_by
 from strop.quantization.fake_quantize import FakeQuantizer
-from strop.quantization.flow import capture, switchable
+from strop.quantization.flow import capture, check_copyable, switchable
 from strop.quantization.layers import is_dequantize, is_quantize, name_layers, records, rename_layers
 from strop.quantization.parameters import attribute
 from strop.quantization.qat import INPUT, WEIGHT, detach, fake_quantizers
@@ -77,6 +77,7 @@ def deploy(
     reduces = Scheme(reduce_range=reduce_range).on(entry).reduce_range
     entry.require()
     used = Batches.of(data, batches, torch.device('cpu'))
+    check_copyable(model)
     twin = copy.deepcopy(model).cpu().eval()
     example = used.example(twin)
     with torch.no_grad(), taken_by(type(model).__name__, example):

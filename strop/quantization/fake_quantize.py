@@ -319,11 +319,25 @@ class FakeQuantize(FakeQuantizer):
     def observe(self, x: Tensor) -> None:
         """Let the observer see the tensor, and take its steps."""
         self.activation_post_process(x)
-        if is_distributed() and not self.is_weight:
+        shared = is_distributed() and not self.is_weight
+        # A histogram's bins are those of its own range: it keeps them, and what comes of it is shared.
+        by_bins = hasattr(self.activation_post_process, 'histogram')
+        if shared and not by_bins:
             self._agree()
         scale, zero_point = self.activation_post_process.calculate_qparams()
+        if shared and by_bins:
+            scale, zero_point = self._mean_steps(scale, zero_point)
         self.scale.copy_(scale.reshape(self.scale.shape))
         self.zero_point.copy_(zero_point.reshape(self.zero_point.shape))
+
+    def _mean_steps(self, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the steps of the mean of the ranges that all processes have steps for."""
+        ends = torch.stack([(end - zero_point) * scale for end in (self.quant_min, self.quant_max)])
+        all_reduce(ends, 'mean')
+        scale = ((ends[1] - ends[0]) / (self.quant_max - self.quant_min)).to(scale.dtype)
+        if not self.symmetric:
+            zero_point = (self.quant_min - ends[0] / scale).round().clamp(self.quant_min, self.quant_max).to(zero_point.dtype)
+        return scale, zero_point
 
     def _agree(self) -> None:
         """Give the observers of all processes one range: the mean of moving averages, else the widest."""

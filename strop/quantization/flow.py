@@ -99,20 +99,39 @@ def capture(model: nn.Module, example: Call, *, training: bool = False, dynamic_
 
     Raises:
         ExportError: If it cannot be exported; the message has the op and the line of the model's code.
+        ConfigError: If a weight is computed from others, so that the model cannot be copied; see `check_copyable`.
 
     >>> graph = capture(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), ((torch.rand(4, 3),), {}))
     >>> graph(torch.rand(5, 3)).shape
     torch.Size([5, 2])
     """
+    check_copyable(model)
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).train(training)
     program = traced(twin, example, dynamic_batch, type(model).__name__)
     graph = program.module(check_guards=False) if _takes_check_guards(program) else program.module()
     if not isinstance(graph, GraphModule):
         raise ExportError(f'torch.export gave a {type(graph).__name__} for {type(model).__name__}, not a graph.')
     _label_sources(graph)
-    if not training:
-        _mark_held_norms(graph)
+    _mark_held_norms(graph, training)
     return graph
+
+
+def check_copyable(model: nn.Module) -> None:
+    """Raise if a weight is computed from others before each forward, as by `weight_norm` and `torch.nn.utils.prune`.
+
+    PyTorch cannot copy such a tensor.
+
+    Raises:
+        ConfigError: With the layer, and what to call.
+    """
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                raise ConfigError(
+                    f'{name!r} of {path or type(model).__name__!r} is no parameter, but computed from others, so that the '
+                    'model cannot be copied. Call torch.nn.utils.prune.remove, remove_weight_norm or remove_spectral_norm on '
+                    'the layer first, or `.detach()` what was kept of a forward.'
+                )
 
 
 def traced(model: nn.Module, example: Call, dynamic_batch: bool = True, name: str = 'The model') -> Any:
@@ -156,7 +175,7 @@ def prepare_qat(graph: GraphModule, quantizer: Quantizer) -> GraphModule:
         quantizer: A quantizer of `torchao.quantization.pt2e` that is set up for training.
     """
     literals = {
-        node.args[4].target: node.args[6:8]
+        node.args[4].target: node.args[5:8]
         for node in graph.graph.nodes
         if node.target in _BATCH_NORMS and is_parameter(node.args[4])
     }
@@ -202,7 +221,7 @@ def convert(prepared: GraphModule, *, fold: bool = True) -> GraphModule:
         prepared: What `prepare` or `prepare_qat` gave, calibrated or trained; it is used up.
         fold: Keep weights as integers; otherwise as floats with their quantization behind them.
     """
-    blind = [name for name, module in prepared.named_modules() if _saw_nothing(module)]
+    blind = [name for name, module in prepared.named_modules() if _saw_nothing(module) or _has_no_steps(module)]
     if blind:
         raise ConfigError(
             f'{len(blind)} observers have seen no data, {blind[0]} for one: call `calibrate` with the prepared graph, or train '
@@ -267,16 +286,16 @@ class SwitchableGraph(GraphModule):
         )
 
 
-def _restore_literals(prepared: GraphModule, literals: Mapping[Any, tuple[float, float]]) -> None:
-    """Put back momentum and epsilon of batch norms: torchao's fused pattern has those of its own example."""
+def _restore_literals(prepared: GraphModule, literals: Mapping[Any, tuple[bool, float, float]]) -> None:
+    """Put back mode, momentum and epsilon of batch norms: torchao's fused pattern has those of its own example."""
     for node in prepared.graph.nodes:
         if node.op != 'call_function':
             continue
         if node.target in _BATCH_NORMS and is_parameter(node.args[4]) and node.args[4].target in literals:
-            for place, value in zip((6, 7), literals[node.args[4].target]):
+            for place, value in zip((5, 6, 7), literals[node.args[4].target]):
                 node.update_arg(place, value)
         elif node.target is aten.add.Tensor and is_parameter(node.args[0]) and node.args[0].target in literals:
-            node.update_arg(1, literals[node.args[0].target][1])
+            node.update_arg(1, literals[node.args[0].target][2])
     prepared.recompile()
 
 
@@ -284,14 +303,14 @@ _BATCH_NORMS = (aten.batch_norm.default,)
 _DROPOUTS = (aten.dropout.default, aten.dropout_.default)
 
 
-#: Where a norm is marked that computes from the batch in evaluation too, in the `meta` of its node.
+#: Where a norm is marked that no mode of the model switches, in the `meta` of its node.
 _HELD = 'held_in_training'
 
 
-def _mark_held_norms(graph: GraphModule) -> None:
-    """Note which norms of a graph of evaluation compute from the batch all the same, since the forward says so."""
+def _mark_held_norms(graph: GraphModule, training: bool) -> None:
+    """Note which norms of a graph are in the other mode than it is, since the forward or the model's `train` says so."""
     for node in graph.graph.nodes:
-        if node.op == 'call_function' and node.target in _BATCH_NORMS and node.args[5]:
+        if node.op == 'call_function' and node.target in _BATCH_NORMS and bool(node.args[5]) != training:
             node.meta[_HELD] = True
 
 
@@ -303,6 +322,12 @@ def _held(node: Node) -> bool:
 def _saw_nothing(module: nn.Module) -> bool:
     least = getattr(module, 'min_val', None)
     return isinstance(least, torch.Tensor) and bool(torch.isinf(least).any()) and bool((least > 0).any())
+
+
+def _has_no_steps(module: nn.Module) -> bool:
+    """Whether it is a fake quantizer whose steps are still to be found."""
+    observed = getattr(module, 'observed', None)
+    return isinstance(observed, torch.Tensor) and not bool(observed)
 
 
 def _saw_no_number(module: nn.Module) -> bool:

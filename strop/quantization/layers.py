@@ -23,6 +23,7 @@ HEAVY: Mapping[Any, str] = {
     aten.conv2d.padding: 'conv2d',
     aten.conv1d.padding: 'conv1d',
     aten.conv3d.default: 'conv3d',
+    aten.conv3d.padding: 'conv3d',
     aten.conv_transpose2d.input: 'conv_transpose2d',
     aten.conv_transpose1d.default: 'conv_transpose1d',
     aten.conv_transpose3d.input: 'conv_transpose3d',

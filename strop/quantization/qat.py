@@ -136,7 +136,7 @@ def prepare_qat(
         own: QConfig | None = ends if ends is not None and name in (names[0], names[-1]) else chosen
         found = matched(name, others)
         owns[name] = None if matched(name, ignored) else own if found is None else others[found]
-        _check_weight(name, layer, quantized=owns[name] is not None, copied=not inplace)
+        _check_weight(name, layer, quantized=owns[name] not in (None, QConfig()), copied=not inplace)
     if not inplace:
         model = copy.deepcopy(model)
         every = quantizable(model)

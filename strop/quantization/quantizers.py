@@ -258,7 +258,8 @@ class AcademicQuantizer(BaseQuantizer):
         for key in qconfig_mapping:
             if key not in keys:
                 raise ConfigError(f'`qconfig_mapping` has no key {key!r}.{near(key, keys)} It has {", ".join(keys)}.')
-        super().__init__(qconfig_mapping['_global_'], tracer, first_last)
+        chosen = qconfig_mapping['_global_']
+        super().__init__(QConfig() if chosen is None else chosen, tracer, first_last)
         self._by_name = self._pairs(qconfig_mapping, 'module_name')
         self._by_class = self._pairs(qconfig_mapping, 'object_type')
         custom = dict(prepare_custom_config or {})

@@ -25,7 +25,17 @@ from strop.quantization.backends import backend as backend_of
 from strop.quantization.backends import prepared as prepared_file
 from strop.quantization.batches import Batches, Call, batch_size, check_outputs, in_order, rows, taken_by
 from strop.quantization.correction import correct_biases
-from strop.quantization.flow import calibrate, capture, convert, prepare, pt2e, switchable, takes_any_batch, tensors_of
+from strop.quantization.flow import (
+    calibrate,
+    capture,
+    check_copyable,
+    convert,
+    prepare,
+    pt2e,
+    switchable,
+    takes_any_batch,
+    tensors_of,
+)
 from strop.quantization.layers import HEAVY, is_dequantize, is_quantize, name_layers, records, transparent
 from strop.quantization.missing_ops import missing_op
 from strop.quantization.patterns import patterns_of
@@ -554,6 +564,7 @@ def _literal(name: str) -> str:
 
 def _check_model(model: nn.Module, batches: Batches) -> None:
     args, kwargs = batches[0]
+    check_copyable(model)
     twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
     with torch.no_grad(), taken_by(type(model).__name__, (args, kwargs)):
         outputs = twin(*args, **kwargs)

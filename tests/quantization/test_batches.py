@@ -106,3 +106,16 @@ def test_a_batch_of_nothing_is_refused(data):
         DataError, match=rf'^Batch {len(data) - 1} of the calibration data holds nothing: .* the shape \([02], [03]\)'
     ):
         Batches.of(data)
+
+
+@pytest.mark.parametrize('limit', [0, -1, '8', True])
+def test_batches_that_were_read_are_limited_like_others(limit):
+    read = Batches.of([torch.rand(2, 3)] * 3)
+    assert len(Batches.of(read, 2)) == 2
+    with pytest.raises(ConfigError, match='must be a positive integer'):
+        Batches.of(read, limit)
+
+
+def test_batches_that_were_read_are_moved_like_others():
+    read = Batches.of([torch.rand(2, 3)] * 2)
+    assert Batches.of(read, device=torch.device('meta'))[1][0][0].is_meta

@@ -101,6 +101,31 @@ def test_what_is_empty_in_one_process_is_observed_in_none(tmp_path):
     assert [observed for observed, _ in first] == [0, 1, 1] * 3
 
 
+def observe_other_ranges(rank, out):
+    torch.distributed.init_process_group('gloo')
+    quantizer = FakeQuantize('HistogramObserver', 0, 255, qscheme=torch.per_tensor_affine)
+    steps = []
+    for _ in range(3):
+        quantizer(torch.linspace(-1, 1, 1001) * (1 + 9 * rank))
+        steps.append((quantizer.scale.item(), quantizer.zero_point.item(), quantizer.activation_post_process.histogram.sum()))
+    torch.save(steps, f'{out}/{rank}.pt')
+
+
+def test_histograms_of_two_processes_give_one_range_and_stay_what_they_are(tmp_path):
+    """One sees -1 to 1 and the other -10 to 10: both take the middle of what each would take, which is about -5.5 to 5.5."""
+    in_group(observe_other_ranges, tmp_path, folder=tmp_path)
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
+    assert [steps[:2] for steps in first] == [steps[:2] for steps in second]
+    alone = []
+    for width in (1, 10):
+        quantizer = FakeQuantize('HistogramObserver', 0, 255, qscheme=torch.per_tensor_affine)
+        for _ in range(3):
+            quantizer(torch.linspace(-1, 1, 1001) * width)
+        alone.append(quantizer.scale.item())
+    assert first[-1][0] == pytest.approx(sum(alone) / 2, rel=1e-5)
+    assert [float(steps[2]) for steps in first] == [1001, 2002, 3003]
+
+
 @pytest.mark.parametrize(('low', 'high'), [(0, 1), (-1, 0), (0, 0)])
 def test_one_bit_and_less_are_refused(low, high):
     for kind in ('FakeQuantize', 'LearnableFakeQuantize', 'PACTFakeQuantize'):

@@ -1,10 +1,13 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from strop.errors import ConfigError, DataError, ExportError
+from strop.quantization import learned_spec, quantize
 from strop.quantization.batches import Batches
 from strop.quantization.flow import calibrate, capture, convert, prepare, prepare_qat, switchable
 from tests.quantization.nets import SmallNet, image_batches, small_net, sqnr
@@ -72,6 +75,71 @@ def test_training_and_evaluation_of_a_prepared_graph_are_those_of_the_model(net,
     torch.testing.assert_close(prepared.train()(images), net(images), rtol=1e-4, atol=1e-5)
     # One step of training moved the running statistics of both alike, with the momentum and epsilon of each norm.
     torch.testing.assert_close(prepared.eval()(images), net.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_that_the_model_keeps_in_evaluation_stays_there_in_training():
+    class Frozen(nn.Module):
+        """Keeps its first norm in evaluation, as detectors do with their backbones."""
+
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x):
+            return self.body(x)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.body[1].eval()
+            return self
+
+    torch.manual_seed(0)
+    net = Frozen()
+    net.body[1].running_mean.uniform_()
+    images = torch.randn(6, 3, 8, 8)
+    prepared = prepare_qat(capture(net, ((images,), {}), training=True), x86(is_qat=True)).train()
+    before = {name: value.clone() for name, value in prepared.named_buffers() if name.startswith('body')}
+    assert {'body.1.running_mean', 'body.1.running_var', 'body.4.running_mean', 'body.4.running_var'} <= set(before)
+    prepared(images)
+    moved = {name for name, value in before.items() if not torch.equal(value, prepared.get_buffer(name))}
+    assert {name.split('.')[1] for name in moved} == {'4'}
+    prepared.eval()(images)
+    prepared.train()
+    frozen = [node for node in prepared.graph.nodes if str(node.target) == 'aten.batch_norm.default']
+    assert sorted(bool(node.args[5]) for node in frozen) == [False, True]
+
+
+def test_learned_steps_that_saw_no_data_are_not_converted(net, batches):
+    config = copy.copy(x86(is_qat=True).global_config)
+    learned = {
+        'input_activation': learned_spec(config.input_activation), 'weight': learned_spec(config.weight, is_weight=True),
+    }  # fmt: skip
+    quantizer = x86(is_qat=True).set_global(dataclasses.replace(config, **learned))
+    prepared = prepare_qat(capture(net, batches.example(), training=True), quantizer)
+    with pytest.raises(ConfigError, match='observers have seen no data'):
+        convert(prepared)
+    prepared.train()(batches[0][0][0])
+    images = batches[0][0][0]
+    assert sqnr(prepared.eval()(images), convert(prepared)(images)) > 25
+
+
+@pytest.mark.filterwarnings('ignore:.*weight_norm.* is deprecated')
+@pytest.mark.parametrize('how', ['pruned', 'weight_norm'])
+def test_weights_that_are_computed_from_others_are_refused(how):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    if how == 'pruned':
+        prune.l1_unstructured(net[2], 'weight', 0.5)
+    else:
+        torch.nn.utils.weight_norm(net[2])
+    images = torch.rand(4, 3, 8, 8)
+    for call in (
+        lambda: capture(net, ((images,), {})),
+        lambda: quantize(net, [images]),
+    ):
+        with pytest.raises(ConfigError, match=r"'weight' of '2' is no parameter.*prune\.remove"):
+            call()
+    net[2] = nn.Linear(144, 2)
+    capture(net, ((images,), {}))
 
 
 def test_a_trained_graph_converts_to_what_it_computed_in_evaluation(net, batches):

@@ -1,4 +1,6 @@
 import pytest
+import torch
+from torch import nn
 
 from strop.errors import ConfigError
 from strop.quantization.batches import Batches
@@ -28,3 +30,11 @@ def test_a_pattern_takes_what_is_inside_a_module():
 def test_a_pattern_that_matches_nothing_is_refused():
     with pytest.raises(ConfigError, match="Did you mean 'head'"):
         matching(['heed'], ['head', 'stem'])
+
+
+@pytest.mark.parametrize(('layer', 'dims'), [(nn.Conv1d, 1), (nn.Conv2d, 2), (nn.Conv3d, 3)])
+@pytest.mark.parametrize('padding', ['same', 'valid', 1])
+def test_convolutions_are_layers_however_they_are_padded(layer, dims, padding):
+    graph = capture(nn.Sequential(layer(2, 3, 3, padding=padding), nn.ReLU()), ((torch.rand(2, 2, *(5,) * dims),), {}))
+    name_layers(graph)
+    assert list(heavy_nodes(graph)) == ['0']

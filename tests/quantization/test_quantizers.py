@@ -126,6 +126,13 @@ def test_a_name_without_layers_is_refused(quantizer):
         quantizer.prepare(Mixed())
 
 
+def test_only_the_named_layers_are_quantized_where_nothing_holds_for_all():
+    quantizer = AcademicQuantizer(dict(_global_=None, module_name={'head': 'lsq4'}))
+    assert weights(quantizer.prepare(Mixed())) == {'head.fc': 7}
+    with pytest.raises(ConfigError, match='Nothing is left to quantize'):
+        AcademicQuantizer(dict(_global_=None)).prepare(Mixed())
+
+
 def test_a_mapping_holds_for_all_layers_and_a_name_spares_the_first_and_last():
     assert set(weights(AcademicQuantizer(dict(_global_=FOUR)).prepare(net())).values()) == {7}
     assert weights(AcademicQuantizer(dict(_global_='lsq4')).prepare(net())) == {'0': 127, '1': 7, '2': 7, '3.fc': 127}
