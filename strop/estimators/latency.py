@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -154,11 +155,11 @@ class Measurements(dict[str, Latency]):
         """Return a `rich` table of all latencies, relative to the first."""
         table = Table(title=f'{self.machine.cpu}, {self.machine.threads} thread{"s" * (self.machine.threads != 1)}')
         table.add_column('name')
-        for column in ('median ms', 'IQR ms', f'× {next(iter(self))}'):
+        for column in ('median ms', 'IQR ms', escape(f'× {next(iter(self))}')):
             table.add_column(column, justify='right')
         for name, latency in self.items():
             relative = str(self.ratio(name, next(iter(self))))
-            table.add_row(name, f'{latency.median_ms:.3f}', f'{latency.iqr_ms:.3f}', relative)
+            table.add_row(escape(name), f'{latency.median_ms:.3f}', f'{latency.iqr_ms:.3f}', relative)
         return table
 
     def to_dict(self, samples: bool = False) -> dict[str, Any]:

@@ -144,21 +144,12 @@ class ResourceEstimator(BaseEstimator):
         """
         counting = {**self.flops_params_cfg, **_checked('flops_params_cfg', flops_params_cfg, _COUNT_KEYS)}
         _checked('latency_cfg', latency_cfg, _LATENCY_KEYS)
-        paths = counting.get('spec_modules')
-        if not paths:
+        if not counting.get('spec_modules'):
             raise ConfigError(
                 "Which modules to estimate apart must be given: flops_params_cfg=dict(spec_modules=['backbone', 'head'])."
             )
-        resources = self._resources(model, counting)
-        modules = resources.by_module()
-        result = {}
-        for path in paths:
-            if path not in modules:
-                raise ConfigError(f'`spec_modules` names {path!r}, which the model does not have.{near(path, modules)}')
-            cost = modules[path]
-            macs = cost.macs - _disabled(resources, counting.get('disabled_counters', ()), path)
-            result[path] = self._formatted(macs, cost.params, 0.0, counting)
-        return result
+        costs = _costs_of(self._resources(model, counting), counting)
+        return {path: self._formatted(macs, params, 0.0, counting) for path, (macs, params) in costs.items()}
 
     # -- internals -------------------------------------------------------------------------
 
@@ -175,8 +166,9 @@ class ResourceEstimator(BaseEstimator):
 
             rich.print(resources.table(depth=None))
         if options.get('spec_modules'):
-            costs = [cost for path, cost in resources.by_module().items() if path in options['spec_modules']]
-            return sum(cost.macs for cost in costs), sum(cost.params for cost in costs)
+            costs = _costs_of(resources, options)
+            whole = [path for path in costs if not any(path != other and _within(path, other) for other in costs)]
+            return sum(costs[path][0] for path in whole), sum(costs[path][1] for path in whole)
         return resources.macs - _disabled(resources, options.get('disabled_counters', ())), resources.params
 
     def _inputs(self, model: nn.Module, options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -252,12 +244,30 @@ def _checked(name: str, options: Mapping[str, Any] | None, known: Sequence[str])
     return dict(options or {})
 
 
+def _costs_of(resources: Resources, options: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return the multiply-adds and parameters of each of `spec_modules`, without what is not to be counted.
+
+    Raises:
+        ConfigError: If the model has no such module.
+    """
+    modules, found = resources.by_module(), {}
+    for path in options['spec_modules']:
+        if path not in modules:
+            raise ConfigError(f'`spec_modules` names {path!r}, which the model does not have.{near(path, modules)}')
+        disabled = _disabled(resources, options.get('disabled_counters', ()), path)
+        found[path] = modules[path].macs - disabled, modules[path].params
+    return found
+
+
+def _within(path: str, other: str) -> bool:
+    return not other or path == other or path.startswith(f'{other}.')
+
+
 def _disabled(resources: Resources, kinds: Sequence[str], within: str = '') -> int:
     """Return the multiply-adds of the modules of some types, each module once; `Conv2dCounter` names Conv2d."""
     names = {kind.removesuffix('Counter') for kind in kinds}
     taken: list[str] = []
     for path, cost in resources.by_module().items():
-        inside = not within or path == within or path.startswith(f'{within}.')
-        if inside and cost.kind in names and not any(not above or path.startswith(f'{above}.') for above in taken):
+        if _within(path, within) and cost.kind in names and not any(_within(path, above) for above in taken):
             taken.append(path)
     return sum(resources.by_module()[path].macs for path in taken)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mmengine.registry.root as roots
 from mmengine.config import ConfigDict
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -277,9 +280,38 @@ def describe(factory: str | Callable[..., Any] | Mapping[str, Any], args: Mappin
         name = factory
     elif callable(factory) and hasattr(factory, '__qualname__'):
         name = f'{factory.__module__}:{factory.__qualname__}'
+        if not found_by_name(name, factory):
+            print_log(
+                f'The factory {name!r} cannot be imported by other programs: give one at the top of a module, or '
+                'load_recipe(folder, factory=...) when the folder is read.',
+                logger='current', level=logging.WARNING,
+            )  # fmt: skip
     else:
         raise ConfigError(f"`factory` is a config, a function, a class or 'module:function', but got {type(factory).__name__}.")
     return {'factory': name, 'args': portable(args or {}, 'factory_args')}
+
+
+def found_by_name(name: str, factory: Any = None) -> bool:
+    """Whether another program can find a factory by its name 'module:function'.
+
+    A script, a function inside another one and a bound method cannot be imported.
+
+    Args:
+        name: The name.
+        factory: What the name has to lead to in this program, if given.
+
+    >>> found_by_name('torch.nn:Linear'), found_by_name('__main__:make'), found_by_name('nets:make.<locals>.inner')
+    (True, False, False)
+    """
+    module, _, path = name.partition(':')
+    if not _NAME.fullmatch(name) or module == '__main__':
+        return False
+    if factory is None:
+        return True
+    found: Any = sys.modules.get(module)
+    for part in path.split('.'):
+        found = getattr(found, part, None)
+    return bool(found == factory)  # a class method is another object each time
 
 
 def portable(value: Any, place: str, config: bool = False) -> Any:

@@ -23,8 +23,8 @@ from strop.export.comparison import Comparison, ExportedFile, Inputs, compared, 
 from strop.export.recipe import plain_subnet
 from strop.files import atomic_path
 
-#: A protocol-buffer file ends at 2 GiB; above this size of the weights, they go into a second file.
-ONNX_LIMIT = 1_900_000_000
+#: A protocol-buffer file ends at 2 GiB; above this size of the weights, they go into a second file (torch's own limit).
+ONNX_LIMIT = 1536 * 2**20
 
 Run = Callable[[Inputs], Sequence[Any]]
 
@@ -237,7 +237,7 @@ def export_onnx(
 ) -> ExportedFile:
     """Write a model as ONNX, run it in ONNX Runtime, and compare it with the model.
 
-    One file; weights above 1.9 GB go into a second one, `<path>.data`. For the other arguments see `export_program`.
+    One file; weights above 1.6 GB go into a second one, `<path>.data`. For the other arguments see `export_program`.
 
     Args:
         model: A plain model.

@@ -21,7 +21,7 @@ from strop.algorithms import BaseAlgorithm, PlainArchitecture
 from strop.errors import ConfigError, ExportError, StropError, SubnetError, listed
 from strop.export.comparison import ExportedFile, Inputs, compared, named_outputs, outputs_of, source_of
 from strop.export.cut import Cut
-from strop.export.factory import Trust, build, checked, describe, supernet_config
+from strop.export.factory import Trust, build, checked, describe, found_by_name, supernet_config
 from strop.export.folder import atomic_folder
 from strop.export.weights import FILE, digest_of, load_weights, read_weights, same_bits, write_weights
 from strop.files import read_text
@@ -236,8 +236,8 @@ def write_recipe(
         original = built_by(supernet, factory)
         choices = choices_for(original, subnet)
         rebuilt = reduced(original, choices)
-    elif subnet is not None:
-        choices = dict(subnet) if isinstance(subnet, Mapping) else choices_of(read_document(subnet, 'a subnet file'))
+    else:
+        choices = given_choices(subnet)
     return write_files(
         plain,
         folder,
@@ -349,6 +349,13 @@ def choices_for(original: nn.Module, subnet: AnySubnet | None) -> dict[str, Any]
     return dict(answered(subnet, space_of(original)))
 
 
+def given_choices(subnet: AnySubnet | None) -> dict[str, Any]:
+    """Return the choices of a subnet as they are given, without a model to check them by."""
+    if subnet is None:
+        return {}
+    return dict(subnet) if isinstance(subnet, Mapping) else choices_of(read_document(subnet, 'a subnet file'))
+
+
 def reduced(original: nn.Module, choices: Mapping[str, Any]) -> nn.Module:
     """Return the subnet of `original`, or `original` itself where nothing is to be decided."""
     if mutables_of(original):
@@ -411,6 +418,8 @@ def _readme(plain: nn.Module, recipe: Mapping[str, Any]) -> str:
     else:
         packages = [module.partition('.')[0] for module in supplied(supernet)]
         consent = f', allow={sorted(set(packages))!r}' if packages else ''
+        if 'factory' in supernet and not found_by_name(supernet['factory']):
+            consent = ', factory=...'  # no other program finds it by its name
         built = f'`{supernet["factory"]}`' if 'factory' in supernet else f'a config of type `{supernet["config"]["type"]}`'
         args = ', '.join(f'{name}={value!r}' for name, value in supernet.get('args', {}).items())
         built += f' with `{args}`' if 0 < len(args) <= 80 else ''
@@ -429,6 +438,8 @@ def _readme(plain: nn.Module, recipe: Mapping[str, Any]) -> str:
         '```',
         '',
     ]
+    if 'factory=...' in call:
+        lines += ['`factory` is the function that built it: it had no name by which another program could import it.', '']
     shapes = ', '.join(f'`{name}` {tuple(entry["shape"])} {entry["dtype"]}' for name, entry in recipe['inputs'].items())
     return '\n'.join(lines + ([f'Inputs: {shapes}.', ''] if shapes else []))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -161,7 +162,7 @@ class RuntimeTimes:
             low, high = row.latency.quartiles_ms
             score = '' if row.score is None else f'{row.score:.4f}'
             table.add_row(
-                row.stage, row.runtime, row.precision, str(row.batch), f'{row.latency.median_ms:.3f}',
+                escape(row.stage), row.runtime, row.precision, str(row.batch), f'{row.latency.median_ms:.3f}',
                 f'{low:.3f} to {high:.3f}', score,
             )  # fmt: skip
         return table
@@ -292,7 +293,7 @@ def measure_runtimes(
         rows: list[RuntimeTime] = []
         for batch in batches:
             for each, latency in bench.times(ready, batch, rounds, seconds):
-                size = None if each.path is None else each.path.stat().st_size
+                size = None if each.path is None else _size_of(each.path)
                 found = scores.get(each.key), size, peaks.get(each.key)
                 rows.append(RuntimeTime(*each.key, batch, threads, latency, *found))
         if tell is not None:
@@ -591,6 +592,12 @@ def _check_files(subjects: Mapping[str, Sequence[Subject]]) -> None:
 
 def _measurable(name: str, entry: Backend) -> bool:
     return _RUNTIME_OF.get(name, name) not in runtimes() and entry.load is not None
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, with those of the weights that ONNX puts beside a large one."""
+    beside = path.with_name(f'{path.name}.data')
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
 def _not_installed(wanted: Iterable[str]) -> list[Mapping[str, str]]:

@@ -15,7 +15,17 @@ from strop.export.comparison import ExportedFile
 from strop.export.cut import AnyRecord, Cut, records_of
 from strop.export.factory import describe, supernet_config
 from strop.export.folder import atomic_folder
-from strop.export.recipe import AnyFactory, AnySubnet, built_by, choices_for, load_recipe, plain_of, reduced, write_files
+from strop.export.recipe import (
+    AnyFactory,
+    AnySubnet,
+    built_by,
+    choices_for,
+    given_choices,
+    load_recipe,
+    plain_of,
+    reduced,
+    write_files,
+)
 from strop.graph import Slicing
 
 
@@ -79,7 +89,10 @@ def save_slim(
         rebuilt = reduced(built, choices)
     if original is not None:
         base = plain_of(original)
-        base = reduced(base, choices_for(base, subnet))
+        given = choices_for(base, subnet)
+        base = reduced(base, given)
+        if supernet is not None and rebuilt is None:
+            choices = given or given_choices(subnet)
     elif rebuilt is not None:
         base = rebuilt
     elif slicings and len(slicings) == len(records):

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from strop.errors import ConfigError, try_import
 from strop.files import atomic_path, atomic_write
@@ -72,15 +74,15 @@ class Comparison:
     def table(self) -> Table:
         """Return the comparison as a table for the terminal."""
         runtimes = list(dict.fromkeys(name for row in self.rows for name in row.latency_ms))
-        table = Table(title=self.title)
+        table = Table(title=Text(self.title))
         table.add_column('model')
-        for heading in ('accuracy %', 'MACs (M)', 'params (k)', *(f'{name} (ms)' for name in runtimes)):
+        for heading in ('accuracy %', 'MACs (M)', 'params (k)', *(escape(f'{name} (ms)') for name in runtimes)):
             table.add_column(heading, justify='right')
         for row in self.rows:
             spread = '' if row.spread is None else f' ± {row.spread:.2f}'
             times = [row.latency_ms.get(name) for name in runtimes]
             table.add_row(
-                row.name,
+                escape(row.name),
                 f'{row.mean:.2f}{spread}',
                 f'{row.macs / 1e6:.3f}',
                 f'{row.params / 1e3:.1f}',
@@ -108,14 +110,15 @@ class Comparison:
         matplotlib.use('Agg')
         pyplot = try_import('matplotlib.pyplot', 'report')
         runtime = next((name for row in self.rows for name in row.latency_ms), None)
-        panels = [('MACs (millions)', lambda row: row.macs / 1e6)]
+        panels = [('MACs (millions)', self.rows, lambda row: row.macs / 1e6)]
         if runtime is not None:
-            panels.append((f'latency, {runtime}, batch 1 (ms)', lambda row: row.latency_ms[runtime][0]))
+            timed = [row for row in self.rows if runtime in row.latency_ms]
+            panels.append((f'latency, {runtime}, batch 1 (ms)', timed, lambda row: row.latency_ms[runtime][0]))
         figure, axes = pyplot.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), sharey=True, squeeze=False)
         kinds = list(dict.fromkeys(row.kind for row in self.rows))
-        for axis, (label, value) in zip(axes[0], panels, strict=True):
+        for axis, (label, shown, value) in zip(axes[0], panels, strict=True):
             for position, kind in enumerate(kinds):
-                rows = [row for row in self.rows if row.kind == kind]
+                rows = [row for row in shown if row.kind == kind]
                 axis.errorbar(
                     [value(row) for row in rows],
                     [row.mean for row in rows],
@@ -130,7 +133,9 @@ class Comparison:
         axes[0][0].set_ylabel('accuracy (%)')
         axes[0][0].legend()
         figure.suptitle(self.title)
-        figure.tight_layout()
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=130, format='png')
-        pyplot.close(figure)
+        try:
+            figure.tight_layout()
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, dpi=130, format='png')
+        finally:
+            pyplot.close(figure)

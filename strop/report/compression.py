@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from strop.files import atomic_write
 from strop.report import wording
@@ -65,7 +66,7 @@ class CompressionReport:
     def table(self) -> Table:
         """Return a `rich` table of what each stage gave."""
         metric = self.findings.metric
-        table = Table(title=escape(f'{self.result.model.name}, compressed'))
+        table = Table(title=Text(f'{self.result.model.name}, compressed'))
         table.add_column('stage')
         for name in (metric or 'score', 'MACs', 'parameters', 'size', self._clock(), 'faster', 'took'):
             table.add_column(escape(name), justify='right')

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,21 @@ def test_modules_apart():
         estimator.estimate_separation_modules(net())
     with pytest.raises(ConfigError, match="Did you mean 'head'"):
         estimator.estimate_separation_modules(net(), {'spec_modules': ['haed']})
+
+
+def test_some_modules_together():
+    """By hand: what lies inside another one counts once, and types that are left out do not count."""
+    estimator = ResourceEstimator(SHAPE, units={'flops': '', 'params': ''})
+
+    def both(*paths: str, **options: Any) -> tuple[Any, Any]:
+        found = estimator.estimate(net(), {'spec_modules': list(paths), **options})
+        return found['flops'], found['params']
+
+    assert both('body', 'body.2') == both('body.2', 'body') == (CONVS, 296)
+    assert both('head', 'body') == (CONVS + HEAD, 296 + 5130)
+    assert both('body', 'head', disabled_counters=['Conv2d']) == (HEAD, 296 + 5130)
+    with pytest.raises(ConfigError, match="Did you mean 'head'"):
+        both('haed')
 
 
 def test_types_left_out():

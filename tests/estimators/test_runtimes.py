@@ -69,6 +69,33 @@ def test_a_module_set_apart_has_the_same_state_and_other_code():
         assert torch.equal(twin(x), model(x))
 
 
+def test_pytorch_computes_with_the_threads_that_are_asked_for():
+    """Also where the process has others, which it keeps."""
+
+    class Asking(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return x + 1
+
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    runtimes()['eager'].prepare(Asking(), torch.ones(1), threads=before + 1)()
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_called_with_the_threads_that_it_was_compiled_for():
+    from torch._dynamo.utils import counters
+
+    before = torch.get_num_threads()
+    call = runtimes()['compile'].prepare(nn.Linear(2, 2), torch.ones(1, 2), threads=before + 1)
+    made = counters['stats']['unique_graphs']
+    call()
+    assert counters['stats']['unique_graphs'] == made
+    assert torch.get_num_threads() == before
+
+
 def test_eager_in_bf16():
     model, x = small()
     assert runtime('eager').prepare(model, x, precision='bf16')().dtype == torch.bfloat16

@@ -305,6 +305,26 @@ def test_the_readme_loads_the_model(tmp_path, monkeypatch, images):
     assert '`x` (2, 6) float32' in readme
 
 
+def test_a_factory_that_no_other_program_finds_is_told(tmp_path, monkeypatch):
+    """A function inside another one: the README says that it has to be given, and so does the log."""
+    told = []
+    monkeypatch.setattr('strop.export.factory.print_log', lambda text, **_: told.append(text))
+
+    def make():
+        return TiedNet()
+
+    save_recipe(TiedNet(), {'choice': 1}, tmp_path / 'net', factory=make)
+    readme = (tmp_path / 'net' / 'README.md').read_text()
+    assert "model = load_recipe('path/to/this/folder', factory=...)" in readme
+    assert 'by which another program could import it' in readme
+    assert len(told) == 1
+    assert 'cannot be imported by other programs' in told[0]
+    assert load_recipe(tmp_path / 'net', factory=make)(torch.randn(2, 6)).shape == (2, 3)
+    save_recipe(TiedNet(), {'choice': 1}, tmp_path / 'other', factory=TiedNet)
+    assert len(told) == 1
+    assert 'factory=' not in (tmp_path / 'other' / 'README.md').read_text()
+
+
 def test_an_older_recipe_is_replaced_and_other_files_are_not(tmp_path):
     model = TiedNet()
     for number in (0, 1):

@@ -14,7 +14,7 @@ from strop.errors import ConfigError, EstimateError
 from strop.estimators import Latency
 from strop.estimators.latency import Machine
 from strop.estimators.sessions import openvino_core
-from strop.export.runtime_times import RuntimeFile, RuntimeModel, RuntimeTime, RuntimeTimes, measure_runtimes
+from strop.export.runtime_times import RuntimeFile, RuntimeModel, RuntimeTime, RuntimeTimes, _size_of, measure_runtimes
 from strop.quantization import quantize
 from strop.report import CompressionResult
 
@@ -310,3 +310,10 @@ def test_what_gives_one_value_for_a_batch_is_scored_on_the_whole_batch() -> None
     assert float(total(rows)) == float(rows.sum())
     transposed = RuntimeModel(lambda tensors: [tensors[0].T], batches=(4,))
     assert torch.equal(transposed(rows), rows.T)
+
+
+def test_weights_beside_a_file_count(tmp_path: Path) -> None:
+    (tmp_path / 'a.onnx').write_bytes(b'12345')
+    assert _size_of(tmp_path / 'a.onnx') == 5
+    (tmp_path / 'a.onnx.data').write_bytes(b'1234567')
+    assert _size_of(tmp_path / 'a.onnx') == 12

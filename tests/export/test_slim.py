@@ -210,6 +210,11 @@ def test_a_pruned_subnet_of_a_supernet(tmp_path):
     assert torch.equal(outputs(loaded, inputs), outputs(slim, inputs))
     with pytest.raises(ExportError, match='needs the subnet'):
         save_slim(slim, tmp_path / 'other', factory=choices)
+    # The same without building it again: by the supernet, or by the plain model that was pruned.
+    for original in (supernet, extract(supernet, subnet)):
+        save_slim(slim, tmp_path / 'slim', original=original, factory=choices, subnet=subnet, record=record, check=False)
+        assert read_recipe(tmp_path / 'slim')['choices'] == subnet
+        assert torch.equal(outputs(load_recipe(tmp_path / 'slim', trust=True), inputs), outputs(slim, inputs))
 
 
 def test_another_precision_stays(tmp_path):

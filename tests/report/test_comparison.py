@@ -1,3 +1,4 @@
+import io
 import json
 
 import pytest
@@ -38,6 +39,24 @@ def test_json_holds_rows_settings_and_notes(tmp_path):
     assert content['notes'] == ['said']
     assert content['rows'][0]['mean'] == 97.5
     assert content['rows'][0]['subnet'] == {'op': 'a'}
+
+
+def test_a_row_without_times_is_drawn_by_its_macs_alone(tmp_path):
+    pyplot = pytest.importorskip('matplotlib.pyplot')
+    rows = [Row('a', 'winner', [97.0], 10, 5, {'eager': (1.0, 0.1)}), Row('b', 'largest', [96.0], 20, 9)]
+    Comparison('x', rows).write_plot(tmp_path / 'p.png')
+    assert (tmp_path / 'p.png').read_bytes().startswith(b'\x89PNG')
+    assert pyplot.get_fignums() == []
+
+
+def test_brackets_in_names_are_shown_as_they_are():
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(
+        Comparison('of [two]', [Row('net [int8]', 'winner', [97.0], 10, 5), Row('a [/b]', 'other', [1.0], 2, 3)]).table()
+    )
+    shown = console.export_text()
+    for name in ('of [two]', 'net [int8]', 'a [/b]'):
+        assert name in shown
 
 
 def test_plot_is_a_png_with_two_panels(tmp_path):
