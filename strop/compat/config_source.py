@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from strop.codebases import is_codebase
 from strop.errors import ConfigError
 
 
@@ -20,6 +21,23 @@ class Edit:
     start: int
     end: int
     text: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one setting needs.
+
+    Args:
+        line: Line of the file, from 1; None for the file as a whole.
+        kind: 'change' (the edits do it), 'by hand' (they cannot), or 'note' (it works, but something is to be known).
+        text: What is said.
+        edits: What does it.
+    """
+
+    line: int | None
+    kind: str
+    text: str
+    edits: tuple[Edit, ...] = ()
 
 
 def edited(text: str, edits: Iterable[Edit]) -> str:
@@ -47,6 +65,8 @@ class Settings:
         whole: Whether nothing comes by `**`.
         parent: The name under which it stands in the settings around it, or that it is assigned to.
         root: The name at the top level of the file.
+        scope: The nearest literal `_scope_`, its own or one around it. The parts of `type='mmdet.X'` are mmdet's without one,
+            as they are when it is built.
     """
 
     node: ast.Call | ast.Dict
@@ -54,11 +74,18 @@ class Settings:
     whole: bool
     parent: str = ''
     root: str = ''
+    scope: str = ''
 
     @property
     def line(self) -> int:
         """Line in the file, from 1."""
         return self.node.lineno
+
+    @property
+    def scope_inside(self) -> str:
+        """The scope of what is in it and has none of its own."""
+        package = str(self.constant('type')).rpartition('.')[0]
+        return package if '_scope_' not in self.values and is_codebase(package) else self.scope
 
     def constant(self, name: str) -> object:
         """Return the value of a name if it is a literal, else None."""
@@ -129,19 +156,27 @@ class Source:
             end += len(self.text[end:].partition('\n')[0]) + 1
         return Edit(start, min(end, len(self.text)), text)
 
-    def settings(self, node: ast.expr, parent: str = '', root: str = '') -> Settings | None:
-        """Return a node as settings, if it is `dict(...)` or a literal with names as keys."""
+    @property
+    def bases(self) -> list[ast.expr]:
+        """The entries of `_base_`."""
+        statement = self.assigned.get('_base_')
+        if statement is None:
+            return []
+        return list(statement.value.elts) if isinstance(statement.value, (ast.List, ast.Tuple)) else [statement.value]
+
+    def settings(self, node: ast.expr, parent: str = '', root: str = '', scope: str = '') -> Settings | None:
+        """Return a node as settings, if it is `dict(...)` or a literal with names as keys; `scope` is the one around it."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
             values = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
             whole = len(values) == len(node.keywords) and not node.args
-            return Settings(node, values, whole, parent, root)
+            return Settings(node, values, whole, parent, root, _scope_of(values, scope))
         if isinstance(node, ast.Dict):
             values = {
                 key.value: value
                 for key, value in zip(node.keys, node.values, strict=True)
                 if isinstance(key, ast.Constant) and isinstance(key.value, str)
             }
-            return Settings(node, values, len(values) == len(node.keys), parent, root)
+            return Settings(node, values, len(values) == len(node.keys), parent, root, _scope_of(values, scope))
         return None
 
     def every(self) -> Iterator[Settings]:
@@ -152,19 +187,35 @@ class Source:
                 name = targets[0].id if isinstance(targets[0], ast.Name) else ''
                 yield from self._within(statement.value, name, name)
 
-    def _within(self, node: ast.expr, parent: str, root: str) -> Iterator[Settings]:
-        found = self.settings(node, parent, root)
+    def _within(self, node: ast.expr, parent: str, root: str, scope: str = '') -> Iterator[Settings]:
+        found = self.settings(node, parent, root, scope)
         if found is None:
             for child in ast.iter_child_nodes(node):
                 if isinstance(child, ast.keyword):
                     child = child.value
                 if isinstance(child, ast.expr):
-                    yield from self._within(child, parent, root)
+                    yield from self._within(child, parent, root, scope)
             return
         yield found
         for name, value in found.values.items():
-            yield from self._within(value, name, root)
+            yield from self._within(value, name, root, found.scope_inside)
 
     def uses(self, name: str) -> list[ast.Name]:
         """Return every place where a name is written, assigned or read."""
         return [node for node in ast.walk(self.tree) if isinstance(node, ast.Name) and node.id == name]
+
+    def inherited(self, name: str) -> list[ast.Attribute]:
+        """Return every place where `_base_.name` is written."""
+        return [
+            node
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Attribute)
+            and node.attr == name
+            and isinstance(node.value, ast.Name)
+            and node.value.id == '_base_'
+        ]
+
+
+def _scope_of(values: Mapping[str, ast.expr], around: str) -> str:
+    own = values.get('_scope_')
+    return own.value if isinstance(own, ast.Constant) and isinstance(own.value, str) else around

@@ -4,27 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from strop.compat.config_source import Edit, Settings, Source
-
-
-@dataclass(frozen=True)
-class Change:
-    """What one setting needs.
-
-    Args:
-        line: Line of the file, from 1; None for the file as a whole.
-        kind: 'change' (the edits do it), 'by hand' (they cannot), or 'note' (it works, but something is to be known).
-        text: What is said.
-        edits: What does it.
-    """
-
-    line: int | None
-    kind: str
-    text: str
-    edits: tuple[Edit, ...] = ()
-
+from strop.compat.config_source import Change, Settings
+from strop.compat.old_training import OldTraining
 
 _GONE = {
     'dist_params': 'processes find each other by `--launcher pytorch`',
@@ -56,26 +38,30 @@ _SCORES = {
     'mIoU': "dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])",
     'bbox': "dict(type='mmdet.CocoMetric', metric='bbox', ann_file=...)",
 }
-
+# Names of metrics by which a checkpoint is the best -> their names today.
+_BEST = {'auto': 'auto', 'accuracy_top-1': 'accuracy/top1', 'mIoU': 'mIoU'}
+_LOADER = {
+    'samples_per_gpu': 'batch_size',
+    'workers_per_gpu': 'num_workers',
+    'persistent_workers': 'persistent_workers',
+    'pin_memory': 'pin_memory',
+}
 
 #: Settings whose inside is mmcv's alone.
 MMCV_ONLY = ('runner', 'log_config', 'lr_config', 'optimizer_config', 'evaluation', 'searcher', 'checkpoint_config', 'fp16')
 
 
-class RuntimeKeys:
+class RuntimeKeys(OldTraining):
     """Finds the keys of mmcv 1.x's runner in a config and writes MMEngine's for them.
 
     Args:
         source: The config.
 
+    >>> from strop.compat.config_source import Source
     >>> source = Source("optimizer = dict(type='SGD', lr=0.1)")
     >>> [change.text for change in RuntimeKeys(source).changes()]
     ["`optimizer` is `optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))`"]
     """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.assigned = source.assigned
 
     def changes(self) -> Iterator[Change]:
         """Yield what the config's keys need."""
@@ -94,191 +80,139 @@ class RuntimeKeys:
                 yield self._rewritten(statement, '', f'`{name}` has no effect: {_GONE[name]}')
             elif name == 'resume_from':
                 yield from self._resume(statement)
-            elif name == 'total_epochs' and 'runner' not in self.assigned:
-                cfg = f'train_cfg = dict(by_epoch=True, max_epochs={self.source.of(statement.value)}{self._interval()})'
-                yield self._rewritten(statement, cfg, f'`total_epochs` is `{cfg}`')
-            elif name in ('total_epochs', 'optimizer_config', 'fp16') and self._partner(name):
-                yield self._rewritten(statement, '', f'`{name}` is part of `{self._partner(name)}` now')
+            elif name == 'total_epochs':
+                yield from self._total(statement)
             elif name in ('optimizer_config', 'fp16'):
-                yield Change(statement.lineno, 'by hand', f'`{name}` belongs into `optim_wrapper` (clip_grad, loss_scale)')
+                yield from self._wrapping(name, statement)
             elif name == 'cudnn_benchmark':
                 cfg = f'env_cfg = dict(cudnn_benchmark={self.source.of(statement.value)})'
                 yield self._rewritten(statement, cfg, f'`cudnn_benchmark` is `{cfg}`')
             elif name in known:
-                settings = self.source.settings(statement.value)
-                if settings is None or not settings.whole:
+                settings = self._plain(name)
+                if settings is None:
                     yield Change(statement.lineno, 'by hand', f'`{name}` is of mmcv 1.x, and its value is not plain')
                 else:
                     yield from known[name](statement, settings)
 
-    # -- words -----------------------------------------------------------------------------
-
-    def _rewritten(self, statement: ast.Assign, text: str, said: str) -> Change:
-        return Change(statement.lineno, 'change', said, (self.source.replaced(statement, text),))
-
-    def _joined(self, settings: Settings, leave_out: tuple[str, ...] = (), **renamed: str) -> str:
-        parts = [f'{renamed.get(n, n)}={self.source.of(v)}' for n, v in settings.values.items() if n not in leave_out]
-        return ', '.join(parts)
-
-    def _partner(self, name: str) -> str:
-        if name == 'total_epochs':
-            return 'train_cfg' if 'runner' in self.assigned else ''
-        return 'optim_wrapper' if 'optimizer' in self.assigned else ''
-
-    def _named(self, name: str) -> Settings | None:
-        statement = self.assigned.get(name)
-        return self.source.settings(statement.value) if statement is not None else None
-
-    def _interval(self) -> str:
-        evaluation = self._named('evaluation')
-        if evaluation is None or 'interval' not in evaluation.values:
-            return ''
-        return f', val_interval={self.source.of(evaluation.values["interval"])}'
-
-    def _length(self) -> str | None:
-        runner = self._named('runner')
-        for name in ('max_epochs', 'max_iters') if runner is not None else ():
-            if runner is not None and name in runner.values:
-                return self.source.of(runner.values[name])
-        total = self.assigned.get('total_epochs')
-        return self.source.of(total.value) if total is not None else None
-
-    # -- keys ------------------------------------------------------------------------------
-
-    def _optimizer(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        inner, extra = self._joined(settings, ('paramwise_cfg',)), ''
-        if 'paramwise_cfg' in settings.values:
-            extra += f', paramwise_cfg={self.source.of(settings.values["paramwise_cfg"])}'
-        config, half = self._named('optimizer_config'), self._named('fp16')
-        for old, new in (('grad_clip', 'clip_grad'), ('cumulative_iters', 'accumulative_counts')):
-            if config is not None and old in config.values:
-                value = self.source.of(config.values[old])
-                extra += f', {new}={value}' if value != 'None' else ''
-        if half is not None:
-            scale = self.source.of(half.values['loss_scale']) if 'loss_scale' in half.values else "'dynamic'"
-            extra = f", type='AmpOptimWrapper', loss_scale={scale}{extra}"
-        if 'type' in settings.values:
-            cfg = f'optim_wrapper = dict(optimizer=dict({inner}){extra})'
-        else:
-            parts = [f'{name}=dict(optimizer={self.source.of(value)})' for name, value in settings.values.items()]
-            cfg = f"optim_wrapper = dict(constructor='mmrazor.SeparateOptimWrapperConstructor', {', '.join(parts)})"
-            if extra:
-                yield Change(
-                    statement.lineno, 'by hand', 'what was in `optimizer_config` belongs into each part of optim_wrapper'
-                )
-        yield self._rewritten(statement, cfg, f'`optimizer` is `{cfg}`')
-
-    def _schedule(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        policy, length = str(settings.constant('policy')).lower(), self._length()
-        by_epoch = self.source.of(settings.values['by_epoch']) if 'by_epoch' in settings.values else 'True'
-
-        def value(name: str, default: str) -> str:
-            return self.source.of(settings.values[name]) if name in settings.values else default
-
-        low = f', eta_min={value("min_lr", "0")}' if 'min_lr_ratio' not in settings.values else ''
-        low = low or f', eta_min_ratio={value("min_lr_ratio", "0")}'
-        if policy == 'step':
-            several = isinstance(settings.values.get('step'), (ast.List, ast.Tuple))
-            kind, steps = ('MultiStepLR', 'milestones') if several else ('StepLR', 'step_size')
-            main = f"dict(type='{kind}', {steps}={value('step', '1')}, gamma={value('gamma', '0.1')}"
-        elif policy in ('cosineannealing', 'cosine') and length:
-            main = f"dict(type='CosineAnnealingLR', T_max={length}{low}"
-        elif policy == 'poly' and length:
-            main = f"dict(type='PolyLR', power={value('power', '1.0')}{low}, end={length}"
-        elif policy == 'exp':
-            main = f"dict(type='ExponentialLR', gamma={value('gamma', '0.1')}"
-        elif policy == 'fixed':
-            yield self._rewritten(statement, '', '`lr_config` of a fixed rate needs no `param_scheduler`')
-            return
-        else:
-            yield Change(
-                statement.lineno, 'by hand', f'`lr_config` with policy {policy!r} is a list of schedulers in `param_scheduler`'
-            )
-            return
-        parts = [f'{main}, by_epoch={by_epoch})']
-        warmup = settings.constant('warmup')
-        if warmup in ('linear', 'constant'):
-            kind, factor = ('LinearLR', 'start_factor') if warmup == 'linear' else ('ConstantLR', 'factor')
-            parts.insert(
-                0,
-                f"dict(type='{kind}', {factor}={value('warmup_ratio', '0.1')}, "
-                f'by_epoch={value("warmup_by_epoch", "False")}, end={value("warmup_iters", "0")})',
-            )
-        elif warmup is not None:
-            yield Change(statement.lineno, 'by hand', f'the warm-up {warmup!r} of `lr_config` has no scheduler of its name')
-        cfg = f'param_scheduler = [{", ".join(parts)}]'
-        yield self._rewritten(statement, cfg, f'`lr_config` is `{cfg}`')
-
-    def _runner(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        kind = settings.constant('type')
-        if kind in ('EpochBasedRunner', None) and 'max_epochs' in settings.values:
-            cfg = (
-                f'train_cfg = dict(by_epoch=True, max_epochs={self.source.of(settings.values["max_epochs"])}{self._interval()})'
-            )
-        elif kind == 'IterBasedRunner' and 'max_iters' in settings.values:
-            cfg = (
-                f'train_cfg = dict(by_epoch=False, max_iters={self.source.of(settings.values["max_iters"])}{self._interval()})'
-            )
-        else:
-            loop = 'DartsEpochBasedTrainLoop' if 'MultiLoader' in str(kind) else 'EpochBasedTrainLoop'
-            yield Change(
-                statement.lineno, 'by hand', f"the runner {kind!r} is a loop now: train_cfg = dict(type='mmrazor.{loop}', ...)"
-            )
-            return
-        yield self._rewritten(statement, cfg, f'`runner` is `{cfg}`')
+    # -- data ------------------------------------------------------------------------------
 
     def _data(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        lines = []
-        size = self.source.of(settings.values['samples_per_gpu']) if 'samples_per_gpu' in settings.values else '1'
-        workers = self.source.of(settings.values['workers_per_gpu']) if 'workers_per_gpu' in settings.values else '0'
-        for part in ('train', 'val', 'test'):
-            if part not in settings.values:
-                continue
+        parts = [part for part in ('train', 'val', 'test') if part in settings.values]
+        for part in parts:
             if isinstance(settings.values[part], (ast.List, ast.Tuple)):
                 yield Change(statement.lineno, 'by hand', f'`data.{part}` is a list; each of it is a data loader of its own')
                 return
-            lines.append(
-                f'{part}_dataloader = dict(\n    batch_size={size},\n    num_workers={workers},\n'
-                f'    dataset={self.source.of(settings.values[part])},\n'
-                f"    sampler=dict(type='DefaultSampler', shuffle={part == 'train'}),\n)"
-            )
-        names = [line.partition(' ')[0] for line in lines]
-        if not names:
+        if self.source.bases and 'train' not in parts and any(name in settings.values for name in _LOADER):
+            parts = ['train', *parts]
+        if not parts:
             yield Change(statement.lineno, 'by hand', '`data` is train_dataloader, val_dataloader and test_dataloader now')
             return
-        lines += [f'{part}_cfg = dict()' for part in ('val', 'test') if f'{part}_dataloader' in names]
-        yield self._rewritten(statement, '\n'.join(lines), f'`data` is {", ".join(f"`{name}`" for name in names)}')
-        yield Change(
-            statement.lineno,
-            'note',
-            "data sets take `data_root` where they took `data_prefix`, and pipelines end with dict(type='PackInputs')",
-        )
+        lines = [self._loader(part, settings) for part in parts]
+        lines += [f'{part}_cfg = dict()' for part in parts if part != 'train' and not self.source.bases]
+        yield self._rewritten(statement, '\n'.join(lines), f'`data` is {", ".join(f"`{part}_dataloader`" for part in parts)}')
+        yield from self._left('data', settings, ('train', 'val', 'test', *_LOADER))
+        text = "data sets take `data_root` where they took `data_prefix`, and pipelines end with dict(type='PackInputs')"
+        yield Change(statement.lineno, 'note', text)
+        if self.source.bases:
+            text = "a base's loaders change in what is written, others stay; new ones need sampler=dict(type='DefaultSampler')"
+            yield Change(statement.lineno, 'note', text)
+
+    def _loader(self, part: str, settings: Settings) -> str:
+        words = {new: self.source.of(settings.values[old]) for old, new in _LOADER.items() if old in settings.values}
+        if not self.source.bases:
+            words = {'batch_size': '1', 'num_workers': '0', **words}
+        if part in settings.values:
+            words['dataset'] = self.source.of(settings.values[part])
+        if not self.source.bases:
+            words['sampler'] = f"dict(type='DefaultSampler', shuffle={part == 'train'})"
+        return '\n'.join([f'{part}_dataloader = dict(', *(f'    {name}={value},' for name, value in words.items()), ')'])
+
+    # -- scores ----------------------------------------------------------------------------
 
     def _evaluation(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        metric = settings.constant('metric') or 'accuracy'
-        if not isinstance(metric, str) or metric not in _SCORES:
-            yield Change(
-                statement.lineno, 'by hand', f'`evaluation` with {metric!r} is `val_evaluator` and `test_evaluator` now'
-            )
-            return
-        cfg = f'val_evaluator = test_evaluator = {_SCORES[metric]}'
-        if '...' in cfg:
-            yield Change(statement.lineno, 'by hand', f'`evaluation` is `{cfg}`')
-            return
-        yield self._rewritten(statement, cfg, f'`evaluation` is `{cfg}` and `val_interval` of train_cfg')
+        score, interval = self._score(settings), self._value(settings, 'interval', '')
+        evaluator = f'val_evaluator = test_evaluator = {score}'
+        lines = [evaluator] if score and '...' not in score else []
+        if score is None:
+            text = f'`evaluation` with metric={self._value(settings, "metric", "")} is `val_evaluator` and `test_evaluator` now'
+            yield Change(statement.lineno, 'by hand', text)
+        elif '...' in score:
+            yield Change(statement.lineno, 'by hand', f'`evaluation` is `{evaluator}`')
+        if interval and self._adds_interval():
+            lines.append(f'train_cfg = dict(val_interval={interval})')
+        elsewhere = ['`val_interval` of train_cfg'] if interval and self._says_length() else []
+        elsewhere += ['`save_best` of default_hooks.checkpoint'] if self._best() else []
+        if lines or (elsewhere and score == ''):
+            said = ' and '.join([*(f'`{line}`' for line in lines), *elsewhere])
+            yield self._rewritten(statement, '\n'.join(lines), f'`evaluation` is {said}')
+        yield from self._left('evaluation', settings, self._taken(settings))
+
+    def _score(self, settings: Settings) -> str | None:
+        """Return the config of the metric: '' where a base has it, None where it is not known."""
+        if 'metric' not in settings.values and self.source.bases:
+            return ''
+        metric = settings.constant('metric') if 'metric' in settings.values else 'accuracy'
+        topk = self._topk(settings)
+        if metric == 'accuracy' and topk:
+            return f"dict(type='Accuracy', topk={topk})"
+        return _SCORES.get(metric) if isinstance(metric, str) else None
+
+    def _topk(self, settings: Settings) -> str:
+        options = self.source.settings(settings.values['metric_options']) if 'metric_options' in settings.values else None
+        return self._value(options, 'topk', '') if options is not None and options.whole and len(options.values) == 1 else ''
+
+    def _adds_interval(self) -> bool:
+        """Return whether the interval of validation is written for itself, on top of the `train_cfg` of a base."""
+        return bool(self.source.bases) and not {'runner', 'total_epochs', 'train_cfg'} & set(self.assigned)
+
+    def _taken(self, settings: Settings) -> list[str]:
+        """Return what of `evaluation` is written, or needs no words."""
+        taken = ['metric', 'pre_eval']
+        # One epoch is what a loop of epochs takes by itself.
+        alone = self._value(settings, 'interval', '') == '1' and self._counts() == 'epochs'
+        taken += ['interval'] if alone or self._says_length() or self._adds_interval() else []
+        taken += ['metric_options'] if 'Accuracy' in (self._score(settings) or '') and self._topk(settings) else []
+        taken += ['save_best'] if self._best() else []
+        agrees = str(settings.constant('by_epoch')) == str(self._counts() == 'epochs')
+        return [*taken, 'by_epoch'] if self._counts() and agrees else taken
+
+    # -- hooks -----------------------------------------------------------------------------
+
+    def _best(self) -> str:
+        """Return the metric by which the checkpoint hook keeps the best, if it and the hook are written."""
+        evaluation = self._plain('evaluation')
+        if evaluation is None or not self._saves():
+            return ''
+        return _BEST.get(str(evaluation.constant('save_best')), '')
+
+    def _saves(self) -> bool:
+        """Return whether `checkpoint_config` is plain, and it is known what its interval counts."""
+        saved = self._plain('checkpoint_config')
+        return saved is not None and ('interval' not in saved.values or 'by_epoch' in saved.values or bool(self._counts()))
+
+    def _default_hooks(self) -> dict[str, str]:
+        """Return statement -> what it is in `default_hooks`, but for what is to be done by hand."""
+        parts: dict[str, str] = {}
+        best = self._best()
+        saved, logged = self._plain('checkpoint_config'), self._plain('log_config')
+        if saved is not None and self._saves():
+            words = ["type='CheckpointHook'", self._joined(saved, ('type', 'meta'))]
+            words += ['by_epoch=False'] if self._counts() == 'iterations' and 'by_epoch' not in saved.values else []
+            words += [f'save_best={best!r}'] if best else []
+            parts['checkpoint_config'] = f'checkpoint=dict({", ".join(word for word in words if word)})'
+        if logged is not None:
+            interval = self._value(logged, 'interval', '')
+            parts['log_config'] = f"logger=dict(type='LoggerHook', interval={interval})" if interval else ''
+        return parts
 
     def _hooks(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
-        first = next(name for name in self.assigned if name in ('checkpoint_config', 'log_config'))
         name = 'checkpoint_config' if self.assigned.get('checkpoint_config') is statement else 'log_config'
-        parts = []
-        saved, logged = self._named('checkpoint_config'), self._named('log_config')
-        if saved is not None:
-            inner = self._joined(saved, ('type', 'meta'))
-            parts.append(f"checkpoint=dict(type='CheckpointHook'{', ' + inner if inner else ''})")
-        if logged is not None and 'interval' in logged.values:
-            parts.append(f"logger=dict(type='LoggerHook', interval={self.source.of(logged.values['interval'])})")
-        cfg = f'default_hooks = dict({", ".join(parts)})'
-        if name == first:
+        parts = self._default_hooks()
+        if name not in parts:
+            text = 'a runner of iterations needs by_epoch=False beside its interval, and the runner is not in this file'
+            yield Change(statement.lineno, 'by hand', f'`{name}` is `checkpoint` of `default_hooks`; {text}')
+        elif name == next(each for each in self.assigned if each in parts):
+            cfg = f'default_hooks = dict({", ".join(part for part in parts.values() if part)})'
             yield self._rewritten(statement, cfg, f'`{name}` is part of `{cfg}`')
         else:
             yield self._rewritten(statement, '', f'`{name}` is part of `default_hooks` now')
@@ -286,6 +220,8 @@ class RuntimeKeys:
             backend = "vis_backends=[dict(type='TensorboardVisBackend')]"
             text = f"TensorBoard is written by visualizer = dict(type='Visualizer', {backend})"
             yield Change(statement.lineno, 'by hand', text)
+
+    # -- the rest --------------------------------------------------------------------------
 
     def _resume(self, statement: ast.Assign) -> Iterator[Change]:
         value = self.source.of(statement.value)

@@ -40,6 +40,33 @@ def test_uses_of_a_name_are_not_keywords_nor_strings() -> None:
     assert renamed == "m = 1\nx = dict(model=m, y='model')\n"
 
 
+def test_a_scope_holds_for_what_is_inside() -> None:
+    source = Source(
+        "a = dict(_scope_='mmdet', type='A', b=[dict(type='B')], c=dict(_scope_='mmrazor', d={'type': 'D'}))\n"
+        "e = dict(type='mmdet.E', f=dict(type='F'), _delete_=True)\n"
+        "g = dict(type='mmrazor.G', h=dict(type='H', _scope_=scope))\n"
+    )
+    assert [(each.constant('type'), each.scope) for each in source.every()] == [
+        ('A', 'mmdet'),
+        ('B', 'mmdet'),
+        (None, 'mmrazor'),
+        ('D', 'mmrazor'),
+        ('mmdet.E', ''),
+        ('F', 'mmdet'),
+        ('mmrazor.G', ''),
+        ('H', ''),
+    ]
+
+
+def test_bases_and_what_is_read_of_them() -> None:
+    source = Source("_base_ = ['a.py', here + 'b.py']\nx = dict(y=_base_.model.head, z={{_base_.model}}, model=_base_.other)\n")
+    assert [source.of(base) for base in source.bases] == ["'a.py'", "here + 'b.py'"]
+    renamed = edited(source.text, [source.replaced(node, '_base_.net') for node in source.inherited('model')])
+    assert renamed.splitlines()[1] == 'x = dict(y=_base_.net.head, z={{_base_.net}}, model=_base_.other)'
+    assert [source.of(base) for base in Source("_base_ = 'a.py'").bases] == ["'a.py'"]
+    assert Source('a = 1').bases == []
+
+
 def test_text_that_is_no_python_is_refused_with_its_line() -> None:
     with pytest.raises(ConfigError, match=r'config\.py:2 is not Python'):
         Source('a = 1\nb = (\n', 'config.py')
