@@ -36,18 +36,20 @@ def migrate(files: tuple[str, ...], write: bool, output: str | None, force: bool
 
     A FILE is a config or a script (.py), or an experiment of NNI (.yml, .yaml, .json). It is parsed and never run. Each line
     of the answer is a change that --write makes, something to be done by hand, or a note on what works but is to be
-    known. UPGRADING.md has all the old names and the new ones.
+    known. Give a config together with the bases beside it: the changed config inherits the changed bases. UPGRADING.md has
+    all the old names and the new ones.
 
     The exit code is 0 if every file works as it is, or as it was written, and 1 if something is left to be done.
     """
     from strop.cli.console import show_json
+    from strop.compat.inheritance import changed_file
     from strop.compat.migration import examine
     from strop.errors import ConfigError
 
     if output is not None and len(files) > 1:
         raise click.UsageError(f'--output names one file, but there are {len(files)} to be changed; use --write.')
-    found = [examine(path) for path in files]
-    targets = {item.path: Path(output) if output else item.path.with_stem(f'{item.path.stem}_strop') for item in found}
+    found = [examine(path, files) for path in files]
+    targets = {item.path: Path(output) if output else changed_file(item.path) for item in found}
     wanted = [item for item in found if (write or output is not None) and item.result != item.text]
     for item in wanted:
         if targets[item.path].exists() and not force:

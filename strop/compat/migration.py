@@ -7,7 +7,7 @@ import builtins
 import importlib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from typing import Any
 from torch import nn
 
 from strop import registry
-from strop.codebases import HOW_TO_INSTALL, current_name, find_codebase_config, installed, is_codebase
-from strop.compat.config_source import Edit, Settings, Source, edited
+from strop.codebases import HOW_TO_INSTALL, SUCCESSORS, current_name, find_codebase_config, installed, is_codebase
+from strop.compat.config_source import Change, Edit, Settings, Source, edited
 from strop.compat.finder import Finder, OldImportError, Table
+from strop.compat.inheritance import base_name, beside, calls_it_model, changed_file, changes_a_model, default_scope, lineage
 from strop.compat.mmrazor import MMRAZOR
 from strop.compat.nni import NNI
 from strop.compat.openmmlab import MMCLS, MMCV
-from strop.compat.runtime_keys import MMCV_ONLY, Change, RuntimeKeys
+from strop.compat.runtime_keys import MMCV_ONLY, RuntimeKeys
 from strop.compat.shipped import near_shipped, shipped
 from strop.errors import ConfigError, near
 from strop.files import read_text
@@ -74,6 +75,8 @@ _HANDLED = re.compile(r'observer$|fake_quant$|^quantizer_.*')
 # What every config may have, and what a mutator reads from the config of its units.
 _RESERVED = ('type', '_scope_', '_delete_', '_base_', 'name', 'init_cfg')
 _OF_UNITS = ('default_args', 'units')
+# Scopes whose types are looked up here.
+_SCOPES = ('', 'mmrazor', 'strop', 'mmengine', 'timm')
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,12 @@ class Migration:
         return not self.of('change') and not self.of('by hand')
 
 
-def examine(path: str | Path) -> Migration:
+def examine(path: str | Path, together: Collection[str | Path] = ()) -> Migration:
     """Find out what a file needs. It is parsed and never run.
 
     Args:
         path: A config or script (`.py`), or an experiment of NNI (`.yaml`, `.yml`, `.json`).
+        together: Files that are migrated along with it. Of a base among them, the changed file is inherited.
 
     Raises:
         ConfigError: If there is no such file, it is of another kind, or it cannot be parsed.
@@ -124,7 +128,9 @@ def examine(path: str | Path) -> Migration:
     if path.suffix != '.py':
         return Migration(path, tuple(_experiment(path)), text)
     source = Source(text, str(path))
-    found = [*_imports(source), *_bases(source, path), *RuntimeKeys(source).changes(), *_types(source), *_algorithm(source)]
+    others = frozenset(Path(file).resolve() for file in together) - {path.resolve()}
+    found = [*_imports(source), *_bases(source, path, others), *RuntimeKeys(source).changes()]
+    found += [*_types(source, path), *_algorithm(source, path, others)]
     return Migration(path, tuple(sorted(found, key=lambda change: (change.line or 0, KINDS.index(change.kind)))), text)
 
 
@@ -203,16 +209,13 @@ def _answer(table: Table, module: str) -> str:
 # -- bases ------------------------------------------------------------------------------------
 
 
-def _bases(source: Source, path: Path) -> Iterator[Change]:
-    statement = source.assigned.get('_base_')
-    if statement is None:
-        return
-    items = statement.value.elts if isinstance(statement.value, (ast.List, ast.Tuple)) else [statement.value]
-    for item in items:
-        if not isinstance(item, ast.Constant) or not isinstance(item.value, str):
+def _bases(source: Source, path: Path, others: Collection[Path]) -> Iterator[Change]:
+    for item in source.bases:
+        if not base_name(item):
             yield Change(item.lineno, 'note', f'the base {source.of(item)} is not a plain string and was not looked at')
             continue
-        package, found, name = item.value.partition('::')
+        base = base_name(item)
+        package, found, name = base.partition('::')
         if found and package in ('mmrazor', 'strop'):
             ours = shipped(name)
             if ours is None:
@@ -223,29 +226,44 @@ def _bases(source: Source, path: Path) -> Iterator[Change]:
                 )
             elif ours != f'{package}::{name}' and ours != f'strop::{name}':
                 edit = source.replaced(item, repr(ours))
-                yield Change(item.lineno, 'change', f'the base {item.value!r} is {ours!r} here', (edit,))
+                yield Change(item.lineno, 'change', f'the base {base!r} is {ours!r} here', (edit,))
         elif found:
             yield from _foreign_base(item, package, name)
-        elif not (path.parent / item.value).is_file():
-            files = [file.name for file in (path.parent / item.value).parent.glob('*.py')]
-            ours = shipped(item.value)
-            hint = f'; Strop ships {ours!r}' if ours else near(Path(item.value).name, files) or near_shipped(item.value)
-            yield Change(item.lineno, 'by hand', f'the base {item.value!r} does not exist{hint}')
+        elif (path.parent / base).is_file():
+            yield from _base_beside(source, item, path.parent / base, others)
+        else:
+            files = [file.name for file in (path.parent / base).parent.glob('*.py')]
+            ours = shipped(base)
+            hint = f'; Strop ships {ours!r}' if ours else near(Path(base).name, files) or near_shipped(base)
+            yield Change(item.lineno, 'by hand', f'the base {base!r} does not exist{hint}')
 
 
-def _foreign_base(item: ast.Constant, package: str, name: str) -> Iterator[Change]:
+def _base_beside(source: Source, item: ast.expr, file: Path, others: Collection[Path]) -> Iterator[Change]:
+    name = base_name(item)
+    if file.resolve() in others:
+        base = examine(file, others)
+        if base.result != base.text:
+            new = name.removesuffix(file.name) + changed_file(file).name
+            text = f'the base {name!r} is {new!r}, its changed file'
+            yield Change(item.lineno, 'note' if base.runs else 'change', text, (source.replaced(item, repr(new)),))
+    elif any(True for _, each in lineage(file) for _ in RuntimeKeys(each).changes()):
+        text = f'the base {name!r} needs changes, too: give both files to `strop migrate`, and one new file inherits the other'
+        yield Change(item.lineno, 'by hand', text)
+
+
+def _foreign_base(item: ast.expr, package: str, name: str) -> Iterator[Change]:
     if not is_codebase(package):
         yield Change(item.lineno, 'by hand', f'the package {package!r} is none whose configs are known')
         return
+    base = f'{package}::{name}'
     try:
-        found = find_codebase_config(f'{package}::{name}')
+        found = find_codebase_config(base)
     except Exception as error:  # a missing package, or one that cannot be imported
         yield Change(item.lineno, 'by hand', str(error).rstrip('.'))
         return
     if current_name(package) != package or found.name != Path(name).name:
-        yield Change(
-            item.lineno, 'note', f'the base {item.value!r} is {found.name} of {current_name(package)} today, which is found'
-        )
+        text = f'the base {base!r} is {found.name} of {current_name(package)} today, which is found'
+        yield Change(item.lineno, 'note', text)
 
 
 # -- types and arguments ----------------------------------------------------------------------
@@ -298,23 +316,22 @@ def unknown_arguments(kinds: list[Any], given: Mapping[str, Any]) -> list[str]:
     return [name for name in given if name not in taken and name not in _RESERVED]
 
 
-def _types(source: Source) -> Iterator[Change]:
-    known = _known()
-    scope = source.assigned.get('default_scope')
-    default = ast.literal_eval(scope.value) if scope is not None and isinstance(scope.value, ast.Constant) else ''
+def _types(source: Source, path: Path) -> Iterator[Change]:
+    known, default = _known(), default_scope(path)
     own = 'custom_imports' in source.assigned
     for settings in source.every():
         kind = settings.constant('type')
         if not isinstance(kind, str) or settings.root in MMCV_ONLY:
             continue
         yield from _without_effect(source, settings, kind)
-        yield from _type(source, settings, kind, known, str(default or ''), own)
+        yield from _type(source, settings, kind, known, default, own)
 
 
 def _type(
-    source: Source, settings: Settings, kind: str, known: Mapping[str, list[Any]], default: str, own: bool
+    source: Source, settings: Settings, kind: str, known: Mapping[str, list[Any]], default: str | None, own: bool
 ) -> Iterator[Change]:
     scope, _, name = kind.rpartition('.')
+    home = scope or settings.scope or default
     node = settings.values['type']
     later = not_yet(kind)
     if settings.parent == 'mutable_cfg' and name in ('OneShotMutableChannel', 'SlimmableMutableChannel'):
@@ -326,38 +343,58 @@ def _type(
         if settings.parent not in ('parse_cfg', 'tracer_cfg', 'loss_calculator'):  # there, a mutator of channels understands it
             yield Change(node.lineno, 'by hand', later.rstrip('.'))
         return
-    if scope not in ('', 'mmrazor', 'strop', 'mmengine', 'mmcls', 'timm') and not hasattr(builtins, scope):
+    if scope != 'mmcls' and _is_foreign(scope):
         yield from _foreign_type(node, kind, scope)
-        return
-    if name in RENAMED and kinds is None:
+    elif name in RENAMED and kinds is None:
         new = kind.removesuffix(name) + RENAMED[name]
         yield Change(node.lineno, 'change', f'the type {kind!r} is {new!r}', (source.replaced(node, repr(new)),))
     elif name in REWRITTEN and kinds is None:
         yield Change(node.lineno, 'by hand', f'the type {name!r} of MMRazor 0.x is {REWRITTEN[name]}')
     elif kinds is None:
-        if _SHORT.search(settings.parent) or name in _UNWRAPPED:
-            return
-        if default in ('mmcls', 'mmpretrain', 'mmdet', 'mmseg') or scope == 'mmcls':
-            yield from _foreign_type(node, kind, default or scope)
-        elif own:
-            yield Change(node.lineno, 'note', f'the type {kind!r} is none of Strop; `custom_imports` is to register it')
-        else:
-            yield Change(node.lineno, 'by hand', f'the type {kind!r} is not known.{near(name, known)}'.rstrip('.'))
-    elif settings.whole:
-        if any(getattr(each, 'makes_decisions', False) for each in kinds):
-            for old, new in FIRST_RELEASE.items():
-                if old in settings.values:
-                    yield Change(settings.values[old].lineno, 'note', f'`{old}` of {name} is `{new}` now; it is understood')
-        unread = [name for name in _UNREAD if name in settings.values and ast.unparse(settings.values[name]) != 'None']
-        for argument in [*unknown_arguments(kinds, settings.values), *unread]:
-            if argument in _OF_UNITS and settings.parent == 'channel_unit_cfg':
-                continue
-            if argument in MOVED:
-                yield Change(settings.values[argument].lineno, 'by hand', f'{name} takes no {argument!r}: {MOVED[argument]}')
-                continue
-            names = set().union(*(parameters_of(each) or () for each in kinds))
-            text = f'{name} takes no argument {argument!r}.{near(argument, names)}'
-            yield Change(settings.values[argument].lineno, 'by hand', text.rstrip('.'))
+        if not _SHORT.search(settings.parent) and name not in _UNWRAPPED:
+            yield from _unknown_type(node, kind, home, own, near(name, known))
+    elif settings.whole and not _has_first(home):
+        yield from _arguments(settings, name, kinds)
+
+
+def _is_foreign(scope: str) -> bool:
+    return scope not in _SCOPES and not hasattr(builtins, scope)
+
+
+def _has_first(scope: str | None) -> bool:
+    """Tell whether a scope is a codebase, whose types come before Strop's; for mmcls Strop stands in without mmpretrain."""
+    return scope is not None and is_codebase(scope) and (scope not in SUCCESSORS or installed(current_name(scope)))
+
+
+def _unknown_type(node: ast.expr, kind: str, home: str | None, own: bool, hint: str) -> Iterator[Change]:
+    if home and is_codebase(home):
+        yield from _foreign_type(node, kind, home)
+    elif own:
+        yield Change(node.lineno, 'note', f'the type {kind!r} is none of Strop; `custom_imports` is to register it')
+    elif home is None:
+        text = f'the type {kind!r} is none of Strop; it is looked up in the scope of the bases, which is not to be seen.{hint}'
+        yield Change(node.lineno, 'note', text.rstrip('.'))
+    elif _is_foreign(home):
+        yield from _foreign_type(node, kind, home)
+    else:
+        yield Change(node.lineno, 'by hand', f'the type {kind!r} is not known.{hint}'.rstrip('.'))
+
+
+def _arguments(settings: Settings, name: str, kinds: list[Any]) -> Iterator[Change]:
+    if any(getattr(each, 'makes_decisions', False) for each in kinds):
+        for old, new in FIRST_RELEASE.items():
+            if old in settings.values:
+                yield Change(settings.values[old].lineno, 'note', f'`{old}` of {name} is `{new}` now; it is understood')
+    unread = [each for each in _UNREAD if each in settings.values and ast.unparse(settings.values[each]) != 'None']
+    for argument in [*unknown_arguments(kinds, settings.values), *unread]:
+        if argument in _OF_UNITS and settings.parent == 'channel_unit_cfg':
+            continue
+        if argument in MOVED:
+            yield Change(settings.values[argument].lineno, 'by hand', f'{name} takes no {argument!r}: {MOVED[argument]}')
+            continue
+        names = set().union(*(parameters_of(each) or () for each in kinds))
+        text = f'{name} takes no argument {argument!r}.{near(argument, names)}'
+        yield Change(settings.values[argument].lineno, 'by hand', text.rstrip('.'))
 
 
 def _foreign_type(node: ast.expr, kind: str, scope: str) -> Iterator[Change]:
@@ -380,16 +417,30 @@ def _without_effect(source: Source, settings: Settings, kind: str) -> Iterator[C
 # -- the algorithm ----------------------------------------------------------------------------
 
 
-def _algorithm(source: Source) -> Iterator[Change]:
+def _algorithm(source: Source, path: Path, others: Collection[Path]) -> Iterator[Change]:
     statement = source.assigned.get('algorithm')
-    if statement is not None:
-        edits: list[Edit] = []
-        if 'model' in source.assigned:
-            edits += [source.replaced(node, 'architecture_cfg') for node in source.uses('model')]
-        edits += [source.replaced(node, 'model') for node in source.uses('algorithm')]
-        text = '`algorithm` is `model` now'
-        if 'model' in source.assigned:
-            text += ', and what was `model` is called `architecture_cfg`'
-        yield Change(statement.lineno, 'note', f'{text}; it is understood as it is', tuple(edits))
+    if calls_it_model(path, others):
+        yield from _called_model(source, path)
+    elif statement is not None:
+        text = '`algorithm` is `model` now; it is understood as it is, and keeps its name beside bases that may have it'
+        yield Change(statement.lineno, 'note', text)
     if 'launcher' in source.assigned and ast.unparse(source.assigned['launcher'].value) not in ("'none'", 'None'):
         yield Change(source.assigned['launcher'].lineno, 'note', '`launcher` is an option: `--launcher pytorch` under torchrun')
+
+
+def _called_model(source: Source, path: Path) -> Iterator[Change]:
+    places: list[tuple[ast.expr, str]] = []
+    for old, new in (('model', 'architecture_cfg'), ('algorithm', 'model')):
+        places += [(node, new) for node in source.uses(old) if old in source.assigned]
+        places += [(node, f'_base_.{new}') for node in source.inherited(old) if beside(source)]
+    if not places:
+        return
+    late = changes_a_model(path)
+    text = '`algorithm` is `model` now'
+    if 'model' in source.assigned:
+        text += ', and what was `model` is called `architecture_cfg`'
+    text += ', as in the bases' if late else '; it is understood as it is'
+    statement = source.assigned.get('algorithm')
+    line = min(node.lineno for node, _ in places) if statement is None else statement.lineno
+    edits = tuple(source.replaced(node, name) for node, name in places)
+    yield Change(line, 'change' if late else 'note', text, edits)

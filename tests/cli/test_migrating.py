@@ -99,3 +99,32 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, text: str | None,
     done = strop('migrate', name, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f'strop: error: {words}')
+
+
+BASE = "algorithm = dict(type='BaseAlgorithm')\n" + OLD
+CHILD = "_base_ = ['./base.py']\nalgorithm = dict(retraining=True)\n"
+
+
+def test_a_config_and_its_base_are_written_as_a_pair_and_neither_alone(tmp_path: Path) -> None:
+    (tmp_path / 'base.py').write_text(BASE)
+    (tmp_path / 'child.py').write_text(CHILD)
+    alone = strop('migrate', 'child.py', '--write', cwd=tmp_path)
+    assert alone.returncode == 1
+    assert alone.stdout.splitlines() == [
+        "child.py:1: by hand: the base './base.py' needs changes, too: give both files to `strop migrate`, and one new file "
+        'inherits the other.',
+        'child.py:2: note: `algorithm` is `model` now; it is understood as it is, and keeps its name beside bases that may '
+        'have it.',
+        'child.py needs 1 change by hand.',
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['base.py', 'child.py']
+    both = strop('migrate', 'child.py', 'base.py', '--write', cwd=tmp_path)
+    assert both.returncode == 0
+    assert both.stdout.splitlines()[:4] == [
+        "child.py:1: change: the base './base.py' is './base_strop.py', its changed file.",
+        'child.py:2: note: `algorithm` is `model` now; it is understood as it is.',
+        'child.py needs 1 change to make.',
+        'child_strop.py is the changed file.',
+    ]
+    assert (tmp_path / 'base_strop.py').read_text().startswith("model = dict(type='BaseAlgorithm')\noptim_wrapper = ")
+    assert (tmp_path / 'child_strop.py').read_text() == "_base_ = ['./base_strop.py']\nmodel = dict(retraining=True)\n"

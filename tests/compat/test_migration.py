@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from strop.compat.inheritance import changed_file
 from strop.compat.migration import examine, parameters_of, shipped, unknown_arguments
 from strop.errors import ConfigError
 from strop.registry import MODELS
@@ -118,6 +119,7 @@ val_cfg = dict(type='mmrazor.SlimmableValLoop')
         ("model = dict(type='mmrazor.GeneralDistill')", 'by hand', "of MMRazor 0.x is type='SingleTeacherDistill'"),
         ("mutator = dict(type='OneShotMutator', placeholder_mapping={})", 'by hand', "takes no 'placeholder_mapping'"),
         ("model = dict(type='mmdet3d.VoxelNet')", 'by hand', 'needs the package mmdet3d, which is not installed'),
+        ("model = dict(_scope_='mmdet3d', type='VoxelNet')", 'by hand', "type='VoxelNet' needs the package mmdet3d, which is"),
         (
             "_base_ = 'nowhere/spos_shufflenet_search_mnist.py'",
             'by hand',
@@ -150,6 +152,49 @@ def test_what_a_line_is_told(tmp_path: Path, line: str, kind: str, words: str) -
 )
 def test_what_is_left_alone(tmp_path: Path, line: str) -> None:
     assert [kind for _, kind, _ in found(tmp_path, line) if kind != 'note'] in ([], ['by hand'] if 'Observer' in line else [])
+
+
+@pytest.fixture
+def with_codebases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look types up as if mmdet, mmseg and mmpretrain were installed."""
+    monkeypatch.setattr('strop.compat.migration.installed', lambda name: True)
+
+
+@pytest.mark.usefixtures('with_codebases')
+def test_a_type_is_looked_up_in_the_scope_around_it(tmp_path: Path) -> None:
+    text = """default_scope = 'mmseg'
+supernet = dict(
+    _scope_='mmdet',
+    type='RetinaNet',
+    neck=[dict(type='FPN')],
+    bbox_head=dict(type='RetinaHead', loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True)))
+model = dict(_scope_='mmrazor', type='SPSO', architecture=supernet)
+"""
+    changes = found(tmp_path, text)
+    assert [(line, kind) for line, kind, _ in changes] == [(7, 'by hand')]
+    assert changes[0][2].startswith("the type 'SPSO' is not known. Did you mean 'SPOS'")
+
+
+@pytest.mark.usefixtures('with_codebases')
+@pytest.mark.parametrize(
+    ('base', 'runtime', 'kinds'),
+    [
+        ("'mmdet::_base_/default_runtime.py'", '', []),
+        ("'./runtime.py'", "default_scope = 'mmdet'", []),
+        ("'./runtime.py'", "_base_ = 'mmcls::_base_/default_runtime.py'", []),
+        ("'./runtime.py'", "default_scope = 'mmrazor'\n_base_ = 'mmcls::_base_/default_runtime.py'", ['by hand']),
+        ("'./runtime.py'", '', ['by hand']),
+        ("HERE + '/runtime.py'", "default_scope = 'mmdet'", ['note']),
+    ],
+)
+def test_the_default_scope_may_be_of_a_base(tmp_path: Path, base: str, runtime: str, kinds: list[str]) -> None:
+    (tmp_path / 'runtime.py').write_text(runtime)
+    changes = found(tmp_path, f"_base_ = [{base}]\nmodel = dict(type='Xyzzyplugh')\n")
+    said = {
+        'by hand': "the type 'Xyzzyplugh' is not known",
+        'note': "the type 'Xyzzyplugh' is none of Strop; it is looked up in the scope of the bases, which is not to be seen",
+    }
+    assert [change for change in changes if change[0] == 2] == [(2, kind, said[kind]) for kind in kinds]
 
 
 def test_the_place_of_a_finding_is_its_line(tmp_path: Path) -> None:
@@ -216,6 +261,102 @@ def test_a_config_of_0x_is_rewritten_and_runs(tmp_path: Path) -> None:
     assert (runner.iter, runner.epoch) == (6, 2)
     assert (tmp_path / 'work' / 'epoch_2.pth').is_file()
     assert 'accuracy/top1' in runner.val()
+
+
+SUPERNET = """\
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ConvModule', in_channels=1, out_channels=8, kernel_size=3),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=8, topk=(1,)))
+algorithm = dict(type='BaseAlgorithm', architecture=dict(type='MMClsArchitecture', model=model))
+"""
+CHILD = """\
+_base_ = ['./supernet.py']
+algorithm = dict(retraining=True, architecture=dict(model=dict(head=dict(num_classes=3))))
+model = dict(head=dict(num_classes=5))
+kept = _base_.algorithm.architecture.type
+"""
+NEW_CHILD = """\
+_base_ = ['./supernet_strop.py']
+model = dict(retraining=True, architecture=dict(model=dict(head=dict(num_classes=3))))
+architecture_cfg = dict(head=dict(num_classes=5))
+kept = _base_.model.architecture.type
+"""
+OPTIMIZER = "optimizer = dict(type='SGD', lr=0.1)\n"
+KEEPS = (2, 'note', '`algorithm` is `model` now; it is understood as it is, and keeps its name beside bases that may have it')
+
+
+def family(folder: Path, **texts: str) -> list[Path]:
+    """Write files, and return them."""
+    for name, text in texts.items():
+        (folder / f'{name}.py').write_text(text)
+    return [folder / f'{name}.py' for name in texts]
+
+
+def told(path: Path, together: list[Path]) -> list[tuple[int | None, str, str]]:
+    return [(change.line, change.kind, change.text) for change in examine(path, together).changes]
+
+
+def test_alone_a_config_keeps_the_algorithm_that_its_base_has(tmp_path: Path) -> None:
+    _, child = family(tmp_path, supernet=SUPERNET, child=CHILD)
+    assert told(child, [child]) == [KEEPS]
+    assert examine(child).result == CHILD
+
+
+def test_a_config_and_its_base_are_changed_into_a_pair(tmp_path: Path) -> None:
+    from strop.cli.configs import load_config
+
+    files = family(tmp_path, supernet=SUPERNET, child=CHILD)
+    for file in files:
+        changed_file(file).write_text(examine(file, files).result)
+    assert (tmp_path / 'child_strop.py').read_text() == NEW_CHILD
+    for file in files:
+        old, new = load_config(str(file)), load_config(str(changed_file(file)))
+        assert new.model == old.model
+        assert 'algorithm' not in new
+    assert new.architecture_cfg.head.num_classes == 5
+    assert MODELS.build(new.model).architecture.head.fc.out_features == 3
+    assert told(files[1], files) == [
+        (1, 'note', "the base './supernet.py' is './supernet_strop.py', its changed file"),
+        (
+            2,
+            'note',
+            '`algorithm` is `model` now, and what was `model` is called `architecture_cfg`; it is understood as it is',
+        ),
+    ]
+
+
+def test_a_base_of_the_old_style_is_to_be_changed_with_what_inherits_it(tmp_path: Path) -> None:
+    grand = "_base_ = 'child.py'\nalgorithm = dict(retraining=False)\n"
+    files = family(tmp_path, supernet=SUPERNET + OPTIMIZER, child=CHILD, grandchild=grand)
+    needs = 'needs changes, too: give both files to `strop migrate`, and one new file inherits the other'
+    assert told(files[1], []) == [(1, 'by hand', f"the base './supernet.py' {needs}"), KEEPS]
+    assert told(files[2], []) == [(1, 'by hand', f"the base 'child.py' {needs}"), KEEPS]
+    assert told(files[1], files)[0] == (1, 'change', "the base './supernet.py' is './supernet_strop.py', its changed file")
+    assert examine(files[1], files).result == NEW_CHILD
+    assert examine(files[2], files).result == "_base_ = 'child_strop.py'\nmodel = dict(retraining=False)\n"
+    # The base that has the algorithm is not changed, so that none calls it otherwise.
+    assert examine(files[2], files[1:]).result == grand
+
+
+def test_a_base_without_an_algorithm_decides_nothing_about_its_name(tmp_path: Path) -> None:
+    whole = "_base_ = ['./data.py']\nalgorithm = dict(type='BaseAlgorithm')\n"
+    files = family(tmp_path, data='data = dict(train=dict())\n', whole=whole)
+    assert examine(files[1], files).result == "_base_ = ['./data_strop.py']\nalgorithm = dict(type='BaseAlgorithm')\n"
+
+
+def test_a_config_follows_a_base_that_was_changed_before(tmp_path: Path) -> None:
+    text = "_base_ = ['./supernet_strop.py']\nalgorithm = dict(retraining=True)\n"
+    base, child = family(tmp_path, supernet=SUPERNET, child=text)
+    changed_file(base).write_text(examine(base).result)
+    assert told(child, [child]) == [(2, 'change', '`algorithm` is `model` now, as in the bases')]
+    assert examine(child).result == "_base_ = ['./supernet_strop.py']\nmodel = dict(retraining=True)\n"
+
+
+def test_bases_that_inherit_each_other_end(tmp_path: Path) -> None:
+    files = family(tmp_path, one="_base_ = 'two.py'\nalgorithm = dict()\n", two="_base_ = 'one.py'\n")
+    assert told(files[0], files) == [KEEPS]
 
 
 def test_the_algorithm_of_a_config_of_0x_is_trained_as_the_config_stands(tmp_path: Path) -> None:
