@@ -9,6 +9,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -42,12 +43,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_unused_gpus(seed: int) -> None:
+    """Let GPUs that this process does not use yet begin with a seed, if there are any."""
+    if not torch.cuda.is_initialized() and _gpus():
+        torch.cuda.manual_seed_all(seed)  # remembered until they are used, the last one alone
+
+
+@cache
+def _gpus() -> int:
+    return torch.cuda.device_count()
+
+
 @contextmanager
-def seeded(seed: int, purpose: str, counter: int = 0) -> Iterator[None]:
+def seeded(seed: int, purpose: str, counter: int = 0, *, gpus: bool = True) -> Iterator[None]:
     """Run a block with the global generators seeded, and put their former states back afterwards.
 
-    User code that draws from `random`, `numpy.random` or torch's CPU generator becomes a function of
-    (`seed`, `purpose`, `counter`) inside the block and leaves no trace outside it.
+    User code that draws from `random`, `numpy.random` or torch's generators (of the CPU, and of GPUs that are in use) becomes a
+    function of (`seed`, `purpose`, `counter`) inside the block and leaves no trace outside it.
+
+    Args:
+        seed: The seed.
+        purpose: What is drawn.
+        counter: Which time.
+        gpus: Whether that is so of GPUs, too; what is called for every sample has no time for it.
 
     >>> with seeded(0, 'a', 1):
     ...     first = torch.rand(1)
@@ -60,9 +78,20 @@ def seeded(seed: int, purpose: str, counter: int = 0) -> Iterator[None]:
     random.seed(derived)
     np.random.seed(derived % 2**32)
     torch.default_generator.manual_seed(derived)
+    # Only what is in use: to ask for more would begin to use it, and a process that does cannot be forked.
+    cuda = torch.cuda.get_rng_state_all() if gpus and torch.cuda.is_initialized() else None
+    if cuda is not None:
+        torch.cuda.manual_seed_all(derived)
+    metal = torch.mps.get_rng_state() if gpus and torch.backends.mps.is_available() else None
+    if metal is not None:
+        torch.mps.manual_seed(derived)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.random.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if metal is not None:
+            torch.mps.set_rng_state(metal)

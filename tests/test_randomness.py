@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.randomness import counter_rng, derive_seed, seed_everything, seeded
+from strop.randomness import counter_rng, derive_seed, seed_everything, seed_unused_gpus, seeded
 
 
 def draw() -> tuple[float, float, float]:
@@ -75,3 +76,43 @@ def test_seed_everything_takes_large_seeds() -> None:
         first = draw()
         seed_everything(seed)
         assert draw() == first
+
+
+class Gpus:
+    """Stands for two GPUs that are in use: notes what is done to their generators."""
+
+    def __init__(self, monkeypatch, used=True):
+        self.calls = []
+        monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: used)
+        monkeypatch.setattr(torch.cuda, 'get_rng_state_all', lambda: self.calls.append('kept') or ['a', 'b'])
+        monkeypatch.setattr(torch.cuda, 'manual_seed_all', lambda seed: self.calls.append(seed))
+        monkeypatch.setattr(torch.cuda, 'set_rng_state_all', lambda states: self.calls.append(('back', states)))
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_gpus_in_use_are_seeded_and_put_back(monkeypatch, fails):
+    gpus = Gpus(monkeypatch)
+    with contextlib.suppress(ValueError), seeded(3, 'a', 2):
+        gpus.calls.append('inside')
+        if fails:
+            raise ValueError
+    assert gpus.calls == ['kept', derive_seed(3, 'a', 2), 'inside', ('back', ['a', 'b'])]
+
+
+def test_gpus_that_are_not_in_use_or_not_wanted_are_left_alone(monkeypatch):
+    gpus = Gpus(monkeypatch)
+    with seeded(3, 'a', gpus=False):
+        pass
+    unused = Gpus(monkeypatch, used=False)
+    with seeded(3, 'a'):
+        pass
+    assert gpus.calls == unused.calls == []
+
+
+def test_gpus_that_a_process_will_use_begin_with_a_seed(monkeypatch):
+    gpus = Gpus(monkeypatch, used=False)
+    monkeypatch.setattr('strop.randomness._gpus', lambda: 2)
+    seed_unused_gpus(5)
+    monkeypatch.setattr('strop.randomness._gpus', lambda: 0)
+    seed_unused_gpus(6)
+    assert gpus.calls == [5]

@@ -151,7 +151,7 @@ class AutoSlim(SeveralSubnets):
 
     def sample_subnet(self, number: int = 0) -> Mapping[str, Any]:
         """Draw random widths: number `number` of the current step."""
-        with seeded(self.seed or 0, 'subnet', self.step * self.num_samples + number):
+        with seeded(self.seed or 0, 'subnet', self.step * self.num_samples + number, gpus=False):
             return self.mutator.sample_subnet()
 
     def set_subnet(self, subnet: Mapping[str, Any]) -> None:

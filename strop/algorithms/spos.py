@@ -82,7 +82,7 @@ class SPOS(BaseAlgorithm):
 
     def sample_subnet(self) -> Mapping[str, Any]:
         """Draw the subnet of the current step."""
-        with seeded(self.seed or 0, 'subnet', self.step):
+        with seeded(self.seed or 0, 'subnet', self.step, gpus=False):
             return self.mutator.sample_subnet()
 
     def set_subnet(self, subnet: Mapping[str, Any]) -> None:

@@ -157,6 +157,6 @@ class Transforms:
             elif isinstance(transform, RandomTransform):
                 image = transform.apply(image, counter_rng(self.seed, f'transform {place}', counter))
             else:
-                with seeded(self.seed, f'transform {place}', counter):
+                with seeded(self.seed, f'transform {place}', counter, gpus=False):
                     image = transform(image)
         return image

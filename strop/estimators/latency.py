@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from strop.errors import ConfigError, EstimateError, listed, near
-from strop.estimators.runtimes import Call, check_positive, computing_with, runtime, runtimes
+from strop.estimators.runtimes import Call, check_positive, computing_with, runtime, runtimes, synchronize
 from strop.randomness import counter_rng
 
 #: Milliseconds after which threads that wait for work sleep: 45 in ONNX Runtime, 10 in OpenMP, none to speak of elsewhere.
@@ -314,9 +314,11 @@ def _settled(name: str, call: Call, calls: int, pause: float, clock: Callable[[]
 
 def _timed(name: str, call: Call, calls: int, clock: Callable[[], int]) -> float:
     try:
+        synchronize()
         start = clock()
         for _ in range(calls):
             call()
+        synchronize()  # a GPU may still be at it
         stop = clock()
     except Exception as error:
         raise EstimateError(f'{name!r} failed while it was measured: {type(error).__name__}: {error}') from error

@@ -9,7 +9,7 @@ import io
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -177,7 +177,7 @@ def _version(package: str) -> str | None:
 
 def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: str) -> Call:
     devices = {tensor.device for tensor in (*model.parameters(), *inputs) if isinstance(tensor, torch.Tensor)}
-    accelerators = [device for device in devices if device.type == 'cuda']
+    accelerators = [device for device in devices if device.type in ('cuda', 'mps')]
 
     def call() -> Any:
         if torch.get_num_threads() != threads:  # setting it takes longer than asking
@@ -186,14 +186,34 @@ def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: s
         return run()
 
     def run() -> Any:
-        kind = 'cuda' if accelerators else 'cpu'
+        kind = accelerators[0].type if accelerators else 'cpu'
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16) if precision == 'bf16' else nullcontext():
             out = model(*inputs)
-        for device in accelerators:
-            torch.cuda.synchronize(device)
+        synchronize(accelerators)
         return out
 
     return call
+
+
+def synchronize(devices: Iterable[torch.device] | None = None) -> None:
+    """Wait until GPUs have done what they were given.
+
+    Args:
+        devices: Which ones; by default the current one, if one is in use.
+    """
+    if devices is None:
+        devices = [torch.device('cuda')] if torch.cuda.is_initialized() else []
+        devices += [torch.device('mps')] if _has_metal() else []
+    for device in devices:
+        if device.type == 'mps':
+            torch.mps.synchronize()
+        else:
+            torch.cuda.synchronize(device)
+
+
+@functools.cache
+def _has_metal() -> bool:
+    return torch.backends.mps.is_available()
 
 
 class _Whole(nn.Module):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from strop.mutables import Subnet
-from strop.randomness import seeded
+from strop.randomness import derive_seed, seed_unused_gpus, seeded
 from strop.search.reports import Decide, Reporter, TrialStopped, reporting_to
 from strop.search.trial import Trial
 from strop.search.trial_side import TrialReportError
@@ -67,6 +67,7 @@ def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int, decide: Decide |
     reporter = Reporter(trial.number, decide or (lambda step, value: False))
     returned, text, trace = None, None, None
     with seeded(seed, 'evaluate', trial.number), reporting_to(reporter):
+        seed_unused_gpus(derive_seed(seed, 'evaluate', trial.number))
         try:
             returned = evaluate(trial.subnet)
         except TrialStopped:

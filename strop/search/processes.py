@@ -218,17 +218,42 @@ class _Report:
     value: float
 
 
+_STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _seeing(device: str | None) -> Iterator[None]:
+    """Let processes that are started see this device alone."""
+    if device is None:
+        yield
+        return
+    with _STARTING:
+        before = os.environ.get('CUDA_VISIBLE_DEVICES')
+        os.environ['CUDA_VISIBLE_DEVICES'] = device
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ['CUDA_VISIBLE_DEVICES']
+            else:
+                os.environ['CUDA_VISIBLE_DEVICES'] = before
+
+
 class _Worker:
     """A process, and the trial that it works on."""
 
     def __init__(self, parcel: Parcel, settings: _Settings) -> None:
-        context: Any = torch.multiprocessing.get_context('forkserver' if sys.platform == 'linux' else 'spawn')
-        if sys.platform == 'linux':
+        # The driver of a GPU reads which ones it may see when it is first asked, which a script may do while it is imported. So
+        # it must stand in the environment that a process begins with, which those of a server have from the server.
+        forks = sys.platform == 'linux' and settings.device is None
+        context: Any = torch.multiprocessing.get_context('forkserver' if forks else 'spawn')
+        if forks:
             context.set_forkserver_preload(['torch', 'strop.search.processes'])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, parcel, settings), daemon=False)
         try:
-            self.process.start()
+            with _seeing(settings.device):
+                self.process.start()
         except RuntimeError as error:
             raise ConfigError(
                 'Workers import the script that starts them: put what it runs under `if __name__ == "__main__":`. '
@@ -339,8 +364,6 @@ def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
         os.setsid()  # Ctrl-C reaches the parent, which decides; and what the trial starts dies with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
-    if settings.device is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = settings.device
     torch.set_num_threads(settings.threads)
     evaluate = parcel.open()
     connection.send(True)

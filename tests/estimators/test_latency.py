@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -172,3 +173,23 @@ def test_wrong_input():
     times: Measurements = measure({'alpha': lambda: None}, runs=1)
     with pytest.raises(ConfigError, match="Did you mean 'alpha'"):
         times.ratio('alpha', 'alpa')
+
+
+def test_gpus_are_waited_for_before_and_after_each_sample(monkeypatch):
+    order = []
+    monkeypatch.setattr('strop.estimators.latency.synchronize', lambda: order.append('wait'))
+    measure({'f': lambda: order.append('call')}, runs=3, warmup=0, settle=0)
+    assert order[-9:] == ['wait', 'call', 'wait'] * 3
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'mps'])
+def test_what_is_waited_for_is_the_device_in_use(monkeypatch, kind):
+    waited = []
+    runtimes = sys.modules['strop.estimators.runtimes']  # the function of this name hides it
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: kind == 'cuda')
+    monkeypatch.setattr(runtimes, '_has_metal', lambda: kind == 'mps')
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: waited.append(device.type))
+    monkeypatch.setattr(torch.mps, 'synchronize', lambda: waited.append('mps'))
+    runtimes.synchronize()
+    runtimes.synchronize([torch.device(kind)])
+    assert waited == [kind, kind]

@@ -1,5 +1,6 @@
 """The executor of local processes: same trials as in one process, limits, deaths, logs, shared weights, no orphans."""
 
+import json
 import os
 import signal
 import subprocess
@@ -262,3 +263,30 @@ def test_memory_that_is_gone_at_a_second_look_breaks_no_limit(monkeypatch):
     assert processes.over_limit(None, 1, before=50.0, limit=300.0) is None
     assert processes.over_limit(None, 1, before=50.0, limit=300.0) is None
     assert processes.over_limit(None, 1, before=50.0, limit=300.0) == 550.0
+
+
+def test_a_script_sees_its_device_from_the_beginning(tmp_path):
+    """The driver of a GPU looks once, which may be while the script is imported."""
+    script = tmp_path / 'search.py'
+    script.write_text(
+        textwrap.dedent("""
+        import os
+        SEEN = os.environ.get('CUDA_VISIBLE_DEVICES')
+        from strop.mutables import OneOf, Space
+        from strop.search import LocalProcesses, run
+
+        def visible(subnet):
+            return int(SEEN)
+
+        if __name__ == '__main__':
+            found = run(Space({'a': OneOf(tuple(range(12)))}), visible, strategy='random', trials=4,
+                        executor=LocalProcesses(devices=['3', '5']))
+            print(sorted({trial.values['score'] for trial in found.trials}), os.environ.get('CUDA_VISIBLE_DEVICES'))
+        """)
+    )
+    environment = {name: value for name, value in os.environ.items() if name != 'CUDA_VISIBLE_DEVICES'}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    seen, _, after = done.stdout.strip().rpartition(' ')
+    assert set(json.loads(seen)) <= {3.0, 5.0}
+    assert after == 'None'
