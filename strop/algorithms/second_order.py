@@ -113,7 +113,8 @@ def _mixed_difference(
     radius: float,
     random: _RandomState,
 ) -> Gradients:
-    norm = torch.stack([v.double().pow(2).sum() for v in vector if v is not None]).sum().sqrt()
+    wide = [v if v.device.type == 'mps' else v.double() for v in vector if v is not None]  # Metal has no double precision
+    norm = torch.stack([v.pow(2).sum() for v in wide]).sum().sqrt()
     if not norm:
         return [torch.zeros_like(p) for p in arch]
     step = float(radius / norm)

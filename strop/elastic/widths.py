@@ -487,7 +487,7 @@ def l1_scores(model: nn.Module, unit: Any) -> torch.Tensor:
     scores = torch.zeros(unit.size, dtype=torch.float64)
     for place in producers:
         tensor = tensors[place.tensor].detach().transpose(0, place.axis).flatten(1 if tensors[place.tensor].dim() > 1 else 0)
-        norms = tensor.abs().double().reshape(tensor.shape[0], -1).sum(1).cpu()
+        norms = tensor.abs().cpu().double().reshape(tensor.shape[0], -1).sum(1)
         inside = place.index >= 0
         scores.index_add_(0, place.index[inside].cpu(), norms[inside.cpu()])
     return scores / max(len(producers), 1)

@@ -164,19 +164,19 @@ class Inputs:
 
         Integers and booleans are drawn from the values of the same tensor, so that indices stay in range.
         """
-        generator = torch.Generator().manual_seed(derive_seed(0, 'batch', size))
+        generator = torch.Generator('cpu').manual_seed(derive_seed(0, 'batch', size))
 
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             if not self.has_batch(tensor) or not tensor.numel():
                 return tensor
-            rows = tensor[torch.arange(size) % tensor.shape[0]].clone()
+            rows = tensor[torch.arange(size, device='cpu') % tensor.shape[0]].clone()
             new = rows[tensor.shape[0] :]
             if new.is_floating_point():
-                spread = float(tensor.double().std()) if tensor.numel() > 1 else 0.0
-                new += (torch.randn(new.shape, generator=generator) * (spread or 1.0)).to(new.dtype)
+                spread = float(tensor.cpu().double().std()) if tensor.numel() > 1 else 0.0
+                new += (torch.randn(new.shape, generator=generator, device='cpu') * (spread or 1.0)).to(new)
             elif not new.is_complex():
                 values = tensor.reshape(-1)
-                new.copy_(values[torch.randint(values.numel(), new.shape, generator=generator)])
+                new.copy_(values[torch.randint(values.numel(), new.shape, generator=generator, device='cpu')])
             return rows
 
         return self.map(resized)
@@ -227,8 +227,8 @@ def random_inputs(model: nn.Module, input_shape: Sequence[int], *, seed: int = 0
     torch.float64
     """
     zeros = counting.example_inputs(model, input_shape)
-    generator = torch.Generator().manual_seed(derive_seed(seed, 'inputs'))
-    return torch.randn(zeros.shape, generator=generator).to(zeros)
+    generator = torch.Generator('cpu').manual_seed(derive_seed(seed, 'inputs'))
+    return torch.randn(zeros.shape, generator=generator, device='cpu').to(zeros)
 
 
 class TensorForward(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from strop.errors import GraphError
 
@@ -93,6 +93,29 @@ def output_tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
             yield leaf
         elif depth < 3 and hasattr(leaf, '__dict__') and not isinstance(leaf, (nn.Module, type)):
             yield from output_tensors(list(vars(leaf).values()), depth + 1)
+
+
+def moved_to(model: nn.Module, value: Any) -> Any:
+    """Return inputs with their tensors on the device of a model; as they are where it has none, or several.
+
+    >>> moved_to(nn.Linear(1, 1, device='meta'), (torch.zeros(1), 3))[0].device
+    device(type='meta')
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) != 1:
+        return value
+    if isinstance(value, Mapping) and not isinstance(value, dict):  # such as what tokenizers give
+        value = dict(value)
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(next(iter(devices))), value)
+
+
+def in_double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in double precision, on the CPU where its own device has none.
+
+    >>> in_double(torch.ones(1)).dtype
+    torch.float64
+    """
+    return (tensor.cpu() if tensor.device.type == 'mps' else tensor).double()
 
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

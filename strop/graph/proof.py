@@ -22,7 +22,16 @@ from torch.utils._pytree import tree_map_only
 
 from strop.errors import GraphError, VerificationError
 from strop.graph.autograd_functions import whole_functions
-from strop.graph.forward import arguments_of, map_tensors, module_paths, output_tensors, shapes_of, untouched
+from strop.graph.forward import (
+    arguments_of,
+    in_double,
+    map_tensors,
+    module_paths,
+    moved_to,
+    output_tensors,
+    shapes_of,
+    untouched,
+)
 from strop.graph.inference import Axes, Call, OperatorMode, has_axis_rule, module_stack, python_functionals, without_mkldnn
 from strop.graph.slicing import Slicing
 from strop.graph.terms import Incompatible, length, split_prod
@@ -212,7 +221,7 @@ class _Replay:
             found = self.slicing.positions(term)
             if found is None:
                 continue
-            index = (torch.arange(found) if isinstance(found, int) else found).to(tensor.device)
+            index = (torch.arange(found, device='cpu') if isinstance(found, int) else found).to(tensor.device)
             if dim < tensor.dim() and tensor.shape[dim] == len(index) and around.shape[dim] == term.size:
                 places.append((dim, index))
         if places and around.is_floating_point():
@@ -251,6 +260,7 @@ def _forward(
             for name in [name for name, value in vars(module).items() if isinstance(value, torch.Tensor)]:
                 if prefix + name in masked:
                     module.__dict__[name] = masked[prefix + name]
+        args, kwargs = moved_to(model, (args, kwargs))
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs))
         stack.enter_context(without_mkldnn(widen))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -289,7 +299,7 @@ def _distance(one: Sequence[torch.Tensor], two: Sequence[torch.Tensor]) -> float
             return float('inf')
         if not (a.is_floating_point() or a.is_complex()):
             continue
-        a, b = a.double() if not a.is_complex() else a, b.double() if not b.is_complex() else b
+        a, b = (x if x.is_complex() else in_double(x) for x in (a, b))
         same = (a == b) | (a.isnan() & b.isnan())
         if same.all():
             continue
@@ -367,10 +377,15 @@ def verify(original: nn.Module, slim: nn.Module, slicing: Slicing, inputs: Any, 
 
 
 def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a copy in another precision, tensors that modules keep as plain attributes included."""
+    """Return a copy in another precision, tensors that modules keep as plain attributes included.
+
+    It is on the CPU where the model's own device has no double precision.
+    """
     # Tensors that were computed, as the older `weight_norm` keeps one, cannot be copied by copy.deepcopy.
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    model = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf}).to(dtype)
+    model = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    model = (model.cpu() if dtype == torch.float64 and 'mps' in devices else model).to(dtype)
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             for name, value in list(vars(module).items()):
@@ -388,17 +403,22 @@ def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float
     a head that starts near zero drowns in its bias.
     """
     model = converted(model, dtype).eval()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator('cpu').manual_seed(seed)
+
+    def drawn(like: torch.Tensor) -> torch.Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, device='cpu')  # the same numbers on every device
+
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            module.running_mean.normal_(0.0, 0.3, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+            module.running_mean.copy_(drawn(module.running_mean).normal_(0.0, 0.3, generator=generator))
+            module.running_var.copy_(drawn(module.running_mean).uniform_(0.5, 1.5, generator=generator))  # type: ignore[union-attr]
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.numel() > 1:
                 low, high = parameter.aminmax()
                 if low == high:
-                    parameter.uniform_(*((0.5, 1.5) if low != 0 else (-0.2, 0.2)), generator=generator)
+                    ends = (0.5, 1.5) if low != 0 else (-0.2, 0.2)
+                    parameter.copy_(drawn(parameter).uniform_(*ends, generator=generator))
                 elif parameter.dim() > 1 and max(-low, high) < 0.01:
                     parameter.mul_(0.1 / max(-low, high))
     return model

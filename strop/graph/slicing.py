@@ -119,8 +119,8 @@ class Slicing:
             if found is None:
                 gone.append(None)
             else:
-                stay = torch.zeros(term.size, dtype=torch.bool)
-                stay[torch.arange(found) if isinstance(found, int) else found] = True
+                stay = torch.zeros(term.size, dtype=torch.bool, device='cpu')
+                stay[torch.arange(found, device='cpu') if isinstance(found, int) else found] = True
                 gone.append(~stay)
         return gone
 
@@ -256,7 +256,7 @@ def _like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 
 def _is_whole(index: torch.Tensor, size: int) -> bool:
-    return len(index) == size and bool((index == torch.arange(size)).all())
+    return len(index) == size and bool((index == torch.arange(size, device=index.device)).all())
 
 
 def _cut_in_place(tensor: torch.Tensor, new: torch.Tensor, take: Any, optimizer: torch.optim.Optimizer | None) -> None:

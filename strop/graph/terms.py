@@ -403,11 +403,11 @@ def kept(term: Term, indices: Mapping[Atom, torch.Tensor]) -> torch.Tensor:
     term = resolve(term)
     if type(term) is Atom:
         chosen = indices.get(term)
-        return torch.arange(term.size) if chosen is None else chosen
+        return torch.arange(term.size, device='cpu') if chosen is None else chosen
     if not any(atom in indices for atom in atoms(term)):
-        return torch.arange(term.size)
+        return torch.arange(term.size, device='cpu')
     if type(term) is Prod:
-        positions = torch.zeros(1, dtype=torch.long)
+        positions = torch.zeros(1, dtype=torch.long, device='cpu')
         for factor in term.factors:
             positions = (positions[:, None] * factor.size + kept(factor, indices)[None, :]).flatten()
         return positions
@@ -427,17 +427,17 @@ def owners(term: Term, atom: Atom) -> torch.Tensor:
     """
     term = resolve(term)
     if term is atom:
-        return torch.arange(term.size)
+        return torch.arange(term.size, device='cpu')
     if type(term) is Atom:
-        return torch.full((term.size,), -1)
+        return torch.full((term.size,), -1, device='cpu')
     if type(term) is Prod:
-        owner = torch.full((1,), -1)
+        owner = torch.full((1,), -1, device='cpu')
         for factor in term.factors:
             inner = owners(factor, atom)
             owner = torch.where(owner[:, None] >= 0, owner[:, None], inner[None, :]).flatten()
         return owner
     parts = [owners(segment, atom) for segment in term.segments]  # type: ignore[union-attr]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long, device='cpu')
 
 
 def sizes(terms: Iterable[Term]) -> tuple[int, ...]:

@@ -404,7 +404,7 @@ class ChannelGraph:
         cut = {self.units[name].atom: index for name, index in indices.items()}
         for atom, value in values.items():
             if atom not in cut and value != atom.size:
-                cut[atom] = torch.arange(value)  # an axis that no parameter has
+                cut[atom] = torch.arange(value, device='cpu')  # an axis that no parameter has
         changes = []
         for path, variable in self._attributes.items():
             new = self._solution.values.get(variable, variable.size)
@@ -418,7 +418,7 @@ class ChannelGraph:
         Raises:
             GraphError: As `slicing`.
         """
-        return self.slicing({name: torch.arange(max(_whole(name, value), 0)) for name, value in lengths.items()})
+        return self.slicing({name: torch.arange(max(_whole(name, value), 0), device='cpu') for name, value in lengths.items()})
 
     def shrink(
         self,
@@ -524,11 +524,11 @@ def _whole(name: str, value: Any) -> int:
 
 def _index(name: str, chosen: Any) -> torch.Tensor:
     try:
-        index = chosen.detach().cpu() if isinstance(chosen, torch.Tensor) else torch.as_tensor(chosen)
+        index = chosen.detach().cpu() if isinstance(chosen, torch.Tensor) else torch.as_tensor(chosen, device='cpu')
     except (TypeError, ValueError, RuntimeError):
         raise GraphError(f'The indices of unit {name!r} are a sequence of ints; got {chosen!r}.') from None
     if not index.numel():
-        return torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, dtype=torch.long, device='cpu')
     if index.dtype == torch.bool:
         raise GraphError(f'The indices of unit {name!r} are ints; got a mask. mask.nonzero() gives its indices.')
     if index.is_floating_point() or index.is_complex():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from strop.errors import ConfigError, VerificationError, listed, near
-from strop.graph.forward import arguments_of, untouched
+from strop.graph.forward import arguments_of, in_double, moved_to, untouched
 from strop.pruning.placements import batches_of, forward, loss_of
 from strop.pruning.ranking import check_ratio
 from strop.pruning.record import Pruned, PruneRecord
@@ -123,7 +123,7 @@ def block_scores(
         return {name: _magnitude(model.get_submodule(name)) for name in names}
     if importance == 'loss' and (data is None or loss is None):
         raise ConfigError("The block importance 'loss' needs `data=` (batches) and `loss=` (a function of (model, batch)).")
-    batches = list(batches_of(data)) if data is not None else [_Batch(*arguments_of(inputs))]
+    batches = list(batches_of(data)) if data is not None else [_Batch(*arguments_of(moved_to(model, inputs)))]
     with untouched(model), torch.no_grad():
         model.eval()
         if importance == 'influence':
@@ -203,6 +203,7 @@ def remove_blocks(
         raise ConfigError('Say what to remove by one of `count=`, `ratio=` (share of the blocks) and `names=`.')
     if not isinstance(model, nn.Module):
         raise ConfigError(f'`model` must be an nn.Module, but got {type(model).__name__}.')
+    inputs = moved_to(model, inputs)
     if names is None:
         blocks = list(residual_blocks(model, inputs)) if candidates is None else list(candidates)
         number = _number(blocks, count, ratio)
@@ -357,7 +358,7 @@ def _influence(model: nn.Module, batches: list[Any], names: Sequence[str]) -> di
         result = _tensor_of(output)[0]
         if isinstance(result, Tensor) and isinstance(given, Tensor):
             axis = _channel_axis(model.get_submodule(name), given)
-            cosine = torch.nn.functional.cosine_similarity(given.double(), result.double(), dim=axis)
+            cosine = torch.nn.functional.cosine_similarity(in_double(given), in_double(result), dim=axis)
             totals[name][0] += float((1 - cosine).sum())
             totals[name][1] += cosine.numel()
 
@@ -387,7 +388,7 @@ def _skipped_loss(model: nn.Module, name: str, batches: list[Any], loss: Any) ->
 
 
 def _floats(output: Any) -> list[Tensor]:
-    return [leaf.double() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [in_double(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _relative(outputs: list[Tensor], others: list[Tensor]) -> float:

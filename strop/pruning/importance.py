@@ -570,7 +570,7 @@ def _checked(given: Any, unit: ChannelUnit, judge: Callable[..., Any]) -> Tensor
             f'An importance returns one number for each of the {unit.size} indices of {unit.name!r}, a tensor of shape '
             f'({unit.size},), but {name!r} returned {shape}.'
         )
-    scores = given.detach().double().cpu()
+    scores = given.detach().cpu().double()
     if not bool(torch.isfinite(scores).all()):
         raise ConfigError(f'The scores that the importance {name!r} gives to {unit.name!r} are not all finite.')
     return scores

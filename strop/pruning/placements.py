@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strop.errors import ConfigError
+from strop.graph.forward import moved_to
 
 if TYPE_CHECKING:
     from strop.graph import ChannelUnit, Placement
@@ -187,9 +188,9 @@ def forward(model: nn.Module, batch: Any) -> Any:
     """Run a model on the inputs of a batch.
 
     A tensor or mapping is the inputs; of a tuple or list the first item is (`(images, labels)`), itself a tensor, a tuple or
-    list of positional or a mapping of keyword arguments.
+    list of positional or a mapping of keyword arguments. Tensors are moved to the model's device.
     """
-    inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    inputs = moved_to(model, batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -215,9 +216,9 @@ def loss_of(model: nn.Module, batch: Any, loss: Any) -> Tensor:
                 f'A loss module takes batches of (inputs, targets), but got {kind(batch)}. '
                 'Give a function of (model, batch) instead.'
             )
-        value = loss(forward(model, batch), batch[1])
+        value = loss(forward(model, batch), moved_to(model, batch[1]))
     elif callable(loss):
-        value = loss(model, batch)
+        value = loss(model, moved_to(model, batch))
     else:
         raise ConfigError(
             f'`loss` must be a function of (model, batch) or a module such as nn.CrossEntropyLoss(), got {loss!r}.'

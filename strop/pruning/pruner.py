@@ -14,6 +14,7 @@ from torch import nn
 from strop.errors import BudgetError, ConfigError, listed, near
 from strop.estimators import WidthCosts
 from strop.graph import channel_units, verify
+from strop.graph.forward import moved_to
 from strop.graph.slicing import put_data
 from strop.pruning.budgets import (
     Budget,
@@ -232,7 +233,7 @@ class Pruner:
                     )
         #: The model so far.
         self.model = model
-        self._original, self._inputs = model, inputs
+        self._original, self._inputs = model, moved_to(model, inputs)
         self._sizes: dict[str, int] = {}
         self._roles: dict[str, str] = {}
         self._lengths: dict[str, int] = {}

@@ -181,7 +181,7 @@ class Ranking:
             raise ConfigError(_nothing(graph, kept))
         how = selection.normalise or 'none'
         prices = costs or {}
-        self.scores = {n: normalised(scores[n].detach().double().cpu(), how) / prices.get(n, 1.0) for n in self.prunable}
+        self.scores = {n: normalised(scores[n].detach().cpu().double(), how) / prices.get(n, 1.0) for n in self.prunable}
         self._orders = {name: np.argsort(score.numpy(), kind='stable') for name, score in self.scores.items()}
         self._outer = _factors(graph, model, self.prunable)
         self._names = {unit.atom: name for name, unit in graph.units.items()} if self._outer else {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from strop.errors import BudgetError, ConfigError, VerificationError, listed, near, try_import
 from strop.estimators import count
 from strop.graph import ChannelGraph, channel_units, verify
-from strop.graph.forward import arguments_of, output_tensors, untouched
+from strop.graph.forward import arguments_of, in_double, moved_to, output_tensors, untouched
 from strop.pruning.budgets import Budget, BudgetLike
 from strop.pruning.config_sizes import (
     advice,
@@ -106,7 +106,7 @@ def prune_transformer(
             'Say how small the model is to be: sizes=dict(intermediate_size=512, num_hidden_layers=4), or a budget.'
         )
     wanted = check_sizes(model.config, sizes) if sizes is not None else {}
-    source = copy.deepcopy(model).eval()
+    source, inputs = copy.deepcopy(model).eval(), moved_to(model, inputs)
     target = unquantized(model, configured(model.config, wanted))
     caches = _without_cache(source)
     given_loss = None if loss is None else (lambda probe, batch: loss_of(probe.model, batch, loss))
@@ -392,7 +392,8 @@ def _refill(twin: nn.Module, pruned: nn.Module, inputs: Any) -> None:
 def _relative(one: Tensor, two: Tensor) -> float:
     if one.shape != two.shape:
         return float('inf')
-    return float((one.double() - two.double()).norm()) / (float(two.double().norm()) or 1.0)
+    one, two = in_double(one), in_double(two)
+    return float((one - two).norm()) / (float(two.norm()) or 1.0)
 
 
 def _within(budget: Budget, model: nn.Module, target: Any, inputs: Any, over: Iterable[str] | str, round_to: int) -> Any:

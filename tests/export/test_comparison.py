@@ -125,3 +125,13 @@ def test_results_as_text():
     assert result.to_dict()['inputs'] == {'x': ['batch', 3]}
     assert ExportedFile(Path('a'), 'pt2', 1, (1,), 1e-9, math.inf).to_dict()['max_rel_error'] is None
     assert 'outputs equal at batch 1' in str(ExportedFile(Path('a'), 'pt2', 1, (1,), 0.0, 0.0))
+
+
+def test_inputs_are_drawn_alike_whatever_the_default_device_is():
+    given = Inputs.of(torch.rand(2, 3))
+    expected, drawn = given.with_batch(5), random_inputs(nn.Linear(3, 1), (2, 3))
+    linear = nn.Linear(3, 1)
+    with torch.device('meta'):
+        again, other = given.with_batch(5), random_inputs(linear, (2, 3))
+    assert torch.equal(again.args[0], expected.args[0])
+    assert torch.equal(other, drawn)

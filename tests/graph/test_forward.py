@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from strop.errors import GraphError
-from strop.graph.forward import arguments_of, first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
+from strop.graph.forward import (
+    arguments_of,
+    first_line,
+    map_tensors,
+    module_paths,
+    moved_to,
+    output_tensors,
+    shapes_of,
+    untouched,
+)
 
 
 class TestUntouched:
@@ -94,3 +103,14 @@ class TestMapTensors:
 def test_first_line():
     assert first_line(ValueError('one\ntwo')) == 'ValueError: one'
     assert first_line(KeyError()) == 'KeyError'
+
+
+def test_inputs_go_to_where_the_model_is():
+    model = nn.Linear(2, 2, device='meta')
+    moved = moved_to(model, {'x': torch.rand(1), 'more': (torch.rand(2), 3)})
+    assert {moved['x'].device.type, moved['more'][0].device.type} == {'meta'}
+    assert moved['more'][1] == 3
+    both = nn.Sequential(nn.Linear(2, 2), model)  # in several places: the user knows where inputs belong
+    x = torch.rand(1)
+    assert moved_to(both, x) is x
+    assert moved_to(nn.ReLU(), x) is x

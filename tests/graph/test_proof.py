@@ -566,3 +566,10 @@ class TestRealModels:
         proof = prove(model, ([torch.rand(3, 96, 96)],), dtype=torch.float32)
         assert proof.error < 1e-3
         assert len(proof.graph.units) > 30
+
+
+def test_random_statistics_are_the_same_on_every_device():
+    assert randomized(nn.BatchNorm2d(3, affine=False, device='meta')).running_mean.is_meta
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.empty(3, dtype=torch.float64).normal_(0.0, 0.3, generator=generator)
+    assert torch.equal(randomized(nn.BatchNorm2d(3, affine=False)).running_mean, expected)

@@ -489,3 +489,17 @@ def test_outputs_without_a_finite_number_prove_nothing():
     slicing = channel_units(net, x).slicing({'0': [0, 1]})
     with pytest.raises(VerificationError, match='NaN in inputs or weights'):
         verify(net, slicing.apply(net), slicing, x)
+
+
+def test_indices_stay_on_the_cpu_whatever_the_default_device_is():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    graph = channel_units(net, torch.rand(2, 3, 8, 8))
+    name = next(name for name, unit in graph.units.items() if unit.size == 8)
+    with torch.device('meta'):
+        cut = graph.slicing({name: [0, 2, 5]})
+        slim, first = cut.apply(net), graph.prefix({name: 3}).apply(net)
+        gone = cut.mask('0.weight')[0]
+    assert torch.equal(slim[0].weight, net[0].weight[[0, 2, 5]])
+    assert torch.equal(slim[3].weight, net[3].weight[:, [0, 2, 5]])
+    assert torch.equal(first[0].weight, net[0].weight[:3])
+    assert gone.nonzero().flatten().tolist() == [1, 3, 4, 6, 7]

@@ -160,3 +160,19 @@ def test_a_loss_that_is_not_one_number_is_refused(loss, said):
 def test_a_criterion_needs_targets():
     with pytest.raises(ConfigError, match=r'\(inputs, targets\)'):
         loss_of(nn.Linear(2, 3), torch.rand(4, 2), nn.CrossEntropyLoss())
+
+
+def test_batches_go_to_where_the_model_is():
+    model = nn.Linear(4, 2, device='meta')
+    assert forward(model, torch.rand(2, 4)).is_meta
+    assert forward(model, ({'input': torch.rand(2, 4)}, torch.rand(2))).is_meta
+
+    class Noting(nn.Module):
+        def forward(self, outputs, targets):
+            seen.append((outputs.device.type, targets.device.type))
+            return torch.ones(1)
+
+    seen = []
+    loss_of(model, (torch.rand(2, 4), torch.rand(2, 2)), Noting())
+    loss_of(model, (torch.rand(2, 4), torch.rand(2, 2)), lambda model, batch: Noting()(*batch))
+    assert seen == [('meta', 'meta')] * 2
