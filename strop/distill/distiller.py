@@ -11,12 +11,13 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from strop.distill.deliveries import DistillDeliveryManager
 from strop.distill.loss_inputs import check_not_stretched
 from strop.distill.mappings import check_mappings
 from strop.distill.projections import connector_hint
-from strop.distill.recorders import RecorderManager
+from strop.distill.recorders import RecorderManager, mapped
 from strop.distill.recording import recorded
 from strop.errors import ComponentTypeError, ConfigError, StropError, TrainingError, listed
 from strop.registry import MODELS
@@ -202,7 +203,7 @@ class ConfigurableDistiller(BaseDistiller):
             return data
         if connector not in self.connectors:
             raise ConfigError(f'There is no connector {connector!r}. There is {listed(self.connectors) or "none"}.')
-        data = self.connectors[connector](data)
+        data = self.connectors[connector](_as_taken(self.connectors[connector], data))
         if connector_idx is None:
             return data
         if not isinstance(data, (tuple, list)) or not -len(data) <= connector_idx < len(data):
@@ -309,6 +310,17 @@ class ConfigurableDistiller(BaseDistiller):
         recorders = self.student_recorders if record['from_student'] else self.teacher_recorders
         recorder = recorders.get_recorder(record['recorder'])
         return f'the {"student" if record["from_student"] else "teacher"}, {recorder.source or record["recorder"]!r}'
+
+
+def _as_taken(connector: nn.Module, data: Any) -> Any:
+    """Return what was recorded in the precision of a connector, where mixed precision ended with the model's forward."""
+    own = next((parameter for parameter in connector.parameters() if parameter.is_floating_point()), None)
+    if own is None or torch.is_autocast_enabled(own.device.type):
+        return data
+    others = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if all(leaf.dtype == own.dtype for leaf in others):
+        return data
+    return mapped(data, lambda tensor: tensor.to(own.dtype) if tensor.is_floating_point() else tensor)
 
 
 def _shape(data: Any) -> str:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.distill.connectors import BaseConnector, Cfg, check_channels, check_tensor, conv_module
 from strop.errors import ComponentTypeError, ConfigError, ModeError, near
+from strop.graph.forward import in_double
 from strop.registry import MODELS
 
 PHASES = ('pretrain', 'train')
@@ -215,7 +216,7 @@ def negative_mean(mean: torch.Tensor, std: torch.Tensor, rare: float = 1e-3) -> 
     >>> round(negative_mean(torch.tensor(0.0), torch.tensor(1.0)).item(), 6) == -round(math.sqrt(2 / math.pi), 6)
     True
     """
-    mean, std = mean.detach().double(), std.detach().double().abs()
+    mean, std = in_double(mean.detach()), in_double(std.detach()).abs()
     # A constant channel has no spread; its one value is what can be negative.
     constant = std == 0
     ratio = mean / std.masked_fill(constant, 1.0)

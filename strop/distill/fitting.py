@@ -14,7 +14,7 @@ from strop.distill.distiller import ConfigurableDistiller
 from strop.distill.projections import projection
 from strop.distill.recorders import BaseRecorder, ModuleOutputsRecorder
 from strop.errors import ComponentTypeError, ConfigError, listed
-from strop.graph.forward import training_mode_kept
+from strop.graph.forward import moved_to, training_mode_kept
 from strop.registry import MODELS
 
 _FEATURE_LOSS = {'type': 'torch.nn.MSELoss'}
@@ -168,6 +168,7 @@ def _seen(model: nn.Module, inputs: Any, paths: Sequence[str]) -> dict[str, Any]
         recorder.initialize(model)
     with ExitStack() as stack, torch.no_grad(), training_mode_kept(model):
         model.eval()
+        inputs = moved_to(model, inputs)
         for recorder in recorders.values():
             stack.enter_context(recorder)
         if isinstance(inputs, Mapping):

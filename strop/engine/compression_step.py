@@ -248,7 +248,9 @@ class CompressionStep:
         >>> step = CompressionStep(student, distiller=distiller)
         >>> step.add_to(torch.optim.SGD(student.parameters(), lr=0.1))
         """
-        self._follow()  # before a state is loaded for them, which goes to where they are
+        # Before a state is loaded for them, which goes to where they are; the student may move in between.
+        self._follow()
+        optimizer.register_load_state_dict_pre_hook(lambda *_: self._follow())
         known = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
         for parameter in self.parameters():
             if id(parameter) in known:

@@ -177,8 +177,9 @@ class Trainer(BaseTrainer):
         self.log_level = log_level
         #: The model with its mutator, in the distributed wrapper where there is one: what a training step calls.
         self.network: nn.Module = SearchModel(model, mutator).to(self.device)
-        if isinstance(loss, nn.Module):
-            loss.to(self.device)
+        for part in (loss, metrics):
+            if isinstance(part, nn.Module):
+                part.to(self.device)
         self._runner: Any = None
         self._wrappers: dict[int, OptimWrapper] = {}
         self._outputs: dict[str, Any] = {}

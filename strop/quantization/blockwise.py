@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from strop.errors import ConfigError, DataError, StropError, listed
 from strop.files import atomic_path, atomic_write, read_json
+from strop.graph.forward import in_double
 from strop.quantization.batches import Batches, taken_by
 from strop.quantization.gptq import check_damping, gptq_round, output_errors
 from strop.quantization.grouping import Rounded, round_weight
@@ -195,8 +196,9 @@ class _Run:
             if zeros is not None and nearest.zeros is not None:
                 zeros[worse] = nearest.zeros[worse]
             found, errors = Rounded(target.grid, codes, scales, zeros), torch.minimum(errors, plain)
-        signal = float(output_errors(weight, torch.zeros_like(weight), gram).double().sum()) or 1.0
-        return found, (float(errors.double().sum()) / signal, float(plain.double().sum()) / signal)
+        nothing = output_errors(weight, torch.zeros_like(weight), gram)
+        signal, error, other = (float(in_double(each).sum()) for each in (nothing, errors, plain))
+        return found, (error / (signal or 1.0), other / (signal or 1.0))
 
     def _nearest(self, path: str) -> Rounded:
         return round_weight(self.targets[path].weight, self.targets[path].grid, self.options.scale_dtype)

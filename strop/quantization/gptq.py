@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from strop.errors import ConfigError, DataError
+from strop.graph.forward import in_double
 from strop.quantization.grouping import Grid, Rounded, ranges
 
 #: Columns whose errors are applied to the rest of the matrix at once, the paper's B.
@@ -64,7 +65,8 @@ def gptq_round(
     check_damping(damping)
     weight = weight.detach().clone()
     factor, order = _inverse_factor(hessian, damping, act_order)
-    factor = factor.to(weight.dtype)
+    # Double precision may have taken them to the CPU.
+    factor, order = factor.to(weight.dtype).to(weight.device), order.to(weight.device)
     size = grid.size(inputs)
     fixed = ranges(weight, grid, scale_dtype) if act_order or size == inputs else None
     if fixed is None:
@@ -129,7 +131,7 @@ def check_damping(damping: float) -> None:
 
 def _inverse_factor(hessian: Tensor, damping: float, act_order: bool) -> tuple[Tensor, Tensor]:
     """Return the upper Cholesky factor of the damped inverse in the order of rounding, and that order."""
-    hessian = hessian.detach().double().clone()
+    hessian = in_double(hessian.detach()).clone()
     if not bool(hessian.isfinite().all()):
         raise DataError('The Hessian of the calibration data holds NaN or an infinity: some input of the layer overflows.')
     diagonal = hessian.diagonal()

@@ -106,7 +106,7 @@ class PackedLinear(nn.Module):
         self.register_buffer('codes', pack(rounded.codes, self.grid.bits))
         self.register_buffer('scales', rounded.scales.clone())
         self.register_buffer('zeros', None if rounded.zeros is None else pack(rounded.zeros, self.grid.bits))
-        self.register_buffer('layout', torch.tensor(self._layout(), dtype=torch.int32, device='cpu'))
+        self.register_buffer('layout', self._layout_on(rounded.codes.device))
         own = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         self.register_parameter('bias', own)
 
@@ -147,17 +147,21 @@ class PackedLinear(nn.Module):
         """Return what the layer is, for its printed form."""
         return f'in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {self.grid}'
 
+    def _layout_on(self, device: torch.device) -> Tensor:
+        return torch.tensor(self._layout(), dtype=torch.int32, device=device)
+
     def _layout(self) -> list[int]:
         size = self.grid.group_size or 0
         return [self.grid.bits, size, self.in_features, self.out_features, int(bool(self.grid.symmetric)), int(self.transposed)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         # `model.half()` or `.to(torch.bfloat16)` changes what weights are unpacked to; the scales keep their own precision.
-        scales, layout = self.scales, self.layout
+        scales = self.scales
         super()._apply(fn, recurse)
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=scales.device)).dtype
-        self._buffers['scales'] = scales.to(self.scales.device)
-        self._buffers['layout'] = layout
+        # Those of the meta device have no numbers that could be brought along.
+        self._buffers['scales'] = self.scales.to(scales.dtype) if scales.is_meta else scales.to(self.scales.device)
+        self._buffers['layout'] = self._layout_on(self.codes.device)
         return self
 
     def _load_from_state_dict(

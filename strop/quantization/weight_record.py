@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from strop.errors import ConfigError
 from strop.files import atomic_write, json_number, number_of_json, read_json
+from strop.graph.forward import in_double
 
 VERSION = 1
 
@@ -188,8 +189,8 @@ def size(number: int) -> str:
 
 def sqnr(weight: Tensor, rounded: Tensor) -> float:
     """Return the signal-to-noise ratio of rounded weights in dB; infinite where nothing changed."""
-    noise = float((weight - rounded).double().square().sum())
-    signal = float(weight.double().square().sum())
+    noise = float(in_double(weight - rounded).square().sum())
+    signal = float(in_double(weight).square().sum())
     return 10 * math.log10(signal / noise) if noise and signal else math.inf
 
 

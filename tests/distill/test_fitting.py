@@ -221,3 +221,8 @@ def test_outputs_of_several_tensors():
 
     with pytest.raises(ConfigError, match=r'What the teacher gives is a tuple that holds 0, 1, not one tensor'):
         distiller_for(cnn(4), Two(), X)
+
+
+def test_inputs_are_seen_by_both_models_wherever_they_are():
+    student, teacher = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), nn.Linear(4, 3, device='meta')
+    assert distiller_for(student, teacher, torch.randn(2, 4)) is not None

@@ -376,3 +376,27 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
         CompressionStep(model, mutator=mutator).loss()
     with pytest.raises(ConfigError, match='no `mutator`'), CompressionStep(model, distiller=made).evaluating('max'):
         pass
+
+
+def test_connectors_follow_the_student_before_a_state_is_loaded_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop moves the student, and loads the optimizer's state, which goes to where the parameters are."""
+    student, its_teacher = net(), teacher()
+    step = CompressionStep(student, distiller=distiller(student, its_teacher), teacher=its_teacher)
+    optimizer = torch.optim.Adam(student.parameters())
+    step.add_to(optimizer)
+    order: list[str] = []
+    monkeypatch.setattr(step, '_follow', lambda: order.append('followed'))
+    optimizer.register_load_state_dict_post_hook(lambda *_: order.append('loaded'))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert order == ['followed', 'loaded']
+
+
+def test_connectors_take_features_of_a_mixed_precision_that_ended_with_the_forward(batch: Any) -> None:
+    student, its_teacher = net(), teacher()
+    step = CompressionStep(student, distiller=distiller(student, its_teacher), teacher=its_teacher)
+    with step.training():
+        with torch.autocast('cpu', torch.bfloat16):
+            outputs = student(batch[0])
+        assert outputs.dtype == torch.bfloat16
+        step.loss().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in step.parameters())

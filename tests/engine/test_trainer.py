@@ -166,6 +166,20 @@ def test_making_a_trainer_writes_nothing(tmp_path, monkeypatch):
     assert search.work_dir == Path('work_dirs/SinglePathTrainer')
 
 
+def test_a_metric_with_a_state_goes_to_the_device_of_the_trainer(tmp_path):
+    class Weighted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('weights', torch.ones(3))
+
+        def forward(self, outputs, labels):
+            return {'acc': (outputs * self.weights).mean()}
+
+    net, sgd = parts()
+    search = SinglePathTrainer(net, nn.CrossEntropyLoss(), Weighted(), sgd, 1, data(), None, work_dir=tmp_path, device='meta')
+    assert search.metrics.weights.is_meta
+
+
 def test_scalars_are_logged_every_so_many_steps_and_for_tensorboard(tmp_path):
     pytest.importorskip('tensorboard')
     single(tmp_path, epochs=2, log_frequency=2, tensorboard=True).train()

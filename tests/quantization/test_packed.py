@@ -261,3 +261,12 @@ def test_scales_keep_their_precision_in_a_packed_model_that_had_another(tmp_path
     for found in (by_file, other):
         assert torch.equal(found[0].weight, small[0].weight)
         assert torch.equal(found[0].scales, small[0].scales)
+
+
+def test_all_buffers_of_a_packed_layer_are_on_one_device():
+    small = quantize_weights(net()).model
+    layouts = {path: layer.layout.tolist() for path, layer in packed_layers(small).items()}
+    moved = copy.deepcopy(small).to('meta')
+    assert {tensor.device.type for tensor in (*moved.buffers(), *moved.parameters())} == {'meta'}
+    back = moved.to_empty(device='cpu')
+    assert {path: layer.layout.tolist() for path, layer in packed_layers(back).items()} == layouts
