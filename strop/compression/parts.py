@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from strop.data import EpochSampler
@@ -191,7 +191,8 @@ def collated(samples: Sequence[Any]) -> tuple[Any, Any]:
     tensor([1, 0])
     """
     inputs, targets = torch.utils.data.default_collate(list(samples))
-    return inputs, targets
+    # Models are built, cut and timed on the CPU; a training moves its batches to where it runs.
+    return tree_map_only(Tensor, Tensor.cpu, (inputs, targets))  # type: ignore[no-any-return]
 
 
 def smaller_images(images: Tensor, side: int) -> Tensor:
@@ -330,7 +331,7 @@ class Pairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         index = int(index)
-        with nullcontext() if self.seed is None else seeded(self.seed, 'sample', index):
+        with nullcontext() if self.seed is None else seeded(self.seed, 'sample', index, gpus=False):
             item = self.items[index]
         if self.targets is not None:
             return item, _plain(self.targets[index])
@@ -440,7 +441,7 @@ def _whole_numbers(targets: Any) -> np.ndarray | None:
     if not isinstance(targets, (Tensor, np.ndarray, list)):
         return None
     try:
-        found = np.asarray(targets)
+        found = np.asarray(targets.detach().cpu() if isinstance(targets, Tensor) else targets)
     except ValueError:  # of several lengths
         return None
     return found if found.ndim == 1 and found.dtype.kind in 'iu' else None

@@ -176,12 +176,12 @@ class Judge:
         output = main_output(outputs, inputs)
         if self.task == 'tokens':
             output, targets = self._aligned(output, targets)
-            return F.cross_entropy(output.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        try:
-            return F.cross_entropy(output, targets, label_smoothing=smoothing)
-        except IndexError:
-            check_range(targets, output.shape[1], 'the training part')
-            raise
+            output, targets = output.flatten(0, 1), targets.flatten()
+        if not targets.is_floating_point():  # before, since on a GPU a wrong one ends the whole process
+            check_range(targets[targets != IGNORED], output.shape[1], 'the training part')
+        if self.task == 'tokens':
+            return F.cross_entropy(output, targets, ignore_index=IGNORED)
+        return F.cross_entropy(output, targets, label_smoothing=smoothing)
 
     def divergence(self, outputs: Any, answers: Any, inputs: Any = None, temperature: float = 1.0) -> Tensor:
         """Return how far outputs are from those of another model, as a mean over the batch.

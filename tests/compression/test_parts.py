@@ -231,3 +231,26 @@ def test_labels_in_columns_are_refused_with_what_would_work():
     x, y = torch.zeros(8, 1), torch.zeros(8, 1, dtype=torch.long)
     with pytest.raises(DataError, match=r"the part 'train' is of shape \(1,\) and type int64.*y.squeeze\(1\)"):
         check_classes(given_parts({'train': (x, y), 'test': (x, y)}), 2)
+
+
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor on a GPU: NumPy cannot read it before it is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_samples_and_labels_may_be_on_a_gpu():
+    x, y = torch.rand(20, 3).as_subclass(Elsewhere), (torch.arange(20) % 4).as_subclass(Elsewhere)
+    parts = given_parts({'train': (x, y), 'test': (x, y)})
+    inputs, targets = next(parts.batches('test'))
+    assert type(inputs) is type(targets) is torch.Tensor
+    check_classes(parts, 4)
+    with pytest.raises(DataError, match=r'sample \d+ has 3'):
+        check_classes(parts, 3)

@@ -277,3 +277,16 @@ def test_a_sample_without_a_label_among_others_is_an_error(part):
     if part == 'validation':
         with pytest.raises(DataError, match="Samples of the part 'validation' have no label"):
             Judge(given_parts({**given, 'validation': x}), Constant([[2.0, 1.0]] * 4))
+
+
+def test_a_wrong_label_is_found_before_the_loss_is_computed(monkeypatch):
+    """On a GPU the loss itself would end the process."""
+    x, y = torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])
+    judge = Judge(_parts(x, y), Constant([[2.0, 1.0]] * 4))
+
+    def fails(*args, **options):
+        raise RuntimeError('CUDA error: device-side assert triggered')
+
+    monkeypatch.setattr('strop.compression.scoring.F.cross_entropy', fails)
+    with pytest.raises(DataError, match='has the label 7'):
+        judge.loss(torch.zeros(2, 2), torch.tensor([0, 7]))
