@@ -63,7 +63,8 @@ def test_bases_and_what_is_read_of_them() -> None:
     assert [source.of(base) for base in source.bases] == ["'a.py'", "here + 'b.py'"]
     renamed = edited(source.text, [source.replaced(node, '_base_.net') for node in source.inherited('model')])
     assert renamed.splitlines()[1] == 'x = dict(y=_base_.net.head, z={{_base_.net}}, model=_base_.other)'
-    assert [source.of(base) for base in Source("_base_ = 'a.py'").bases] == ["'a.py'"]
+    single = Source("_base_ = 'a.py'")
+    assert [single.of(base) for base in single.bases] == ["'a.py'"]
     assert Source('a = 1').bases == []
 
 
