@@ -164,6 +164,11 @@ class Source:
             return []
         return list(statement.value.elts) if isinstance(statement.value, (ast.List, ast.Tuple)) else [statement.value]
 
+    def reads(self, name: str) -> bool:
+        """Tell whether a name is read anywhere in the file."""
+        names = (node for node in ast.walk(self.tree) if isinstance(node, ast.Name))
+        return any(node.id == name and isinstance(node.ctx, ast.Load) for node in names)
+
     def settings(self, node: ast.expr, parent: str = '', root: str = '', scope: str = '') -> Settings | None:
         """Return a node as settings, if it is `dict(...)` or a literal with names as keys; `scope` is the one around it."""
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':

@@ -18,13 +18,22 @@ from strop import registry
 from strop.codebases import HOW_TO_INSTALL, SUCCESSORS, current_name, find_codebase_config, installed, is_codebase
 from strop.compat.config_source import Change, Edit, Settings, Source, edited
 from strop.compat.finder import Finder, OldImportError, Table
-from strop.compat.inheritance import base_name, beside, calls_it_model, changed_file, changes_a_model, default_scope, lineage
+from strop.compat.inheritance import (
+    base_file,
+    base_name,
+    beside,
+    calls_it_model,
+    changed_file,
+    changes_a_model,
+    default_scope,
+    lineage,
+)
 from strop.compat.mmrazor import MMRAZOR
 from strop.compat.nni import NNI
 from strop.compat.openmmlab import MMCLS, MMCV
 from strop.compat.runtime_keys import MMCV_ONLY, RuntimeKeys
 from strop.compat.shipped import near_shipped, shipped
-from strop.errors import ConfigError, near
+from strop.errors import ConfigError, StropError, near
 from strop.files import read_text
 from strop.search.experiment_file import read_experiment
 from strop.unsupported import RENAMED_ARGUMENTS, not_yet
@@ -236,6 +245,25 @@ def _bases(source: Source, path: Path, others: Collection[Path]) -> Iterator[Cha
             ours = shipped(base)
             hint = f'; Strop ships {ours!r}' if ours else near(Path(base).name, files) or near_shipped(base)
             yield Change(item.lineno, 'by hand', f'the base {base!r} does not exist{hint}')
+    yield from _set_twice(source, path, others)
+
+
+def _set_twice(source: Source, path: Path, others: Collection[Path]) -> Iterator[Change]:
+    """Yield the names that two bases set, once they are changed; what they inherit themselves is not looked at."""
+    first: dict[str, str] = {}
+    for item in source.bases:
+        file = base_file(item, path)
+        if file is None or '::' in base_name(item) or file.suffix != '.py':
+            continue
+        base = examine(file, others) if file.resolve() in others else None
+        try:
+            names = Source(base.result if base is not None else read_text(file, 'a config'), str(file)).assigned
+        except StropError:
+            continue
+        for name in names:
+            if name != '_base_' and first.setdefault(name, base_name(item)) != base_name(item):
+                text = f'the bases {first[name]!r} and {base_name(item)!r} both set `{name}`, which MMEngine refuses'
+                yield Change(item.lineno, 'by hand', f'{text}: move one of them into this file')
 
 
 def _base_beside(source: Source, item: ast.expr, file: Path, others: Collection[Path]) -> Iterator[Change]:

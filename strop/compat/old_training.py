@@ -53,6 +53,14 @@ class OldTraining:
     def _joined(self, settings: Settings, leave_out: Collection[str] = ()) -> str:
         return ', '.join(f'{name}={self.source.of(value)}' for name, value in settings.values.items() if name not in leave_out)
 
+    def _moved(self, node: ast.expr) -> str:
+        """Return a value for a statement that may stand above this one: a name of something plain becomes what it names."""
+        named = self.assigned.get(node.id) if isinstance(node, ast.Name) else None
+        plain = named is not None and (
+            isinstance(named.value, (ast.Constant, ast.List, ast.Tuple)) or self.source.settings(named.value) is not None
+        )
+        return self.source.of(named.value if named is not None and plain else node)
+
     def _value(self, settings: Settings | None, name: str, default: str) -> str:
         return self.source.of(settings.values[name]) if settings is not None and name in settings.values else default
 
@@ -62,7 +70,7 @@ class OldTraining:
 
     def _plain(self, name: str) -> Settings | None:
         settings = self._named(name)
-        return settings if settings is not None and settings.whole else None
+        return settings if settings is not None and settings.whole and not self.source.reads(name) else None
 
     def _left(self, name: str, settings: Settings, taken: Collection[str]) -> Iterator[Change]:
         """Yield what of a statement nothing written takes."""
@@ -89,11 +97,12 @@ class OldTraining:
         runner, total = self._named('runner'), self.assigned.get('total_epochs')
         for name in _LENGTHS:
             if runner is not None and name in runner.values:
-                return self.source.of(runner.values[name])
-        return self.source.of(total.value) if total is not None and self._counts() == 'epochs' else None
+                return self._moved(runner.values[name])
+        return self._moved(total.value) if total is not None and self._counts() == 'epochs' else None
 
     def _interval(self) -> str:
-        interval = self._value(self._named('evaluation'), 'interval', '')
+        evaluation = self._named('evaluation')
+        interval = self._moved(evaluation.values['interval']) if evaluation and 'interval' in evaluation.values else ''
         return f', val_interval={interval}' if interval else ''
 
     def _says_length(self) -> bool:
@@ -107,7 +116,7 @@ class OldTraining:
                 # Without a type it changes the runner of a base, which says what is counted.
                 parts = [] if self.source.bases and not kind else [f'by_epoch={by_epoch}']
                 parts = ['_delete_=True', *parts] if '_delete_' in settings.values else parts
-                length = f'{name}={self._value(settings, name, "")}{self._interval()}'
+                length = f'{name}={self._moved(settings.values[name])}{self._interval()}'
                 cfg = f'train_cfg = dict({", ".join([*parts, length])})'
                 yield self._rewritten(statement, cfg, f'`runner` is `{cfg}`')
                 return
@@ -116,11 +125,15 @@ class OldTraining:
         yield Change(statement.lineno, 'by hand', text)
 
     def _total(self, statement: ast.Assign) -> Iterator[Change]:
+        read = self.source.reads('total_epochs')
         if 'runner' in self.assigned:
-            yield self._rewritten(statement, '', '`total_epochs` is part of `train_cfg` now')
+            if not read:
+                yield self._rewritten(statement, '', '`total_epochs` is part of `train_cfg` now')
             return
-        cfg = f'train_cfg = dict(by_epoch=True, max_epochs={self.source.of(statement.value)}{self._interval()})'
-        yield self._rewritten(statement, cfg, f'`total_epochs` is `{cfg}`')
+        cfg = f'train_cfg = dict(by_epoch=True, max_epochs={self._moved(statement.value)}{self._interval()})'
+        start, end = self.source.span(statement)
+        kept = f'{self.source.text[start:end]}\n' if read else ''
+        yield self._rewritten(statement, kept + cfg, f'`total_epochs` is `{cfg}`')
 
     # -- the optimizer ---------------------------------------------------------------------
 
@@ -170,10 +183,13 @@ class OldTraining:
         config, half = self._understood('optimizer_config'), self._understood('fp16')
         if half is None and config is not None and _OPTIMIZER_HOOKS.get(str(config.constant('type'))):
             half = config
-        scale = self._value(half, 'loss_scale', "'dynamic'")
+        scale = self._moved(half.values['loss_scale']) if half is not None and 'loss_scale' in half.values else "'dynamic'"
         parts = ["type='AmpOptimWrapper'", f'loss_scale={scale}'] if half is not None else []
-        values = {new: self._value(config, old, 'None') for old, new in _WRAPPED.items()}
-        return parts + [f'{name}={value}' for name, value in values.items() if value != 'None']
+        statement = self.assigned.get('optimizer_config')
+        if self.source.bases and statement is not None and self.source.of(statement.value) == 'None':
+            return [*parts, 'clip_grad=None']  # else the base's would stay
+        given = {new: self._moved(config.values[old]) for old, new in _WRAPPED.items() if config and old in config.values}
+        return parts + [f'{name}={value}' for name, value in given.items() if value != 'None' or self.source.bases]
 
     def _wrapping(self, name: str, statement: ast.Assign) -> Iterator[Change]:
         found, settings = self._optimizers(), self._understood(name)
@@ -205,6 +221,9 @@ class OldTraining:
             yield self._rewritten(statement, cfg, f'`lr_config` is `{cfg}`')
         elif known:
             yield self._rewritten(statement, '', '`lr_config` of a fixed rate needs no `param_scheduler`')
+        if self.source.bases and 'warmup' not in settings.values and '_delete_' not in settings.values:
+            text = '`param_scheduler` is in the place of the whole list of a base; what its `lr_config` adds, such as a warm-up'
+            yield Change(statement.lineno, 'by hand', f'{text}, is to be written here, too')
         if policy in ('step', 'exp') and not self._counts() and 'by_epoch' not in settings.values:
             text = 'the steps of `lr_config` are taken for epochs; under a runner of iterations they are by_epoch=False'
             yield Change(statement.lineno, 'note', text)
@@ -217,7 +236,15 @@ class OldTraining:
             return 'goes over the whole run, whose length is not in this file; it is a list of schedulers'
         if policy in ('step', 'exp') and self._value(settings, 'min_lr', 'None') != 'None':
             return 'has a `min_lr`, which no such scheduler has; it is a list of schedulers'
+        steps = self._steps(settings)
+        if policy == 'step' and steps is not None and not isinstance(steps, (ast.List, ast.Tuple, ast.Constant)):
+            return 'has steps that are one number or several, which is not to be seen; it is a list of schedulers'
         return ''
+
+    def _steps(self, settings: Settings) -> ast.expr | None:
+        node = settings.values.get('step')
+        named = self.assigned.get(node.id) if isinstance(node, ast.Name) else None
+        return named.value if named is not None else node
 
     def _warm_up(self, settings: Settings) -> list[str]:
         kind, factor = _WARM_UPS.get(str(settings.constant('warmup')), ('', ''))
@@ -235,7 +262,7 @@ class OldTraining:
             return [f"dict(type='ExponentialLR', gamma={gamma}, by_epoch={by_epoch})"]
         if policy == 'fixed':
             return []
-        several = isinstance(settings.values.get('step'), (ast.List, ast.Tuple))
+        several = isinstance(self._steps(settings), (ast.List, ast.Tuple))
         kind, steps = ('MultiStepLR', 'milestones') if several else ('StepLR', 'step_size')
         return [f"dict(type='{kind}', {steps}={self._value(settings, 'step', '1')}, gamma={gamma}, by_epoch={by_epoch})"]
 

@@ -40,6 +40,12 @@ _SCORES = {
 }
 # Names of metrics by which a checkpoint is the best -> their names today.
 _BEST = {'auto': 'auto', 'accuracy_top-1': 'accuracy/top1', 'mIoU': 'mIoU'}
+# Hooks that log -> where MMEngine's visualizer writes the same.
+_BACKENDS = {
+    'TensorboardLoggerHook': 'TensorboardVisBackend',
+    'WandbLoggerHook': 'WandbVisBackend',
+    'MlflowLoggerHook': 'MLflowVisBackend',
+}
 _LOADER = {
     'samples_per_gpu': 'batch_size',
     'workers_per_gpu': 'num_workers',
@@ -76,11 +82,11 @@ class RuntimeKeys(OldTraining):
             'searcher': self._searcher,
         }
         for name, statement in self.assigned.items():
-            if name in _GONE:
+            if name in _GONE and not self.source.reads(name):
                 yield self._rewritten(statement, '', f'`{name}` has no effect: {_GONE[name]}')
             elif name == 'resume_from':
                 yield from self._resume(statement)
-            elif name == 'total_epochs':
+            elif name == 'total_epochs' and 'train_cfg' not in self.assigned:
                 yield from self._total(statement)
             elif name in ('optimizer_config', 'fp16'):
                 yield from self._wrapping(name, statement)
@@ -89,8 +95,11 @@ class RuntimeKeys(OldTraining):
                 yield self._rewritten(statement, cfg, f'`cudnn_benchmark` is `{cfg}`')
             elif name in known:
                 settings = self._plain(name)
+                if settings is None and isinstance(statement.value, ast.Call) and self._named(name) is None:
+                    continue  # of a script, such as `optimizer = torch.optim.SGD(...)`
                 if settings is None:
-                    yield Change(statement.lineno, 'by hand', f'`{name}` is of mmcv 1.x, and its value is not plain')
+                    text = f'`{name}` is of mmcv 1.x, and its value is not plain, or is read again below'
+                    yield Change(statement.lineno, 'by hand', text)
                 else:
                     yield from known[name](statement, settings)
 
@@ -202,7 +211,8 @@ class RuntimeKeys(OldTraining):
             parts['checkpoint_config'] = f'checkpoint=dict({", ".join(word for word in words if word)})'
         if logged is not None:
             interval = self._value(logged, 'interval', '')
-            parts['log_config'] = f"logger=dict(type='LoggerHook', interval={interval})" if interval else ''
+            words = ["type='LoggerHook'", *([f'interval={interval}'] if interval else [])]
+            parts['log_config'] = f'logger=dict({", ".join(words)})'
         return parts
 
     def _hooks(self, statement: ast.Assign, settings: Settings) -> Iterator[Change]:
@@ -216,10 +226,21 @@ class RuntimeKeys(OldTraining):
             yield self._rewritten(statement, cfg, f'`{name}` is part of `{cfg}`')
         else:
             yield self._rewritten(statement, '', f'`{name}` is part of `default_hooks` now')
-        if name == 'log_config' and 'hooks' in settings.values and 'Tensorboard' in self.source.of(settings.values['hooks']):
-            backend = "vis_backends=[dict(type='TensorboardVisBackend')]"
-            text = f"TensorBoard is written by visualizer = dict(type='Visualizer', {backend})"
-            yield Change(statement.lineno, 'by hand', text)
+        if name == 'log_config':
+            yield from self._loggers(settings)
+
+    def _loggers(self, settings: Settings) -> Iterator[Change]:
+        """Yield what logs elsewhere than on the terminal."""
+        hooks = settings.values.get('hooks')
+        for node in hooks.elts if isinstance(hooks, (ast.List, ast.Tuple)) else [] if hooks is None else [hooks]:
+            hook = self.source.settings(node)
+            kind = str(hook.constant('type')) if hook is not None else self.source.of(node)
+            if kind in _BACKENDS:
+                backend = f"vis_backends=[dict(type='{_BACKENDS[kind]}')]"
+                text = f"what {kind} writes is written by visualizer = dict(type='Visualizer', {backend})"
+                yield Change(node.lineno, 'by hand', text)
+            elif kind != 'TextLoggerHook':
+                yield Change(node.lineno, 'by hand', f'the hook {kind} of `log_config` is left out')
 
     # -- the rest --------------------------------------------------------------------------
 

@@ -456,3 +456,15 @@ def test_arguments_are_those_of_all_parents() -> None:
     assert {'num_channels', 'divisor', 'key'} <= (parameters_of(MODELS.get('L1MutableChannelUnit')) or set())
     assert parameters_of(MODELS.get('sub_model')) is None
     assert unknown_arguments([dict], {'anything': 1}) == []
+
+
+def test_two_bases_that_set_one_name_are_told(tmp_path: Path) -> None:
+    (tmp_path / 'schedule.py').write_text('checkpoint_config = dict(by_epoch=False, interval=8000)\n')
+    (tmp_path / 'runtime.py').write_text("log_config = dict(interval=50, hooks=[dict(type='TextLoggerHook')])\n")
+    child = tmp_path / 'child.py'
+    child.write_text("_base_ = ['./schedule.py', './runtime.py']\n")
+    found = examine(child, [child, tmp_path / 'schedule.py', tmp_path / 'runtime.py'])
+    assert [change.text for change in found.changes if change.kind == 'by hand'] == [
+        "the bases './schedule.py' and './runtime.py' both set `default_hooks`, which MMEngine refuses: move one of them into "
+        'this file'
+    ]

@@ -212,7 +212,14 @@ def test_what_the_runner_of_a_base_counts_is_not_guessed() -> None:
     ]
     assert found(f"{CHILD}lr_config = dict(policy='step', step=[3])") == (
         "param_scheduler = [dict(type='MultiStepLR', milestones=[3], gamma=0.1, by_epoch=True)]",
-        [('note', 'the steps of `lr_config` are taken for epochs; under a runner of iterations they are by_epoch=False')],
+        [
+            (
+                'by hand',
+                '`param_scheduler` is in the place of the whole list of a base; what its `lr_config` adds, such as a warm-up, '
+                'is to be written here, too',
+            ),
+            ('note', 'the steps of `lr_config` are taken for epochs; under a runner of iterations they are by_epoch=False'),
+        ],
     )
     assert found(f'{CHILD}checkpoint_config = dict(interval=1000)\nlog_config = dict(interval=7)') == (
         "checkpoint_config = dict(interval=1000)\ndefault_hooks = dict(logger=dict(type='LoggerHook', interval=7))",
@@ -463,3 +470,67 @@ def test_a_config_of_mmengine_is_left_alone() -> None:
         rewritten("optim_wrapper = dict(optimizer=dict(type='SGD'))\ntrain_cfg = dict(max_epochs=1)\nload_from = None")[1] == []
     )
     assert list(RuntimeKeys(Source('train_cfg = dict(max_epochs=1)')).changes()) == []
+
+
+def test_what_is_read_again_stays() -> None:
+    """A script's device, and settings that code below changes."""
+    script = (
+        "import torch\ndevice = torch.device('cpu')\noptimizer = torch.optim.SGD([], lr=0.1)\nx = torch.ones(1).to(device)\n"
+    )
+    assert found(script) == (script.rstrip('\n') + '\n', [])
+    config = "data = dict(samples_per_gpu=4, val=dict(type='A'))\nfor key in ['val']:\n    data[key].update(x=1)\n"
+    assert found(config) == (
+        config,
+        [('by hand', '`data` is of mmcv 1.x, and its value is not plain, or is read again below')],
+    )
+
+
+def test_a_length_with_a_name_is_written_as_its_number_where_it_is_moved() -> None:
+    said, by_hand = rewritten(
+        "lr_config = dict(policy='CosineAnnealing', min_lr_ratio=1e-3)\ntotal_epochs = 24\n"
+        "runner = dict(type='EpochBasedRunner', max_epochs=total_epochs)"
+    )
+    assert said == {
+        'param_scheduler': [dict(type='CosineAnnealingLR', T_max=24, eta_min_ratio=1e-3, by_epoch=True)],
+        'total_epochs': 24,
+        'train_cfg': dict(by_epoch=True, max_epochs=24),
+    }
+    assert by_hand == []
+    said, _ = rewritten('total_epochs = 24\ncheckpoint_config = dict(interval=total_epochs)')
+    assert said['train_cfg'] == dict(by_epoch=True, max_epochs=24)
+    assert said['default_hooks'] == dict(checkpoint=dict(type='CheckpointHook', interval=24))
+    said, _ = rewritten(
+        "optimizer = dict(type='SGD')\nclip = dict(max_norm=2)\noptimizer_config = dict(grad_clip=clip)\ny = clip"
+    )
+    assert said['optim_wrapper'] == dict(optimizer=dict(type='SGD'), clip_grad=dict(max_norm=2))
+
+
+def test_gradients_that_a_child_does_not_clip_are_not() -> None:
+    expected = dict(optimizer=dict(lr=0.01), clip_grad=None)
+    for config in ('None', 'dict(grad_clip=None)'):
+        said, _ = rewritten(f'{CHILD}optimizer = dict(lr=0.01)\noptimizer_config = {config}')
+        assert said['optim_wrapper'] == expected
+
+
+def test_loggers_are_named_and_comments_are_none() -> None:
+    text = """log_config = dict(interval=50, hooks=[
+    dict(type='TextLoggerHook'),
+    # dict(type='TensorboardLoggerHook')
+])"""
+    assert rewritten(text) == ({'default_hooks': dict(logger=dict(type='LoggerHook', interval=50))}, [])
+    _, by_hand = rewritten(
+        "log_config = dict(hooks=[dict(type='WandbLoggerHook', init_kwargs=dict(project='p')), dict(type='Own')])"
+    )
+    assert by_hand == [
+        "what WandbLoggerHook writes is written by visualizer = dict(type='Visualizer', "
+        "vis_backends=[dict(type='WandbVisBackend')])",
+        'the hook Own of `log_config` is left out',
+    ]
+
+
+def test_steps_with_a_name_are_those_that_it_names() -> None:
+    said, by_hand = rewritten("steps = [8, 11]\nlr_config = dict(policy='step', step=steps)")
+    assert said['param_scheduler'] == [dict(type='MultiStepLR', milestones=[8, 11], gamma=0.1, by_epoch=True)]
+    assert by_hand == []
+    _, by_hand = rewritten("lr_config = dict(policy='step', step=list(range(30, 90, 30)))")
+    assert 'has steps that are one number or several' in by_hand[0]
