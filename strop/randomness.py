@@ -43,10 +43,18 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_unused_gpus(seed: int) -> None:
-    """Let GPUs that this process does not use yet begin with a seed, if there are any."""
-    if not torch.cuda.is_initialized() and _gpus():
-        torch.cuda.manual_seed_all(seed)  # remembered until they are used, the last one alone
+@contextmanager
+def gpus_begin_with(seed: int) -> Iterator[None]:
+    """Let GPUs that this process does not use yet, if there are any, begin with a seed inside a block, and as before behind."""
+    if torch.cuda.is_initialized() or not _gpus():
+        yield
+        return
+    usual = torch.initial_seed()
+    torch.cuda.manual_seed_all(seed)  # remembered until they are used, the last one alone
+    try:
+        yield
+    finally:
+        torch.cuda.manual_seed_all(usual)
 
 
 @cache

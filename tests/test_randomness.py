@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.randomness import counter_rng, derive_seed, seed_everything, seed_unused_gpus, seeded
+from strop.randomness import counter_rng, derive_seed, gpus_begin_with, seed_everything, seeded
 
 
 def draw() -> tuple[float, float, float]:
@@ -112,7 +112,11 @@ def test_gpus_that_are_not_in_use_or_not_wanted_are_left_alone(monkeypatch):
 def test_gpus_that_a_process_will_use_begin_with_a_seed(monkeypatch):
     gpus = Gpus(monkeypatch, used=False)
     monkeypatch.setattr('strop.randomness._gpus', lambda: 2)
-    seed_unused_gpus(5)
+    with contextlib.suppress(ValueError), gpus_begin_with(5), seeded(9, 'a'):
+        gpus.calls.append('inside')
+        raise ValueError
+    assert gpus.calls == [5, 'inside', torch.initial_seed()]
     monkeypatch.setattr('strop.randomness._gpus', lambda: 0)
-    seed_unused_gpus(6)
-    assert gpus.calls == [5]
+    with gpus_begin_with(6):
+        pass
+    assert len(gpus.calls) == 3

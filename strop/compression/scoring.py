@@ -178,7 +178,10 @@ class Judge:
             output, targets = self._aligned(output, targets)
             output, targets = output.flatten(0, 1), targets.flatten()
         if not targets.is_floating_point():  # before, since on a GPU a wrong one ends the whole process
-            check_range(targets[targets != IGNORED], output.shape[1], 'the training part')
+            whole = targets.long()  # unsigned ones would wrap around in comparisons
+            wrong = ((whole < 0) | (whole >= output.shape[1])) & (whole != IGNORED)
+            if bool(wrong.any()):
+                check_range(whole[wrong], output.shape[1], 'the training part')
         if self.task == 'tokens':
             return F.cross_entropy(output, targets, ignore_index=IGNORED)
         return F.cross_entropy(output, targets, label_smoothing=smoothing)

@@ -315,10 +315,8 @@ class ConfigurableDistiller(BaseDistiller):
 def _as_taken(connector: nn.Module, data: Any) -> Any:
     """Return what was recorded in the precision of a connector, where mixed precision ended with the model's forward."""
     own = next((parameter for parameter in connector.parameters() if parameter.is_floating_point()), None)
-    if own is None or torch.is_autocast_enabled(own.device.type):
-        return data
     others = [leaf for leaf in tree_leaves(data) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if all(leaf.dtype == own.dtype for leaf in others):
+    if own is None or all(leaf.dtype == own.dtype for leaf in others) or torch.is_autocast_enabled(own.device.type):
         return data
     return mapped(data, lambda tensor: tensor.to(own.dtype) if tensor.is_floating_point() else tensor)
 

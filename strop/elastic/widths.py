@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from strop.elastic.hiding import Hidden, Plan, own_tensors
 from strop.errors import BindingError, ConfigError, GraphError, listed, near
+from strop.graph.forward import in_double
 from strop.graph.sizes import read_attribute
 from strop.graph.terms import atoms, kept
 from strop.mutables import Attachment, L1MutableChannelUnit, MutableChannelUnit, extract
@@ -487,7 +488,7 @@ def l1_scores(model: nn.Module, unit: Any) -> torch.Tensor:
     scores = torch.zeros(unit.size, dtype=torch.float64)
     for place in producers:
         tensor = tensors[place.tensor].detach().transpose(0, place.axis).flatten(1 if tensors[place.tensor].dim() > 1 else 0)
-        norms = tensor.abs().cpu().double().reshape(tensor.shape[0], -1).sum(1)
+        norms = in_double(tensor.abs()).reshape(tensor.shape[0], -1).sum(1).cpu()
         inside = place.index >= 0
         scores.index_add_(0, place.index[inside].cpu(), norms[inside.cpu()])
     return scores / max(len(producers), 1)

@@ -199,7 +199,7 @@ class CompressionStep:
 
     def _draw(self) -> None:
         devices = {parameter.device for parameter in self.mutator.parameters() if parameter.is_cuda}
-        with torch.random.fork_rng(devices=devices), seeded(self.seed, 'subnet', self.count):
+        with torch.random.fork_rng(devices=devices), seeded(self.seed, 'subnet', self.count, gpus=False):
             for device in devices:
                 with torch.cuda.device(device):
                     torch.cuda.manual_seed(derive_seed(self.seed, 'subnet', self.count))
@@ -250,7 +250,9 @@ class CompressionStep:
         """
         # Before a state is loaded for them, which goes to where they are; the student may move in between.
         self._follow()
-        optimizer.register_load_state_dict_pre_hook(lambda *_: self._follow())
+        inner = getattr(optimizer, 'optimizer', optimizer)  # Accelerate wraps it, without the hooks of optimizers
+        if hasattr(inner, '_optimizer_load_state_dict_pre_hooks'):
+            inner.register_load_state_dict_pre_hook(lambda *_: self._follow())
         known = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
         for parameter in self.parameters():
             if id(parameter) in known:

@@ -203,7 +203,7 @@ def synchronize(devices: Iterable[torch.device] | None = None) -> None:
     """
     if devices is None:
         devices = [torch.device('cuda')] if torch.cuda.is_initialized() else []
-        devices += [torch.device('mps')] if _has_metal() else []
+        devices += [torch.device('mps')] if _has_metal() and torch.mps.current_allocated_memory() else []
     for device in devices:
         if device.type == 'mps':
             torch.mps.synchronize()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map
 
 from strop.errors import GraphError
 
@@ -96,17 +96,34 @@ def output_tensors(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
 
 
 def moved_to(model: nn.Module, value: Any) -> Any:
-    """Return inputs with their tensors on the device of a model; as they are where it has none, or several.
+    """Return inputs with their tensors on the device of a model; as they are where it has none, several, or moves them itself.
+
+    Mappings stay what they are, such as what tokenizers give.
 
     >>> moved_to(nn.Linear(1, 1, device='meta'), (torch.zeros(1), 3))[0].device
     device(type='meta')
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if len(devices) != 1:
+    # Models whose weights are elsewhere until they are used (accelerate) have hooks that bring the inputs there.
+    if len(devices) != 1 or any(hasattr(module, '_hf_hook') for module in model.modules()):
         return value
-    if isinstance(value, Mapping) and not isinstance(value, dict):  # such as what tokenizers give
-        value = dict(value)
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(next(iter(devices))), value)
+    return _on(devices.pop(), value)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.to(device)
+        if not isinstance(leaf, Mapping):
+            return leaf
+        moved = _on(device, dict(leaf))
+        if not isinstance(leaf, MutableMapping):
+            return moved
+        again = copy.copy(leaf)
+        again.update(moved)
+        return again
+
+    return tree_map(one, value)
 
 
 def in_double(tensor: torch.Tensor) -> torch.Tensor:

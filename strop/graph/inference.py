@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from strop.errors import GraphError
 from strop.graph.autograd_functions import function_name, whole_functions
-from strop.graph.forward import first_line, map_tensors, module_paths, output_tensors, shapes_of, untouched
+from strop.graph.forward import first_line, map_tensors, module_paths, moved_to, output_tensors, shapes_of, untouched
 from strop.graph.shortcuts import SHORTCUTS
 from strop.graph.sizes import AttributePath, LengthOf, Node, Size, listening, tag_attributes
 from strop.graph.terms import Atom, Reason, Term, axis, freeze, resolve
@@ -429,6 +429,8 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         levels = ['real']
     on_meta = any(tensor.device.type == 'meta' for tensor in model.parameters())
+    if not on_meta:
+        args, kwargs = moved_to(model, (args, dict(kwargs)))
     note = None
     for level in levels:
         if level == 'real' and on_meta:

@@ -425,7 +425,9 @@ def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if not tensor.is_floating_point():
+        return tensor
+    return in_double(tensor) if dtype == torch.float64 else tensor.to(dtype)
 
 
 @contextmanager

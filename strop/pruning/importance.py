@@ -471,7 +471,7 @@ class Hessian(_Gathered):
         names = [name for name, grad in grads.items() if grad.requires_grad]
         result = {name: torch.zeros_like(_wide(weight.detach())) for name, weight in weights.items()}
         for draw in range(self.draws if names else 0):
-            with seeded(self.seed, 'hutchinson', batch * self.draws + draw):
+            with seeded(self.seed, 'hutchinson', batch * self.draws + draw, gpus=False):
                 signs = [torch.randint(0, 2, weights[name].shape).to(weights[name]) * 2 - 1 for name in names]
             products = torch.autograd.grad(
                 [grads[name] for name in names], [weights[name] for name in names], signs, retain_graph=True, allow_unused=True

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from strop.mutables import Subnet
-from strop.randomness import derive_seed, seed_unused_gpus, seeded
+from strop.randomness import derive_seed, gpus_begin_with, seeded
 from strop.search.reports import Decide, Reporter, TrialStopped, reporting_to
 from strop.search.trial import Trial
 from strop.search.trial_side import TrialReportError
@@ -66,8 +66,8 @@ def evaluate_trial(evaluate: Evaluate, trial: Trial, seed: int, decide: Decide |
     begin = time.perf_counter()
     reporter = Reporter(trial.number, decide or (lambda step, value: False))
     returned, text, trace = None, None, None
-    with seeded(seed, 'evaluate', trial.number), reporting_to(reporter):
-        seed_unused_gpus(derive_seed(seed, 'evaluate', trial.number))
+    gpus = gpus_begin_with(derive_seed(seed, 'evaluate', trial.number))
+    with gpus, seeded(seed, 'evaluate', trial.number), reporting_to(reporter):
         try:
             returned = evaluate(trial.subnet)
         except TrialStopped:

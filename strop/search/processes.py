@@ -35,7 +35,8 @@ class LocalProcesses:
     """Evaluates several trials at a time, each in a process of this machine.
 
     Workers live on from trial to trial; one that dies or breaks a limit is replaced, and its trial fails with the reason. They
-    are started from a server that has run nothing, so threads and locks of this process do no harm. Parameters and
+    are started from a server that has run nothing, or as new processes where each has a device, so threads and locks of this
+    process do no harm. Parameters and
     large tensors that the evaluation holds (a trained supernet, images) lie in memory that all workers share; they must not be
     written to. Small ones, such as the statistics of batch norms, are each worker's own.
 
@@ -224,10 +225,10 @@ _STARTING = threading.Lock()
 @contextlib.contextmanager
 def _seeing(device: str | None) -> Iterator[None]:
     """Let processes that are started see this device alone."""
-    if device is None:
-        yield
-        return
     with _STARTING:
+        if device is None:
+            yield
+            return
         before = os.environ.get('CUDA_VISIBLE_DEVICES')
         os.environ['CUDA_VISIBLE_DEVICES'] = device
         try:

@@ -400,3 +400,20 @@ def test_connectors_take_features_of_a_mixed_precision_that_ended_with_the_forwa
         assert outputs.dtype == torch.bfloat16
         step.loss().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in step.parameters())
+
+
+def test_connectors_join_optimizers_that_only_wrap_another() -> None:
+    """As Accelerate's, which has the groups of the optimizer inside, and none of its hooks."""
+
+    class Wrapping:
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+            self.param_groups = optimizer.param_groups
+
+    student, its_teacher = net(), teacher()
+    step = CompressionStep(student, distiller=distiller(student, its_teacher), teacher=its_teacher)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    size = len(optimizer.param_groups[0]['params'])
+    step.add_to(Wrapping(optimizer))  # type: ignore[arg-type]
+    assert len(optimizer.param_groups[0]['params']) == size + len(list(step.parameters()))
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1

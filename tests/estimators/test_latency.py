@@ -188,6 +188,7 @@ def test_what_is_waited_for_is_the_device_in_use(monkeypatch, kind):
     runtimes = sys.modules['strop.estimators.runtimes']  # the function of this name hides it
     monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: kind == 'cuda')
     monkeypatch.setattr(runtimes, '_has_metal', lambda: kind == 'mps')
+    monkeypatch.setattr(torch.mps, 'current_allocated_memory', lambda: 1)
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: waited.append(device.type))
     monkeypatch.setattr(torch.mps, 'synchronize', lambda: waited.append('mps'))
     runtimes.synchronize()

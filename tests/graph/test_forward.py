@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from dataclasses import dataclass
 
 import pytest
@@ -114,3 +114,17 @@ def test_inputs_go_to_where_the_model_is():
     x = torch.rand(1)
     assert moved_to(both, x) is x
     assert moved_to(nn.ReLU(), x) is x
+    model._hf_hook = object()  # weights that accelerate brings when they are used
+    assert moved_to(model, x) is x
+
+
+def test_mappings_stay_what_they_are_when_they_are_moved():
+    class Encoding(UserDict):
+        """Stands for what tokenizers give, which pytrees do not know."""
+
+    given = Encoding(input_ids=torch.ones(2, 3), length=3)
+    for moved in (moved_to(nn.Linear(1, 1, device='meta'), given), moved_to(nn.Linear(1, 1, device='meta'), (given, 1))[0]):
+        assert type(moved) is Encoding
+        assert moved['input_ids'].is_meta
+        assert moved['length'] == 3
+    assert not given['input_ids'].is_meta
