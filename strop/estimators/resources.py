@@ -130,7 +130,7 @@ class ResourceEstimator(BaseEstimator):
         macs, params = self._counted(model, counting)
         inputs: dict[str, Any] = {key: counting[key] for key in ('input_shape', 'input_constructor') if key in counting}
         latency = self._measured(model, {**inputs, **timing}) if timing else 0.0
-        return self._formatted(macs, params, latency, {**counting, **{k: v for k, v in timing.items() if k == 'unit'}})
+        return self._formatted(macs, params, latency, counting, timing)
 
     def estimate_separation_modules(
         self, model: nn.Module, flops_params_cfg: Mapping[str, Any] | None = None, latency_cfg: Mapping[str, Any] | None = None
@@ -216,17 +216,19 @@ class ResourceEstimator(BaseEstimator):
         )
         return times['model'].median_ms
 
-    def _formatted(self, macs: int, params: int, latency: float, options: Mapping[str, Any]) -> dict[str, Value]:
-        given = _checked('units', options.get('units'), tuple(_UNITS))
-        units = {**self.units, **given, **({'latency': options['unit']} if 'unit' in options else {})}
+    def _formatted(
+        self, macs: int, params: int, latency: float, options: Mapping[str, Any], timing: Mapping[str, Any] | None = None
+    ) -> dict[str, Value]:
+        given, timing = _checked('units', options.get('units'), tuple(_UNITS)), timing or {}
+        units = {**self.units, **given, **({'latency': timing['unit']} if 'unit' in timing else {})}
         values = {
             'flops': in_unit(macs, units['flops'] or ''),
             'params': in_unit(params, units['params'] or ''),
             'latency': latency * self._latency_unit(units['latency']),
         }
-        if not options.get('as_strings', self.as_strings):
-            return dict(values)
-        return {name: f'{value:.3f} {units[name] or ""}'.strip() for name, value in values.items()}
+        counted = options.get('as_strings', self.as_strings)
+        texts = {'flops': counted, 'params': counted, 'latency': timing.get('as_strings', counted)}
+        return {name: f'{value:.3f} {units[name] or ""}'.strip() if texts[name] else value for name, value in values.items()}
 
     @staticmethod
     def _latency_unit(unit: str | None) -> float:

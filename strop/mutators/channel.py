@@ -397,12 +397,21 @@ class ChannelMutator(OneShotMutator):
             if with_channels:
                 entry['channels'] = [[place.tensor, place.axis] for place in self.graph.units[unit.unit].placements]
             units[unit.unit] = entry
-        shape = self.parse_cfg['demo_input']
         return {
             'type': type(self).__name__,
             'channel_unit_cfg': {**copy.deepcopy(self.channel_unit_cfg), 'units': units},
-            'parse_cfg': {**self.parse_cfg, 'demo_input': shape},
+            'parse_cfg': dict(self.parse_cfg),
+            **self._other_settings(),
         }
+
+    def _other_settings(self) -> dict[str, Any]:
+        """Return the arguments beside units and tracing, where they are not the usual ones."""
+        others: dict[str, Any] = {}
+        if self.ignored:
+            others['ignored'] = self.ignored if isinstance(self.ignored, str) else list(self.ignored)
+        if self.custom_groups:
+            others['custom_groups'] = [list(group) for group in self.custom_groups]
+        return others
 
 
 @MODELS.register_module()
@@ -459,6 +468,9 @@ class SlimmableChannelMutator(ChannelMutator):
     ) -> None:
         self.__dict__.update(switch_norms=switch_norms, channel_cfgs=[dict(config) for config in channel_cfgs or ()])
         super().__init__(*args, **kwargs)
+
+    def _other_settings(self) -> dict[str, Any]:
+        return super()._other_settings() | ({} if self.switch_norms else {'switch_norms': False})
 
     def _settings(self, graph: ChannelGraph) -> Mapping[str, Any]:
         said = super()._settings(graph)

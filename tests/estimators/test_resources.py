@@ -56,6 +56,15 @@ def test_latency_only_where_asked_for():
     assert 0 < seconds < 1
 
 
+def test_times_alone_as_text():
+    found = ResourceEstimator(SHAPE).estimate(net(), latency_cfg={'max_iter': 2, 'as_strings': True, 'unit': 'us'})
+    assert isinstance(found['flops'], float)
+    assert str(found['latency']).endswith(' us')
+    found = ResourceEstimator(SHAPE, as_strings=True).estimate(net(), latency_cfg={'max_iter': 2, 'as_strings': False})
+    assert isinstance(found['flops'], str)
+    assert isinstance(found['latency'], float)
+
+
 def test_latency_goes_through_the_one_protocol(monkeypatch: pytest.MonkeyPatch):
     asked = {}
     real = resources.measure

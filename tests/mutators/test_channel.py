@@ -465,6 +465,21 @@ def test_units_are_listed():
     assert not fixed.is_mutable
 
 
+def test_the_other_arguments_are_dumped_and_read_back():
+    mutator = OneShotChannelMutator(parse_cfg=PARSE, model=net(), ignored=['bn'])
+    assert mutator.config_template()['ignored'] == ['bn']
+    again = MODELS.build(mutator.config_template())
+    again.prepare_from_supernet(net())
+    assert again.space == mutator.space != OneShotChannelMutator(parse_cfg=PARSE, model=net()).space
+    units = dict(type='OneShotMutableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0]))
+    grouped = OneShotChannelMutator(units, PARSE, model=net(), custom_groups=[['stem', 'inner']])
+    assert grouped.config_template()['custom_groups'] == [['stem', 'inner']]
+    config = dict(type='SlimmableChannelUnit', default_args=dict(candidate_choices=[0.5, 1.0], choice_mode='ratio'))
+    slimmable = SlimmableChannelMutator(config, PARSE, model=net(), switch_norms=False)
+    assert slimmable.config_template()['switch_norms'] is False
+    assert 'switch_norms' not in SlimmableChannelMutator(config, PARSE, model=net()).config_template()
+
+
 def test_candidates_of_one_unit_stand_beside_blocks_of_the_others():
     mutator = OneShotChannelMutator(parse_cfg=PARSE, model=net())
     template = mutator.config_template()
