@@ -306,7 +306,8 @@ def _normalisation(found: Target, settings: Mapping[str, Any]) -> list[Any]:
 
     from strop.cli.console import note
 
-    own = [getattr(getattr(found.algorithm, 'data_preprocessor', None), name, None) for name, _ in _IMAGENET]
+    preprocessor = getattr(found.algorithm, 'data_preprocessor', None)
+    own: list[Any] = [getattr(preprocessor, name, None) for name, _ in _IMAGENET]
     if not settings and all(values is not None and values.numel() in (1, 3) for values in own):
         return [values.detach().cpu().numpy().reshape(-1).astype(np.float32) / 255 for values in own]
     if not all(name in settings for name, _ in _IMAGENET):

@@ -186,10 +186,11 @@ class OldTraining:
         scale = self._moved(half.values['loss_scale']) if half is not None and 'loss_scale' in half.values else "'dynamic'"
         parts = ["type='AmpOptimWrapper'", f'loss_scale={scale}'] if half is not None else []
         statement = self.assigned.get('optimizer_config')
-        if self.source.bases and statement is not None and self.source.of(statement.value) == 'None':
+        child = bool(self.source.bases) and self._optimizers() == 'one'
+        if child and statement is not None and self.source.of(statement.value) == 'None':
             return [*parts, 'clip_grad=None']  # else the base's would stay
         given = {new: self._moved(config.values[old]) for old, new in _WRAPPED.items() if config and old in config.values}
-        return parts + [f'{name}={value}' for name, value in given.items() if value != 'None' or self.source.bases]
+        return parts + [f'{name}={value}' for name, value in given.items() if value != 'None' or child]
 
     def _wrapping(self, name: str, statement: ast.Assign) -> Iterator[Change]:
         found, settings = self._optimizers(), self._understood(name)

@@ -276,7 +276,7 @@ def given_parts(
             raise DataError(f'{len(train)} training samples are too few to set some aside for validation: give more.')
         parts['validation'] = Pairs(Subset(train, sorted(order[:held])), seed=seed)
         parts['train'] = Pairs(Subset(train, sorted(order[held:])))
-        order = counter_rng(seed, 'calibration', 'rest').permutation(len(parts['train'])).tolist()
+        order = counter_rng(seed, 'calibration', 1).permutation(len(parts['train'])).tolist()
     if 'calibration' not in parts:
         parts['calibration'] = Pairs(Subset(parts['train'], sorted(order[:calibration])), seed=seed)
     labelled = all(not _missing(parts['train'][index][1]) for index in (0, len(parts['train']) - 1))

@@ -197,8 +197,8 @@ class _Run:
                 zeros[worse] = nearest.zeros[worse]
             found, errors = Rounded(target.grid, codes, scales, zeros), torch.minimum(errors, plain)
         nothing = output_errors(weight, torch.zeros_like(weight), gram)
-        signal, error, other = (float(in_double(each).sum()) for each in (nothing, errors, plain))
-        return found, (error / (signal or 1.0), other / (signal or 1.0))
+        signal, kept_error, plain_error = (float(in_double(each).sum()) for each in (nothing, errors, plain))
+        return found, (kept_error / (signal or 1.0), plain_error / (signal or 1.0))
 
     def _nearest(self, path: str) -> Rounded:
         return round_weight(self.targets[path].weight, self.targets[path].grid, self.options.scale_dtype)

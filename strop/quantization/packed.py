@@ -343,7 +343,7 @@ def _empty(layer: nn.Module, path: str, state: Mapping[str, Tensor], file: Any) 
         None if symmetric else torch.zeros(outputs, groups, dtype=torch.uint8),
     )
     weight: Any = layer.weight
-    bias = None if bias is None else bias.to(layer.bias.dtype)  # type: ignore[call-overload]
+    bias = None if bias is None else bias.to(layer.bias.dtype)  # type: ignore[arg-type]
     return PackedLinear(rounded, bias, weight.dtype, bool(transposed)).to(weight.device).train(layer.training)
 
 

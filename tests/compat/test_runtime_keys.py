@@ -290,7 +290,7 @@ BELONGS = '`optimizer_config` belongs into `optim_wrapper` (clip_grad, loss_scal
         (
             'optimizer = 3\noptimizer_config = dict(grad_clip=dict(max_norm=5.0))',
             'optimizer = 3\noptimizer_config = dict(grad_clip=dict(max_norm=5.0))',
-            ['`optimizer` is of mmcv 1.x, and its value is not plain', BELONGS],
+            ['`optimizer` is of mmcv 1.x, and its value is not plain, or is read again below', BELONGS],
         ),
         (
             'optimizer_config = dict(grad_clip=dict(max_norm=5.0))',
@@ -451,7 +451,7 @@ def test_a_fixed_rate_keeps_its_warm_up() -> None:
         [],
     )
     assert found("lr_config = dict(policy='fixed', warmup=None)\nx = 1") == ('x = 1', [])
-    assert found(f"{CHILD}lr_config = dict(policy='fixed')") == ('param_scheduler = []', [])
+    assert found(f"{CHILD}lr_config = dict(policy='fixed', warmup=None)") == ('param_scheduler = []', [])
     assert found("lr_config = dict(policy='fixed', warmup='exp')") == (
         "lr_config = dict(policy='fixed', warmup='exp')",
         [('by hand', "the warm-up 'exp' of `lr_config` has no scheduler of its name")],
