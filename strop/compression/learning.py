@@ -6,13 +6,14 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from strop.compression.budget import Budget
-from strop.compression.calling import Compiled, call, laid, layout_for
+from strop.compression.calling import Answers, Compiled, call, laid, layout_for, main_output
 from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.compression.training import Objective, Schedule, forget, train
 from strop.distill import distiller_for
@@ -52,8 +53,16 @@ class LearningStage(StageSettings):
         return self.epochs * max(1, samples // batch)
 
     @abstractmethod
-    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
-        """Return what gives the losses of a batch, and modules that are trained along."""
+    def objective(
+        self, student: nn.Module, around: Surroundings, answers: Answers | None = None
+    ) -> tuple[Objective, nn.Module | None]:
+        """Return what gives the losses of a batch, and modules that are trained along.
+
+        Args:
+            student: The model that learns.
+            around: The data and the original model.
+            answers: Where to look up what the original gives, if the same batches come again.
+        """
 
     def rehearse(self, model: nn.Module, around: Surroundings, steps: int) -> nn.Module:
         """Return a copy of a model that was trained for a few steps, as this stage would.
@@ -66,7 +75,7 @@ class LearningStage(StageSettings):
             steps: So many batches; beyond one epoch the nearest number of whole epochs.
         """
         student, folder = copy.deepcopy(model), around.work / 'rehearsal'
-        objective, along = replace(self, compile=False).objective(student, around)
+        objective, along = replace(self, compile=False).objective(student, around, around.answers)
         loader = around.data.loader(derive_seed(around.seed, 'rehearsal'), steps)
         schedule = replace(self.schedule, epochs=max(1, round(steps / len(loader))), checkpoint_steps=None, compile=False)
         forget(folder)
@@ -81,7 +90,7 @@ class LearningStage(StageSettings):
         student = state.model
         objective, along = self.objective(student, around)
         judge, whole = around.judge, copy.deepcopy(student)
-        before, gap_before = judge.score(student, 'validation'), judge.gap(student, 'validation')
+        before, gap_before = judge.score_and_gap(student, 'validation')
         found = train(
             student,
             around.data.loader(derive_seed(around.seed, 'order')),
@@ -94,7 +103,7 @@ class LearningStage(StageSettings):
             example=around.data.example(around.data.full_batch) if self.compile else None,
             tell=around.tell,
         )
-        after, gap = judge.score(found.model, 'validation'), judge.gap(found.model, 'validation')
+        after, gap = judge.score_and_gap(found.model, 'validation')
         around.progress.done(around.name)
         said = [
             f'{judge.choice[0].upper()}{judge.choice[1:]} on the validation samples went from {before:.4f} to {after:.4f} in '
@@ -140,7 +149,9 @@ class FinetuneStage(LearningStage):
                 'which learns from the model itself.'
             )
 
-    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
+    def objective(
+        self, student: nn.Module, around: Surroundings, answers: Answers | None = None
+    ) -> tuple[Objective, nn.Module | None]:
         """Return the loss by the labels."""
         judge = around.judge
 
@@ -215,7 +226,9 @@ class DistillStage(LearningStage):
         found.explanation.insert(0, f'It learned from {learned}.')
         return found
 
-    def objective(self, student: nn.Module, around: Surroundings) -> tuple[Objective, nn.Module | None]:
+    def objective(
+        self, student: nn.Module, around: Surroundings, answers: Answers | None = None
+    ) -> tuple[Objective, nn.Module | None]:
         """Return the divergence from the original, and what else is to be learned."""
         judge = around.judge
         teacher = copy.deepcopy(around.original).eval().requires_grad_(False)
@@ -232,22 +245,25 @@ class DistillStage(LearningStage):
                     features_weight=self.features_weight, teacher_inputs=around.data.at(None).example(2),
                 )  # fmt: skip
 
+        def asked(inputs: Any) -> Tensor:
+            with torch.no_grad():
+                return main_output(call(taught, laid(inputs, layout)), inputs)
+
         def found(learner: Callable[..., Any], inputs: Any, targets: Any, step: int) -> Mapping[str, Tensor]:
             if next((tensor.device for tensor in teacher.parameters()), None) != _device(inputs):
                 teacher.to(_device(inputs))
             losses: dict[str, Tensor] = {}
             if distiller is None:
-                with torch.no_grad():
-                    answers = call(taught, laid(inputs, layout))
+                wanted = asked(inputs) if answers is None else answers.of(inputs, partial(asked, inputs))
                 outputs = call(learner, around.data.seen(inputs))
             else:
                 with distiller.record(teacher, student):
-                    with torch.no_grad():
-                        answers = call(teacher, laid(inputs, layout))
+                    wanted = asked(inputs)
                     outputs = call(learner, around.data.seen(inputs))
                 losses['loss_features'] = distiller.loss()
             if self.soft:
-                losses['loss_teacher'] = self.soft * judge.divergence(outputs, answers, inputs, self.temperature)
+                output = main_output(outputs, inputs)
+                losses['loss_teacher'] = self.soft * judge.divergence(output, wanted, temperature=self.temperature)
             if self.hard:
                 losses['loss_labels'] = self.hard * judge.loss(outputs, targets, inputs)
             return losses

@@ -258,7 +258,7 @@ class PruneStage(StageSettings):
         found.side = planned.side
         if self.recalibrate and (planned.records or planned.side):
             view = around.at(planned.side or around.data.side)
-            return with_better_norms(planned.model, view.calibration(planned.model), view.judge)
+            return with_better_norms(planned.model, view.calibration(planned.model), view.judge).model
         return planned.model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -115,22 +116,7 @@ class Judge:
         Raises:
             TrainingError: If outputs are not finite.
         """
-        answers = self._original_answers(part) if self.task != 'tokens' else []
-        sums: dict[str, float] = {}
-        count = 0
-        for number, (_, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
-            if not bool(torch.isfinite(output).all()):
-                raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
-            if self.labelled and self.task == 'classes' and (part == 'test' or self.learns):
-                check_range(targets, output.shape[1], f'the part {part!r}')
-            for name, value in self._of_batch(output, targets, answers[number] if answers else None).items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += len(output)
-        if 'r2' in sums:
-            every = torch.cat([answer.flatten() for answer in answers]).double()
-            spread = every.var(correction=0) or every.square().mean()  # of a constant: how far off in units of itself
-            return {'r2': 1 - sums['r2'] / max(count, 1) / max(float(spread), 1e-24)}
-        return {name: value / max(count, 1) for name, value in sums.items()}
+        return self._judged(run, part, limit, gap=False)[0]
 
     def score(self, run: Run | nn.Module, part: str = 'validation', limit: int | None = None) -> float:
         """Return the score that choices are made by; of the test part the main one."""
@@ -149,18 +135,24 @@ class Judge:
         Args:
             run: A model, or what runs it.
             part: Which samples.
+
+        Raises:
+            TrainingError: If outputs are not finite.
         """
-        answers = self._original_answers(part) if self.task != 'tokens' else []
-        total, count = 0.0, 0
-        for number, (inputs, _, output) in enumerate(_outputs(run, self.data.batches(part))):
-            if answers:
-                answer = answers[number]
-            else:
-                with torch.no_grad():
-                    answer = main_output(call(self.original, inputs), inputs).float()
-            total += float(self.divergence(output, answer)) * len(output)
-            count += len(output)
-        return total / max(count, 1)
+        return self.score_and_gap(run, part)[1]
+
+    def score_and_gap(self, run: Run | nn.Module, part: str = 'validation') -> tuple[float, float]:
+        """Return `score` and `gap` of a model, which goes through the samples once for both.
+
+        Args:
+            run: A model, or what runs it.
+            part: Which samples.
+
+        Raises:
+            TrainingError: If outputs are not finite.
+        """
+        scores, gap = self._judged(run, part, None, gap=True)
+        return scores[self.metric if part == 'test' else self.choice], gap
 
     def loss(self, outputs: Any, targets: Any, inputs: Any = None, smoothing: float = 0.0) -> Tensor:
         """Return the mean loss of a batch by its targets: cross-entropy of classes, or of the next token.
@@ -201,6 +193,32 @@ class Judge:
         return F.kl_div(first, second, reduction='batchmean', log_target=True) * temperature**2
 
     # -- internals -------------------------------------------------------------------------
+
+    def _judged(self, run: Run | nn.Module, part: str, limit: int | None, gap: bool) -> tuple[dict[str, float], float]:
+        """Return every score, and the gap if it is wanted."""
+        answers = self._original_answers(part) if self.task != 'tokens' else []
+        sums: dict[str, float] = {}
+        total, count = 0.0, 0
+        for number, (inputs, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
+            if not bool(torch.isfinite(output).all()):
+                raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
+            if self.labelled and self.task == 'classes' and (part == 'test' or self.learns):
+                check_range(targets, output.shape[1], f'the part {part!r}')
+            answer = answers[number] if answers else None
+            for name, value in self._of_batch(output, targets, answer).items():
+                sums[name] = sums.get(name, 0.0) + value
+            if gap:
+                if answer is None:  # those to each token of a text are too large to keep
+                    with torch.no_grad():
+                        answer = main_output(call(self.original, inputs), inputs).float()
+                total += float(self.divergence(output, answer)) * len(output)
+            count += len(output)
+        mean = total / max(count, 1)
+        if 'r2' in sums:
+            every = torch.cat([answer.flatten() for answer in answers]).double()
+            spread = every.var(correction=0) or every.square().mean()  # of a constant: how far off in units of itself
+            return {'r2': 1 - sums['r2'] / max(count, 1) / max(float(spread), 1e-24)}, mean
+        return {name: value / max(count, 1) for name, value in sums.items()}, mean
 
     def _original_answers(self, part: str) -> list[Tensor]:
         if part not in self._answers:
@@ -259,7 +277,22 @@ def _outputs(
         yield inputs, targets, main_output(outputs, inputs).float().cpu()
 
 
-def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module:
+@dataclass(frozen=True)
+class Normed:
+    """A copy of a model with the statistics of batch norms that suit it.
+
+    Args:
+        model: The copy.
+        score: What it scores on the validation samples; None if that did not have to be found out.
+        again: Whether the statistics were measured again.
+    """
+
+    model: nn.Module
+    score: float | None
+    again: bool
+
+
+def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> Normed:
     """Return a copy with the statistics of its batch norms measured again, if it then scores better on the validation samples.
 
     Where much was cut they are far off without it; but those that a model was trained with are of many more samples than there
@@ -275,16 +308,17 @@ def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> nn.Module
     """
     kept, again = copy.deepcopy(model), copy.deepcopy(model)
     if not recalibrate(again, as_batches(batches)):
-        return kept
+        return Normed(kept, None, False)
     try:
         before = judge.score(kept, 'validation')
     except TrainingError:  # its outputs are not finite as it is
-        return again
-    return again if judge.score(again, 'validation') > before else kept
+        return Normed(again, None, True)
+    after = judge.score(again, 'validation')
+    return Normed(again, after, True) if after > before else Normed(kept, before, False)
 
 
 def _shapes(inputs: Any) -> str:
     return ', '.join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
 
-__all__ = ['Judge', 'Run', 'with_better_norms']
+__all__ = ['Judge', 'Normed', 'Run', 'with_better_norms']

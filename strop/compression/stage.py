@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from strop.compression.budget import Budget
-from strop.compression.calling import laid, layout_for
+from strop.compression.calling import Answers, laid, layout_for
 from strop.compression.parts import DataParts
 from strop.compression.scoring import Judge
 from strop.errors import ConfigError, listed, near
@@ -125,6 +125,7 @@ class Surroundings:
         follows: The next stage that trains, if there is one.
         given: What the model costs that was given (of a supernet the largest subnet), which shares of `macs` and `params` are
             of; by default what `original` costs.
+        answers: What `original` gave for batches that come again.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Surroundings:
     backends: tuple[str, ...] = ()
     follows: LearningStage | None = None
     given: StageResources | None = None
+    answers: Answers = field(default_factory=Answers)
 
     def at(self, side: int | None) -> Surroundings:
         """Return the same for a model of images with another short side; None is what the original model sees."""

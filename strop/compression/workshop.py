@@ -179,21 +179,19 @@ class Workshop:
 
     def untaught(self, rung: Rung) -> float:
         """Return the score of a rung's model on the validation samples."""
-
-        def find() -> float:
-            return self.view(rung).judge.score(self._normed(rung, self._calibration(rung)[:2]), 'validation')
-
-        return float(self._notes.recall(_mark('untaught', rung), find))
+        return float(self._untaught(rung)[0])
 
     def taught(self, rung: Rung, steps: int) -> tuple[float, float]:
         """Return score and gap on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> list[float]:
             around = self.view(rung)
-            smaller = self._normed(rung, self._calibration(rung))
+            smaller = copy.deepcopy(self.model(rung))
+            if self._untaught(rung)[1]:
+                recalibrate(smaller, as_batches(self._calibration(rung)))
             if around.follows is not None and steps:
                 smaller = around.follows.rehearse(smaller, around, steps)
-            return [around.judge.score(smaller, 'validation'), around.judge.gap(smaller, 'validation')]
+            return list(around.judge.score_and_gap(smaller, 'validation'))
 
         score, gap = self._notes.recall(_mark(f'taught for {steps} steps', rung), find)
         return float(score), float(gap)
@@ -214,10 +212,18 @@ class Workshop:
         batches, many = self._calibration(rung), self._many
         return batches[:many], batches[many : 2 * many] or batches[:many]
 
-    def _normed(self, rung: Rung, batches: list[Any]) -> nn.Module:
-        """Return a copy of a rung's model with the norms that it will have."""
-        model = self.model(rung)
-        return with_better_norms(model, batches, self.view(rung).judge) if self._recalibrates else copy.deepcopy(model)
+    def _untaught(self, rung: Rung) -> tuple[float, bool]:
+        """Return the score of a rung's model on the validation samples, and whether its norms are measured again for that."""
+
+        def find() -> tuple[float, bool]:
+            judge, model = self.view(rung).judge, self.model(rung)
+            if not self._recalibrates:
+                return judge.score(model, 'validation'), False
+            found = with_better_norms(model, self._calibration(rung)[:2], judge)
+            return judge.score(found.model, 'validation') if found.score is None else found.score, found.again
+
+        score, again = self._notes.recall(_mark('score and norms', rung), find)
+        return score, again
 
 
 def _mark(what: str, rung: Rung) -> str:

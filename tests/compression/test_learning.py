@@ -10,7 +10,7 @@ import torch
 import strop
 from strop.compression import Judge
 from strop.compression.budget import Budget
-from strop.compression.calling import Compiled
+from strop.compression.calling import Answers, Compiled
 from strop.compression.learning import DistillStage, FinetuneStage
 from strop.compression.progress import Progress
 from strop.compression.stage import State, Surroundings
@@ -32,9 +32,8 @@ def test_a_training_that_makes_it_worse_is_not_taken(tmp_path, pictures):
 @pytest.mark.parametrize(('score', 'gap', 'taken'), [(0.88, 0.1, True), (0.88, 0.3, False), (0.80, 0.1, False)])
 def test_a_score_within_its_standard_error_is_told_by_the_divergence(tmp_path, parts, monkeypatch, score, gap, taken):
     judge = Judge(parts, small_net())
-    scores, gaps = iter([0.9, score]), iter([0.2, gap])
-    monkeypatch.setattr(judge, 'score', lambda model, part: next(scores))
-    monkeypatch.setattr(judge, 'gap', lambda model, part: next(gaps))
+    told = iter([(0.9, 0.2), (score, gap)])
+    monkeypatch.setattr(judge, 'score_and_gap', lambda model, part: next(told))
     monkeypatch.setattr(judge, 'error', lambda score: 0.03)
     work = tmp_path / 'work'
     around = Surroundings('distill', small_net(), parts, judge, Budget(), 0, 1, tmp_path, work, Progress.of('quiet'))
@@ -94,6 +93,30 @@ def test_a_rehearsal_leaves_the_model_as_it_is_and_needs_no_folder_afterwards(tm
     assert judge.score(first, 'validation') > judge.score(model, 'validation')
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not (work / 'rehearsal').exists()
+
+
+def test_rehearsals_ask_the_teacher_once_for_each_batch(tmp_path, parts, monkeypatch):
+    teacher = small_net()
+    judge, work = Judge(parts, teacher), tmp_path / 'work'
+    around = Surroundings('prune', teacher, parts, judge, Budget(), 0, 1, tmp_path, work, Progress.of('quiet'))
+    asked = []
+    monkeypatch.setattr(
+        'strop.compression.learning.call',
+        lambda model, inputs: asked.append(not getattr(model, 'training', True)) or model(inputs),
+    )
+    stage, first, second = DistillStage(epochs=5, lr=0.05, hard=0.5), small_net(8), small_net(4)
+    stage.rehearse(first, around, 2)
+    assert asked.count(True) == 2, 'each batch anew at first'
+    found = stage.rehearse(second, around.at(None), 3)
+    assert asked.count(True) == 3, 'the first two of three batches are known'
+    # What is looked up is what the teacher says.
+    alone = stage.rehearse(second, replace(around, answers=Answers(most=0)), 3)
+    assert asked.count(True) == 6
+    for ours, theirs in zip(found.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    stage.rehearse(second, replace(around, answers=Answers(most=0)), 3)
+    stage.run(State(second), around)
+    assert asked.count(True) == 9 + 5 * 3, 'a training has other batches in each epoch, and asks for all'
 
 
 def test_student_and_teacher_run_compiled_and_a_rehearsal_does_not(tmp_path, parts, monkeypatch):

@@ -183,13 +183,27 @@ def test_norms_are_measured_again_where_that_does_better(parts, judge):
     batches = parts.inputs('calibration')
     off, right = Normed([0.0, 0.0, 0.0, 9.0]), Normed([0.25] * 4)
     mended = with_better_norms(off, batches, judge)
-    assert judge.score(mended) > judge.score(off)
+    assert mended.again
+    assert mended.score == judge.score(mended.model) > judge.score(off)
     assert off.norm.running_mean[3] == 9  # what was given stays as it is
     # Statistics of one class alone are worse than those that it has.
     mine, _ = parts.calibration[0]
     kept = with_better_norms(right, [mine[None].repeat(8, 1, 1, 1)], judge)
-    assert kept is not right
-    assert torch.equal(kept.norm.running_mean, right.norm.running_mean)
+    assert kept.model is not right
+    assert torch.equal(kept.model.norm.running_mean, right.norm.running_mean)
+    assert (kept.again, kept.score) == (False, judge.score(right))
+    # Where there are none, nothing has to be scored.
+    plain = with_better_norms(nn.Sequential(nn.Flatten(), nn.Linear(mine.numel(), 4)), batches, judge)
+    assert (plain.again, plain.score) == (False, None)
+
+
+def test_score_and_gap_are_found_in_one_pass(parts, judge):
+    calls, student = [], small_net(8)
+    student.register_forward_hook(lambda *_: calls.append(1))
+    both = judge.score_and_gap(student)
+    assert len(calls) == len(list(parts.batches('validation')))
+    assert both == (judge.score(student), judge.gap(student))
+    assert judge.score_and_gap(student, 'test')[0] == judge.scores(student)['accuracy']
 
 
 def test_labels_in_columns_are_an_error_and_vectors_no_classes():
