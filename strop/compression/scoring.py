@@ -199,7 +199,9 @@ class Judge:
         answers = self._original_answers(part) if self.task != 'tokens' else []
         sums: dict[str, float] = {}
         total, count = 0.0, 0
-        for number, (inputs, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit)):
+        # What the original itself gives is known where its answers are, unless it sees other images here than there.
+        known = answers if run is self.original and self.data.side is None else None
+        for number, (inputs, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit, known)):
             if not bool(torch.isfinite(output).all()):
                 raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
             if self.labelled and self.task == 'classes' and (part == 'test' or self.learns):
@@ -262,11 +264,14 @@ def _is_the_text(inputs: Any, target: Tensor) -> bool:
 
 
 def _outputs(
-    run: Run | nn.Module, batches: Iterable[tuple[Any, Any]], limit: int | None = None
+    run: Run | nn.Module, batches: Iterable[tuple[Any, Any]], limit: int | None = None, known: list[Tensor] | None = None
 ) -> Iterator[tuple[Any, Any, Tensor]]:
-    """Yield the inputs and targets of batches with what a model, put into eval mode, gives for them."""
+    """Yield the inputs and targets of batches with what a model, put into eval mode, gives for them, unless that is known."""
     layout = torch.contiguous_format
     for number, (inputs, targets) in enumerate(islice(batches, limit)):
+        if known:
+            yield inputs, targets, known[number]
+            continue
         if isinstance(run, nn.Module):
             if number == 0:
                 run.eval()

@@ -201,9 +201,23 @@ def test_score_and_gap_are_found_in_one_pass(parts, judge):
     calls, student = [], small_net(8)
     student.register_forward_hook(lambda *_: calls.append(1))
     both = judge.score_and_gap(student)
-    assert len(calls) == len(list(parts.batches('validation')))
+    once = len(calls)
     assert both == (judge.score(student), judge.gap(student))
+    assert len(calls) == 3 * once
     assert judge.score_and_gap(student, 'test')[0] == judge.scores(student)['accuracy']
+
+
+def test_the_original_answers_once_for_each_part(parts):
+    calls, original = [], small_net()
+    judge = Judge(parts, original)
+    same, student = judge.at(4).scores(original), small_net()
+    original.register_forward_hook(lambda *_: calls.append(1))
+    assert judge.scores(original)['agreement'] == 1
+    assert judge.scores(original) == judge.scores(student)
+    assert not calls, 'its answers are known from before'
+    # Images of another size are others to it.
+    assert judge.at(4).scores(original) == same == judge.at(4).scores(student)
+    assert calls
 
 
 def test_labels_in_columns_are_an_error_and_vectors_no_classes():
