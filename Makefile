@@ -29,6 +29,7 @@ demo-search: $(STAMP)
 	$(BIN)/strop demo --out demo_output/search
 
 $(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -c "import sys; assert sys.version_info >= (3, 11), 'The documentation site needs Python 3.11 or newer.'"
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $(DOCS_STAMP)
 

@@ -68,8 +68,8 @@ def cases(folder: str, fashion: str, full: bool) -> dict[str, Case]:
                 'args': {'weights': str(Path(folder, 'cifar10_resnet20_weights.npz').resolve())},
             },
             data={'source': f'{folder}/cifar10_jpeg.npz', 'limit': 50_000 if full else 25_000, 'batch_size': 64, **CIFAR},
-            base={'epochs': 2 if full else 1, 'lr': 0.02, 'precision': 'bfloat16', 'compile': True},
-            learn={'epochs': 30 if full else 10, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16', 'compile': True},
+            base={'epochs': 2, 'lr': 0.02, 'precision': 'bfloat16', 'compile': True},
+            learn={'epochs': 30 if full else 14, 'lr': 0.05, 'hard': 0.5, 'precision': 'bfloat16', 'compile': True},
             prune={'resolution': True, **plan},
         ),
         'mobilenet': Case(

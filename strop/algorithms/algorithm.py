@@ -107,7 +107,12 @@ class BaseAlgorithm(BaseModel):
         self.mutator: Any = None
         if mutable_cfg is not None:
             BaseMutator(built).load_fix_subnet(mutable_cfg)
-        if mutator is not None and (mutables_of(built) or not retraining):
+        if retraining and mutables_of(built):
+            raise ConfigError(
+                'retraining=True trains one fixed subnet, but the architecture still has decisions. Give the subnet as '
+                '`mutable_cfg`, or an architecture of type sub_model with `fix_subnet`.'
+            )
+        if mutator is not None and not retraining:
             self.mutator = self._build_mutator(mutator)
             # Mutators of channels put their decisions into a model that has none.
             decides = bool(mutables_of(built)) or getattr(self.mutator, 'makes_decisions', False)
@@ -262,16 +267,7 @@ def build_architecture(
         ComponentTypeError: If it is neither.
         ConfigError: If the config has no 'type'.
     """
-    if isinstance(architecture, Mapping):
-        config = dict(architecture)
-        if 'type' not in config and 'cfg_path' not in config:
-            raise ConfigError(
-                f"The config of a model needs the key 'type' or 'cfg_path', but has {listed(config) or 'nothing'}."
-            )
-        if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
-            print_log(f'`architecture` is wrapped in {config["type"]!r}; its `model` is taken.', logger='current')
-            config = dict(config['model'])
-        architecture = MODELS.build(config)
+    architecture = built_model(architecture)
     if isinstance(architecture, BaseModel):
         if loss is not None or metric is not None:
             raise ConfigError(
@@ -284,6 +280,25 @@ def build_architecture(
     raise ComponentTypeError(
         f'`architecture` must be a config, a BaseModel or an nn.Module, but got {type(architecture).__name__}.'
     )
+
+
+def built_model(architecture: Any) -> Any:
+    """Return the model of a config; anything else as it is.
+
+    Raises:
+        ConfigError: If the config has no 'type'.
+    """
+    if isinstance(architecture, Mapping):
+        config = dict(architecture)
+        if 'type' not in config and 'cfg_path' not in config:
+            raise ConfigError(
+                f"The config of a model needs the key 'type' or 'cfg_path', but has {listed(config) or 'nothing'}."
+            )
+        if isinstance(config.get('model'), Mapping) and str(config.get('type', '')).split('.')[-1].endswith('Architecture'):
+            print_log(f'`architecture` is wrapped in {config["type"]!r}; its `model` is taken.', logger='current')
+            config = dict(config['model'])
+        return MODELS.build(config)
+    return architecture
 
 
 def _takes_two(method: Callable[..., Any]) -> bool:

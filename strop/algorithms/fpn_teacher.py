@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.model import BaseModel
 
+from strop.algorithms.plain_architecture import PlainArchitecture
 from strop.algorithms.single_teacher import SingleTeacherDistill
 from strop.errors import ConfigError
 from strop.registry import MODELS
@@ -47,7 +48,7 @@ class FpnTeacherDistill(SingleTeacherDistill):
         super().__init__(distiller, teacher, *args, **kwargs)
         if self.teacher_trainable:
             raise ConfigError('The teacher of FpnTeacherDistill runs without its head, so it has no loss to learn by.')
-        for one in self.teachers.values():
+        for one in map(_whole, self.teachers.values()):
             if not callable(getattr(one, 'extract_feat', None)):
                 raise ConfigError(
                     f'FpnTeacherDistill calls extract_feat(inputs) of its teacher, which {type(one).__name__} does not have. '
@@ -55,4 +56,9 @@ class FpnTeacherDistill(SingleTeacherDistill):
                 )
 
     def _run_teacher(self, teacher: BaseModel, batch_inputs: Any, data_samples: Any) -> Any:
-        return teacher.extract_feat(batch_inputs)
+        return _whole(teacher).extract_feat(batch_inputs)
+
+
+def _whole(teacher: BaseModel) -> Any:
+    """Return the model that the user gave: one that is no `BaseModel` is wrapped."""
+    return teacher.module if isinstance(teacher, PlainArchitecture) else teacher

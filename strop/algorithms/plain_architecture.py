@@ -77,7 +77,12 @@ class PlainArchitecture(BaseModel):
                 del self.module.is_init
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
-        """Return losses, raw outputs, or one dict of `pred_score` and `gt_label` for each sample."""
+        """Return losses, raw outputs, or one dict of `pred_score` and `gt_label` for each sample.
+
+        Raises:
+            ModeError: If the mode is unknown.
+            ConfigError: If labels are missing, or predictions do not have a row for each sample.
+        """
         check_mode(mode)
         if isinstance(inputs, tuple) and isinstance(data_samples, tuple) and len(inputs) == len(data_samples):
             # Samples that are tuples, as MMEngine's default collate function puts them together.
@@ -87,12 +92,28 @@ class PlainArchitecture(BaseModel):
         if mode == 'tensor':
             return outputs
         if mode == 'predict':
+            self._check_rows(outputs, data_samples)
             labels = [None] * len(outputs) if data_samples is None else data_samples
             return [{'pred_score': output, 'gt_label': label} for output, label in zip(outputs, labels)]
         if data_samples is None:
             raise ConfigError("mode='loss' needs labels: give batches of (inputs, labels).")
         losses = self.loss_function(outputs, data_samples)
         return losses if isinstance(losses, Mapping) else {'loss': losses}
+
+    def _check_rows(self, outputs: Any, labels: Any) -> None:
+        """Raise unless there is one output for each label: a tuple or mapping is of several outputs, not of samples."""
+        rows = isinstance(outputs, list) or (isinstance(outputs, torch.Tensor) and outputs.ndim > 0)
+        if not rows or (labels is not None and len(outputs) != len(labels)):
+            found = (
+                f'a tensor of shape {tuple(outputs.shape)}' if isinstance(outputs, torch.Tensor)
+                else f'a {type(outputs).__name__} of {len(outputs)}' if hasattr(outputs, '__len__')
+                else f'a {type(outputs).__name__}'
+            )  # fmt: skip
+            of = '' if labels is None else f' for {len(labels)} labels'
+            raise ConfigError(
+                "mode='predict' needs one tensor with a row for each sample (or a list with an item for each), but the "
+                f'{type(self.module).__name__} gave {found}{of}. Wrap it in a module whose forward returns the predictions.'
+            )
 
 
 def _stacked(batch: Any) -> Any:

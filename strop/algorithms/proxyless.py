@@ -12,6 +12,7 @@ architecture, where the official code sets a part of ImageNet aside.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -189,6 +190,9 @@ class ProxylessTrainer(Trainer):
         return self.evaluate(self.test_loader)
 
 
+#: Learning rate that the warm-up of the official code begins with.
+_WARMUP_LR = 0.05
+
 # Option of NNI's trainer -> its default, and what to do instead of giving another value.
 _NNI_OPTIONS: dict[str, tuple[Any, str]] = {
     'binary_mode': ('full_v2', 'two drawn paths are compared in each step of the architecture'),
@@ -211,7 +215,8 @@ class ProxylessNasTrainer(ProxylessTrainer):
         valid_loader: Loader of the data that train the architecture, and on which it is validated.
         label_smoothing: Of the cross-entropy.
         n_epochs: Number of epochs after the warm-up.
-        init_lr: Learning rate of the weights at the start; each epoch's is on a cosine down to 0, as in the official code.
+        init_lr: Learning rate of the weights when the search begins. It falls to 0 on a cosine, from epoch to epoch. The
+            warm-up has a cosine of its own, from 0.05. So it is in the official code, where rates fall from batch to batch.
         arch_init_ratio: Standard deviation of the logits at the start.
         arch_optim_lr: Learning rate of Adam for the architecture parameters.
         arch_weight_decay: Its weight decay.
@@ -253,7 +258,13 @@ class ProxylessNasTrainer(ProxylessTrainer):
         total = before + n_epochs
         for group in model_optim.param_groups:
             group['lr'] = init_lr
-        schedule = LRSchedulerCallback(torch.optim.lr_scheduler.CosineAnnealingLR(model_optim, total))
+
+        def share(epoch: int) -> float:
+            if epoch < before:
+                return _WARMUP_LR / max(init_lr, 1e-12) * 0.5 * (1 + math.cos(math.pi * epoch / before))
+            return 0.5 * (1 + math.cos(math.pi * (epoch - before) / max(n_epochs, 1)))
+
+        schedule = LRSchedulerCallback(torch.optim.lr_scheduler.LambdaLR(model_optim, share))
         super().__init__(
             model,
             nn.CrossEntropyLoss(label_smoothing=label_smoothing),

@@ -17,7 +17,7 @@ from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from strop.algorithms.algorithm import BaseAlgorithm, LossResults, build_architecture
+from strop.algorithms.algorithm import BaseAlgorithm, LossResults, build_architecture, built_model
 from strop.algorithms.plain_architecture import PlainArchitecture
 from strop.distill import ConfigurableDistiller, ModuleOutputsRecorder, RecorderManager
 from strop.engine.pretrained import load_pretrained
@@ -277,7 +277,8 @@ def build_teachers(teacher: Any, checkpoint: Any = None, loss: Any = None) -> nn
 def _build_teacher(teacher: Any, checkpoint: Any, loss: Any) -> BaseModel:
     if not isinstance(teacher, (Mapping, nn.Module)):
         raise ComponentTypeError(f'`teacher` must be a config or an nn.Module, but got {type(teacher).__name__}.')
-    built = build_architecture(teacher, None if isinstance(teacher, (Mapping, BaseModel)) else loss)
+    model = built_model(teacher)
+    built = build_architecture(model, None if isinstance(model, BaseModel) else loss)
     if checkpoint is not None:
         # By the names that the user's own module has.
         try:

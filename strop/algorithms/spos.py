@@ -19,7 +19,6 @@ from torch import nn
 from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.errors import ConfigError
 from strop.estimators import SpaceEstimator
-from strop.mutables import mutables_of
 from strop.mutators import BaseMutator
 from strop.randomness import seeded
 from strop.registry import MODELS
@@ -69,11 +68,6 @@ class SPOS(BaseAlgorithm):
         self.seed = seed
         self.input_shape = tuple(input_shape)
         self._estimator: Any = None
-        if self.retraining and mutables_of(self.architecture):
-            raise ConfigError(
-                'retraining=True trains one fixed subnet, but the architecture still has decisions. Give the subnet as '
-                '`mutable_cfg`, or an architecture of type sub_model with `fix_subnet`.'
-            )
 
     @property
     def samples_subnets(self) -> bool:

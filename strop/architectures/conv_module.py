@@ -130,6 +130,9 @@ def _made(kind: str, cfg: Cfg, make: type[nn.Module], *args: Any, **options: Any
         return make(*args, **options)
     except TypeError as error:
         raise ConfigError(f'{kind}_cfg={cfg!r} does not fit {make.__name__}{inspect.signature(make)}: {error}') from error
+    except ValueError as error:
+        given = ', '.join([*map(repr, args), *(f'{name}={value!r}' for name, value in options.items())])
+        raise ConfigError(f'{kind}_cfg={cfg!r} does not fit {make.__name__}({given}): {error}') from error
 
 
 def build_conv_layer(cfg: Cfg | None, *args: Any, **kwargs: Any) -> nn.Module:

@@ -81,8 +81,8 @@ class CrossEntropyLoss(nn.Module):
             preds_T: The teacher's, which get no gradient.
 
         Raises:
-            ConfigError: If neither pair is given whole, both are, the student's and teacher's shapes differ, or probabilities
-                are negative.
+            ConfigError: If neither pair is given whole, both are, the student's and teacher's shapes differ, probabilities are
+                negative, the reduction is unknown, or `avg_factor` comes with a sum.
         """
         cls_score, label = _logits_and_labels(cls_score, label, preds_S, preds_T)
         return self.against(cls_score, label, weight, avg_factor, reduction_override)
@@ -96,9 +96,16 @@ class CrossEntropyLoss(nn.Module):
         reduction_override: str | None = None,
     ) -> torch.Tensor:
         """Return the loss against labels that need no check; the arguments are those of `forward`."""
+        reduction = self.reduction if reduction_override is None else reduction_override
+        if reduction not in _REDUCTIONS:
+            raise ConfigError(
+                f'reduction_override must be one of {listed(_REDUCTIONS)}; got {reduction!r}.{near(reduction, _REDUCTIONS)}'
+            )
+        if avg_factor is not None and reduction == 'sum':  # 'none' ignores it, since heads always give it
+            raise ConfigError("avg_factor is what a mean divides by, but the reduction is 'sum'. Use 'mean'.")
         per_class = None if self.class_weight is None else cls_score.new_tensor(self.class_weight)
         loss = F.cross_entropy(cls_score, label, weight=per_class, reduction='none')
-        return self.loss_weight * _reduced(loss, weight, avg_factor, reduction_override or self.reduction)
+        return self.loss_weight * _reduced(loss, weight, avg_factor, reduction)
 
 
 def _logits_and_labels(
@@ -170,7 +177,16 @@ class LabelSmoothLoss(nn.Module):
         self.ce = CrossEntropyLoss(reduction, loss_weight)
 
     def smoothed(self, label: torch.Tensor, classes: int) -> torch.Tensor:
-        """Return the target probabilities, shape (n, classes), of `label`, shape (n,)."""
+        """Return the target probabilities, shape (n, classes), of `label`, shape (n,).
+
+        Raises:
+            ConfigError: If the labels are no classes.
+        """
+        if label.is_floating_point() or label.ndim != 1:
+            raise ConfigError(
+                f'LabelSmoothLoss takes classes of shape (n,), but got {str(label.dtype).removeprefix("torch.")} of shape '
+                f'{tuple(label.shape)}. CrossEntropyLoss takes probabilities.'
+            )
         hard = F.one_hot(label, classes).to(torch.get_default_dtype())
         if self.mode == 'original':
             return (1 - self.label_smooth_val) * hard + self.label_smooth_val / classes

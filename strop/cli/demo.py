@@ -60,7 +60,8 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
 
     images = ImageDataset(settings.data, 'train', seed=settings.seed)
     mean, std = images.statistics()
-    channels, height = images.images.shape[1:3]
+    channels, height, width = images.images.shape[1:]
+    side = min(height, width)
     classes = len(images.classes)
     kernels = {f'shuffle_{size}x{size}': {'type': 'strop.ShuffleBlock', 'kernel_size': size} for size in (3, 5, 7)}
     candidates = {**kernels, 'shuffle_xception': {'type': 'strop.ShuffleXception'}}
@@ -68,8 +69,7 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
     # Beyond the first block of a stage there may also be none: subnets of one budget then differ in depth.
     or_none = {'type': 'strop.OneShotMutableOP', 'candidates': {**candidates, 'none': {'type': 'strop.Identity'}}}
     dataset = {'type': 'strop.ImageDataset', 'source': settings.data, 'form': 'samples', 'seed': settings.seed}
-    padding = max(1, height // 14)
-    augment = [{'type': 'strop.TensorRandomCrop', 'size': height, 'padding': padding}] if height >= 16 else []
+    augment = [{'type': 'strop.TensorRandomCrop', 'padding': max(1, side // 14)}] if side >= 16 else []
 
     def loader(split: str, batch_size: int, shuffle: bool, transforms: list[Any]) -> dict[str, Any]:
         return {
@@ -91,7 +91,7 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
                     'arch_setting': [[32, 1, choice], [32, 2, or_none], [64, 1, choice], [64, 4, or_none]],
                     'strides': [2, 1, 2, 1],
                     'in_channels': int(channels),
-                    'stem_stride': 2 if height >= 24 else 1,
+                    'stem_stride': 2 if side >= 24 else 1,
                     'last_channels': 128,
                     'out_indices': (4,),
                 },

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map_only
 
 from strop.errors import ConfigError, DataError, StropError
 from strop.estimators.runtimes import quiet
@@ -48,13 +48,16 @@ class Answers:
             inputs: The inputs; equal ones have equal answers.
             find: Returns the answer.
         """
-        leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        if any(leaf.device.type != 'cpu' for leaf in leaves):
+        leaves, structure = tree_flatten(inputs)
+        if any(leaf.device.type != 'cpu' for leaf in leaves if isinstance(leaf, Tensor)):
             return find()
-        content = hashlib.sha256()
+        content = hashlib.sha256(str(structure).encode())
         for leaf in leaves:
-            content.update(f'{leaf.dtype} {tuple(leaf.shape)}'.encode())
-            content.update(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if isinstance(leaf, Tensor):
+                content.update(f'{leaf.dtype} {tuple(leaf.shape)}'.encode())
+                content.update(leaf.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                content.update(repr(leaf).encode())
         mark = content.digest()
         if mark not in self._known:
             answer = find()
@@ -62,7 +65,8 @@ class Answers:
             if size > self._left:
                 return answer
             self._left -= size
-            self._known[mark] = answer
+            # A view, such as the first token of each sample, would keep all that it is a part of.
+            self._known[mark] = answer.clone() if answer.untyped_storage().nbytes() > size else answer
         return self._known[mark]
 
 

@@ -41,7 +41,7 @@ class Judge:
 
     Args:
         data: The parts.
-        original: The model before any stage, in eval mode.
+        original: The model before any stage, in eval mode. It stays as it is: what it gives for a part is found out once.
 
     Raises:
         DataError: If labels are no classes of the model, or outputs are not finite.
@@ -298,7 +298,7 @@ class Normed:
 
 
 def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> Normed:
-    """Return a copy with the statistics of its batch norms measured again, if it then scores better on the validation samples.
+    """Measure the statistics of a model's batch norms again, and take them if it then scores better on the validation samples.
 
     Where much was cut they are far off without it; but those that a model was trained with are of many more samples than there
     may be here.
@@ -309,7 +309,7 @@ def with_better_norms(model: nn.Module, batches: Any, judge: Judge) -> Normed:
         judge: What scores it.
 
     Returns:
-        A copy in any case.
+        A copy in any case, whether it has the new ones, and its score if that had to be found out.
     """
     kept, again = copy.deepcopy(model), copy.deepcopy(model)
     if not recalibrate(again, as_batches(batches)):

@@ -179,16 +179,19 @@ class Workshop:
 
     def untaught(self, rung: Rung) -> float:
         """Return the score of a rung's model on the validation samples."""
-        return float(self._untaught(rung)[0])
+
+        def find() -> float:
+            return self.view(rung).judge.score(self._normed(rung), 'validation')
+
+        known = self._norms(rung)[1] if self._recalibrates else None
+        return float(self._notes.recall(_mark('untaught', rung), find)) if known is None else known
 
     def taught(self, rung: Rung, steps: int) -> tuple[float, float]:
         """Return score and gap on the validation samples of a rung's model, taught for some steps if a stage will teach it."""
 
         def find() -> list[float]:
             around = self.view(rung)
-            smaller = copy.deepcopy(self.model(rung))
-            if self._untaught(rung)[1]:
-                recalibrate(smaller, as_batches(self._calibration(rung)))
+            smaller = self._normed(rung)
             if around.follows is not None and steps:
                 smaller = around.follows.rehearse(smaller, around, steps)
             return list(around.judge.score_and_gap(smaller, 'validation'))
@@ -212,18 +215,22 @@ class Workshop:
         batches, many = self._calibration(rung), self._many
         return batches[:many], batches[many : 2 * many] or batches[:many]
 
-    def _untaught(self, rung: Rung) -> tuple[float, bool]:
-        """Return the score of a rung's model on the validation samples, and whether its norms are measured again for that."""
+    def _norms(self, rung: Rung) -> tuple[bool, float | None]:
+        """Return whether a rung's model does better with its norms measured again, and what it scores, if that was needed."""
 
-        def find() -> tuple[float, bool]:
-            judge, model = self.view(rung).judge, self.model(rung)
-            if not self._recalibrates:
-                return judge.score(model, 'validation'), False
-            found = with_better_norms(model, self._calibration(rung)[:2], judge)
-            return judge.score(found.model, 'validation') if found.score is None else found.score, found.again
+        def find() -> tuple[bool, float | None]:
+            found = with_better_norms(self.model(rung), self._calibration(rung), self.view(rung).judge)
+            return found.again, found.score
 
-        score, again = self._notes.recall(_mark('score and norms', rung), find)
-        return score, again
+        again, score = self._notes.recall(_mark('norms', rung), find)
+        return again, score
+
+    def _normed(self, rung: Rung) -> nn.Module:
+        """Return a copy of a rung's model with the norms that it will have."""
+        model = copy.deepcopy(self.model(rung))
+        if self._recalibrates and self._norms(rung)[0]:
+            recalibrate(model, as_batches(self._calibration(rung)))
+        return model
 
 
 def _mark(what: str, rung: Rung) -> str:

@@ -27,12 +27,17 @@ def ranks_of(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         Shape (n,) of longs; 0 means the true class came first.
 
     Raises:
-        DataError: If a label is no class.
+        DataError: If a label is no class, or there is not one for each row.
 
     >>> ranks_of(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0]]), torch.tensor([2, 1]))
     tensor([1, 1])
     """
-    classes = scores.shape[-1]
+    if scores.ndim != 2 or labels.shape != scores.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            'Scores of shape (n, classes) go with n whole numbers, the true classes; got scores of shape '
+            f'{tuple(scores.shape)} and {str(labels.dtype).removeprefix("torch.")} labels of shape {tuple(labels.shape)}.'
+        )
+    classes, labels = scores.shape[-1], labels.long()
     if labels.numel() and (labels.min() < 0 or labels.max() >= classes):
         raise DataError(
             f'Labels must be in range(0, {classes}), the scored classes; got {int(labels.min())} to {int(labels.max())}.'

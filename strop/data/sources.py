@@ -88,7 +88,7 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f'{path} cannot be read: {error}') from error
     if len(raw) < 4 or raw[:3] != b'\x00\x00\x08':
         raise DataError(f'{path} is no IDX file of bytes: it must begin with 00 00 08 and the number of axes.')
@@ -171,6 +171,11 @@ def npz_parts(path: Path, size: int | None) -> Parts:
         raise DataError(f'{path} cannot be read as an .npz file: {error}') from error
 
     def array(key: str) -> np.ndarray:
+        if key not in keys:
+            raise DataError(
+                f'{path} has no {key!r}: each x_<part> comes with y_<part>, each <part>_jpeg with <part>_offsets and '
+                f'<part>_labels. It has {listed(sorted(keys), 24)}.'
+            )
         try:
             return archive[key]
         except ValueError as error:
@@ -190,6 +195,11 @@ def npz_parts(path: Path, size: int | None) -> Parts:
 
     def jpeg(prefix: str) -> Raw:
         raw, offsets, labels = array(f'{prefix}jpeg'), array(f'{prefix}offsets'), array(f'{prefix}labels')
+        if offsets.ndim != 1 or offsets.dtype.kind not in 'iu':
+            raise DataError(
+                f'`{prefix}offsets` of {path} says where each file begins in `{prefix}jpeg`, in whole numbers along one axis; '
+                f'it is {offsets.dtype} of shape {offsets.shape}.'
+            )
         files = (io.BytesIO(raw[start:stop].tobytes()) for start, stop in pairwise(offsets))
         return decoded(files, size, str(path)), labels, names(labels)
 

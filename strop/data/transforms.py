@@ -29,7 +29,7 @@ class TensorNormalize(nn.Module):
         std: One positive number a channel.
 
     Raises:
-        ConfigError: If the lengths differ or a `std` is not positive.
+        ConfigError: If the lengths differ or a `std` is not positive; when called, if an image has other channels.
 
     >>> TensorNormalize([100.0], [50.0])(torch.tensor([[[150]]], dtype=torch.uint8))
     tensor([[[1.]]])
@@ -44,6 +44,10 @@ class TensorNormalize(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Map `(channels, height, width)` of any type to floats."""
+        if image.ndim < 3 or image.shape[-3] != len(self.mean):
+            raise ConfigError(
+                f'TensorNormalize has {len(self.mean)} numbers, one a channel, but the image has shape {tuple(image.shape)}.'
+            )
         return (image.float() - self.mean) / self.std
 
 

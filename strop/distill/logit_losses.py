@@ -179,7 +179,7 @@ class KDSoftCELoss(nn.Module):
         if reduction_override is not None:
             reduction = choice(self, 'reduction_override', reduction_override, ('none', 'sum', 'mean'))
         student, teacher = paired(self, preds_S, preds_T, detach=self.teacher_detach)
-        each = -(F.softmax(teacher / self.tau, -1) * F.log_softmax(student / self.tau, -1)).sum(-1)
+        each = cross_terms(F.log_softmax(teacher / self.tau, -1), F.log_softmax(student / self.tau, -1)).sum(-1)
         if weight is not None:
             if weight.shape != each.shape:
                 raise ConfigError(
@@ -318,7 +318,7 @@ class NKDLoss(nn.Module):
         labels = class_labels(self, gt_labels, _rows_of_logits(self, student))
         true_S, true_T = (F.log_softmax(logits, 1).gather(1, labels[:, None]) for logits in (student, teacher))
         rest_S, rest_T = (F.log_softmax(_without(logits, labels) / self.tau, 1) for logits in (student, teacher))
-        target, others = -(true_T.exp() * true_S).sum(1), -(rest_T.exp() * rest_S).sum(1)
+        target, others = cross_terms(true_T, true_S).sum(1), cross_terms(rest_T, rest_S).sum(1)
         return self.loss_weight * (target + self.gamma * self.tau**2 * others).mean()
 
 
@@ -383,7 +383,7 @@ class WSLD(nn.Module):
         labels = class_labels(self, gt_labels, student)
         behind, ahead = (F.cross_entropy(logits.detach(), labels, reduction='none') for logits in (student, teacher))
         weight = -torch.expm1(-behind / (ahead + 1e-7))
-        each = -(F.softmax(teacher / self.tau, 1) * F.log_softmax(student / self.tau, 1)).sum(1)
+        each = cross_terms(F.log_softmax(teacher / self.tau, 1), F.log_softmax(student / self.tau, 1)).sum(1)
         return self.loss_weight * self.tau**2 * (weight * each).mean()
 
 
@@ -394,6 +394,15 @@ def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
     tensor([1., 0.])
     """
     return log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0)
+
+
+def cross_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return -p log q of each outcome, 0 where p is 0 (a logit of minus infinity).
+
+    >>> cross_terms(torch.tensor([0.0, -torch.inf]), torch.tensor([-1.0, -torch.inf]))
+    tensor([1., -0.])
+    """
+    return -log_p.exp() * log_q.masked_fill(log_p == -torch.inf, 0)
 
 
 def _without(logits: Tensor, labels: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class DynamicLayer(nn.Module):
             mutable: See `active_part`. Layers that share a decision are given the same object.
 
         Raises:
-            ConfigError: If the layer has no such size, or the decision is about another number of channels.
+            ConfigError: If the layer has no such size, the decision is about another number of channels, or it is none.
         """
         known = {name: size for size, (_, names) in self.sizes.items() for name in (size, *names)}
         if attr not in known:
@@ -125,6 +125,16 @@ class DynamicLayer(nn.Module):
         channels = getattr(mutable, 'num_channels', None)
         if channels is not None and channels != self._full(size):
             raise ConfigError(f'{size!r} is {self._full(size)}, but the decision is about {channels} channels.')
+        whole = isinstance(mutable, int) and not isinstance(mutable, bool)
+        if not whole and not callable(mutable) and not hasattr(mutable, 'current_mask'):
+            raise ConfigError(
+                f'A size follows a whole number, something that gives one when it is called, or something with a current_mask, '
+                f'but {size!r} was given {mutable!r}.'
+            )
+        # What it followed before is forgotten, whichever it was.
+        self._plain_attrs.pop(size, None)
+        if size in self.mutable_attrs:
+            del self.mutable_attrs[size]
         if isinstance(mutable, nn.Module):
             self.mutable_attrs[size] = mutable
         else:

@@ -153,11 +153,13 @@ class ElasticWidths(Attachment):
         """Make some channels of each unit current, given as sorted indices. Units that are left out stay whole.
 
         Raises:
-            GraphError: If a unit is unknown, an index is out of range, or lengths that are bound to each other don't fit.
+            GraphError: If a unit is unknown, an index is out of range or no whole number, or lengths that are bound to each
+                other don't fit.
             BindingError: If the widths are decided by mutables.
         """
         self._refuse_decided('set_indices')
-        self._set_indices({name: torch.as_tensor(kept, dtype=torch.long) for name, kept in indices.items()})
+        checked = self.graph.slicing(dict(indices)).indices
+        self._set_indices({name: checked[name] for name in indices})
 
     def _refuse_decided(self, verb: str) -> None:
         if len(self.units):
@@ -398,6 +400,18 @@ class ElasticWidths(Attachment):
             for axis, term in enumerate(terms):
                 if any(atom in orders for atom in atoms(term)):
                     tensor.copy_(tensor.index_select(axis, kept(term, orders).to(tensor.device)))
+        # Channels that were chosen by what they are, and not as the first ones, are elsewhere now.
+        places = {name: torch.argsort(orders[unit.atom]) for name, unit in graph.units.items() if unit.atom in orders}
+        if not len(self.units):
+            moved = {name: places[name][chosen].sort().values for name, chosen in self._kept.items() if name in places}
+            if moved:
+                self._set_indices({**self._kept, **moved})
+            return
+        for unit in self._decided():
+            if isinstance(unit, L1MutableChannelUnit) and unit.kept is not None and unit.unit in places:
+                unit.kept = tuple(sorted(places[unit.unit][list(unit.kept)].tolist()))
+        self.forget()
+        self.sync(model)
 
     # -- leaving ---------------------------------------------------------------------------
 

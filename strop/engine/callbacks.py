@@ -96,7 +96,17 @@ class LRSchedulerCallback(Callback):
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the scheduler's state."""
+        """Load the scheduler's state.
+
+        Raises:
+            ConfigError: If it is the state of another kind of scheduler.
+        """
+        missing = sorted(set(self.scheduler.state_dict()) - set(state))
+        if missing:
+            raise ConfigError(
+                f'The checkpoint has the state of another scheduler than {type(self.scheduler).__name__}: it lacks '
+                f'{listed(missing)}. Resume with the scheduler that it was written with, or train anew in another work_dir.'
+            )
         self.scheduler.load_state_dict(state)
 
 

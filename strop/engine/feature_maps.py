@@ -216,7 +216,7 @@ class RazorVisualizationHook(Hook):
         data = algorithm.data_preprocessor(batch, False)
         teachers: Mapping[str, nn.Module] = getattr(algorithm, 'teachers', {})
         for teacher in teachers.values():
-            teacher(**data, mode='predict') if isinstance(data, Mapping) else teacher(*data, mode='predict')
+            teacher(**data, mode='tensor') if isinstance(data, Mapping) else teacher(*data, mode='tensor')
 
     def _give(self, runner: Any, name: str, picture: np.ndarray, step: int) -> None:
         runner.visualizer.add_image(name, picture, step=step)

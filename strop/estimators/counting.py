@@ -38,6 +38,9 @@ class Resources:
         activation_bytes: The most activation memory that is alive at once, inputs and outputs included.
         uncounted: Operators whose multiply-adds are unknown -> the modules that call them.
         note: Why the forward was computed on real tensors, if it was.
+        modules: Path -> what the module costs; one that several share has its first path, and the cost of all its calls.
+        operators: Operator -> multiply-adds.
+        calls: Paths of modules, each called by the one before it -> multiply-adds of what ran there.
     """
 
     macs: int
@@ -47,6 +50,7 @@ class Resources:
     note: str | None = None
     modules: Mapping[str, ModuleCost] = field(default_factory=dict, repr=False)
     operators: Mapping[str, int] = field(default_factory=dict, repr=False)
+    calls: Mapping[tuple[str, ...], int] = field(default_factory=dict, repr=False)
 
     def by_module(self, depth: int | None = None) -> dict[str, ModuleCost]:
         """Return path -> cost, children included; `''` is the whole model.
@@ -63,6 +67,25 @@ class Resources:
     def by_operator(self) -> dict[str, int]:
         """Return operator -> multiply-adds, the largest first, operators that cost nothing left out."""
         return dict(sorted(self.operators.items(), key=lambda item: -item[1]))
+
+    def macs_inside(self, paths: Sequence[str] = ('',), without: Sequence[str] = ()) -> int:
+        """Return the multiply-adds of what runs inside of some modules, each once.
+
+        Args:
+            paths: The modules.
+            without: Classes of modules; what runs inside of these, further in, is left out.
+
+        >>> resources = count(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.zeros(1, 4))
+        >>> resources.macs_inside(['0']), resources.macs_inside(['', '0']), resources.macs_inside(without=['Linear'])
+        (16, 20, 0)
+        """
+        left = {path for path, cost in self.modules.items() if cost.kind in without}
+        total = 0
+        for inside, macs in self.calls.items():
+            first = next((index for index, path in enumerate(inside) if path in paths), None)
+            if first is not None and not left.intersection(inside[first:]):
+                total += macs
+        return total
 
     def table(self, depth: int | None = 2, title: str | None = None) -> Table:
         """Return a `rich` table of the modules; print it with `rich.print(resources.table())`.
@@ -209,18 +232,16 @@ def count(model: nn.Module, *inputs: Any, input_shape: Sequence[int] | None = No
 
 def resources_of(model: nn.Module, trace: Trace) -> Resources:
     """Return the resources of a forward of `model` that was recorded."""
+    model = getattr(model, '_orig_mod', model)
     operators: dict[str, int] = {}
-    own: dict[str, int] = {}
+    inclusive: dict[str, int] = {}
+    calls: dict[tuple[str, ...], int] = {}
     for op in trace.ops:
         if op.macs:
             operators[op.name] = operators.get(op.name, 0) + op.macs
-            own[op.path] = own.get(op.path, 0) + op.macs
-    inclusive: dict[str, int] = {}
-    for path, cost in own.items():
-        parts = path.split('.') if path else []
-        for length in range(len(parts) + 1):
-            above = '.'.join(parts[:length])
-            inclusive[above] = inclusive.get(above, 0) + cost
+            calls[op.inside] = calls.get(op.inside, 0) + op.macs
+            for path in op.inside:
+                inclusive[path] = inclusive.get(path, 0) + op.macs
     modules = {
         path: ModuleCost(inclusive.get(path, 0), parameters_of(module), type(module).__name__)
         for path, module in model.named_modules()
@@ -233,6 +254,7 @@ def resources_of(model: nn.Module, trace: Trace) -> Resources:
         note=trace.note,
         modules=modules,
         operators=operators,
+        calls=calls,
     )
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from strop.errors import ConfigError, EstimateError, listed, near
-from strop.estimators.runtimes import Call, check_positive, computing_with, runtime, runtimes, synchronize
+from strop.estimators.runtimes import Call, check_positive, computing_with, other_floats, runtime, runtimes, synchronize
 from strop.randomness import counter_rng
 
 #: Milliseconds after which threads that wait for work sleep: 45 in ONNX Runtime, 10 in OpenMP, none to speak of elsewhere.
@@ -246,7 +246,7 @@ def measure(
         'calls': calls,
         'order': 'interleaved, rotating',
         'runtime': runtime_name,
-        'precision': precision or runtime(runtime_name).precisions[0],
+        'precision': precision or _precision_of(entries, runtime_name),
     }
     return Measurements({name: Latency(name, tuple(values)) for name, values in samples.items()}, machine, protocol)
 
@@ -287,6 +287,13 @@ def ratio(first: Latency, second: Latency, confidence: float = 0.95, resamples: 
 
 
 # -- internals --------------------------------------------------------------------------------------------
+
+
+def _precision_of(entries: Mapping[str, Any], runtime_name: str) -> str:
+    """Return what models compute in where nobody said it: the runtime's own, or what they are made of."""
+    models = [entry[0] for entry in entries.values() if isinstance(entry, tuple) and entry and isinstance(entry[0], nn.Module)]
+    made_of = sorted({each for model in models for each in other_floats(model)})
+    return ', '.join(made_of) or runtime(runtime_name).precisions[0]
 
 
 def _prepared(name: str, entry: Any, runtime_name: str, threads: int, precision: str | None) -> Call:

@@ -52,6 +52,15 @@ def operator_name(operator: Any) -> str:
     return str(packet).replace('::', '.')
 
 
+def _as_priced(operator: Any) -> tuple[str, Any]:
+    """Return name and packet of the operator whose cost is known: that of `baddbmm_`, in place, is `baddbmm`'s."""
+    name, packet = operator_name(operator), getattr(operator, '_overloadpacket', operator)
+    if name.startswith('aten.') and name.endswith('_') and name not in _RULES and packet not in flop_registry:
+        plain = name.removesuffix('_')
+        return plain, getattr(aten, plain.removeprefix('aten.'), packet)
+    return name, packet
+
+
 def macs_of(*operators: Any) -> Callable[[_Rule], _Rule]:
     """Register how many multiply-adds an operator does; a later rule replaces an earlier one and torch's own.
 
@@ -89,12 +98,13 @@ def has_rule(operator: Any) -> bool:
     >>> has_rule(torch.ops.aten.mm), has_rule(torch.ops.aten.relu)
     (True, False)
     """
-    return operator_name(operator) in _RULES or getattr(operator, '_overloadpacket', operator) in flop_registry
+    name, packet = _as_priced(operator)
+    return name in _RULES or packet in flop_registry
 
 
 def priced_whole(operator: Any) -> bool:
     """Tell whether an operator has a rule from `macs_of`, so that it is not split into the ones it is made of."""
-    name = operator_name(operator)
+    name, _ = _as_priced(operator)
     return name in _RULES and name != 'aten.linear'
 
 
@@ -108,12 +118,12 @@ def macs(operator: Any, out: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     >>> macs(torch.ops.aten.mm, left @ right, (left, right), {})
     30
     """
-    name = operator_name(operator)
+    name, packet = _as_priced(operator)
     rule = _RULES.get(name)
     try:
         if rule is not None:
             return int(rule(out, *args, **kwargs))
-        formula = flop_registry.get(getattr(operator, '_overloadpacket', operator))
+        formula = flop_registry.get(packet)
         return 0 if formula is None else int(formula(*args, **kwargs, out_val=out)) // 2
     except Exception as error:
         raise EstimateError(f'The rule for the multiply-adds of {name} failed: {type(error).__name__}: {error}') from error

@@ -35,6 +35,7 @@ class Op:
         born: Ids of the storages that it made.
         uses: Ids of the activation storages that it read or wrote.
         guard: Whatever `Recorder.guard` was when it ran.
+        inside: Paths of all modules that it ran in, the model itself included.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Op:
     born: tuple[int, ...]
     uses: tuple[int, ...]
     guard: Any
+    inside: tuple[str, ...] = ('',)
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Recorder(TorchDispatchMode):
         self._paths = paths
         self._real = real
         self._stack: list[str] = ['']
+        self._inside: list[tuple[str, ...]] = [('',)]
         self._nodes: dict[int, int] = {}
         self._references: list[Any] = []
         self._parameters: set[int] = set()
@@ -171,7 +174,8 @@ class Recorder(TorchDispatchMode):
     def _record(self, func: Any, name: str, out: Any, args: Any, kwargs: Any) -> None:
         taken = [storage for storage in map(_storage, tree_leaves((args, kwargs))) if storage is not None]
         made = [(storage, tensor) for tensor in tree_leaves(out) if (storage := _storage(tensor)) is not None]
-        self.trace.ops.append(Op(name, self._stack[-1], macs(func, out, args, kwargs), (), (), self.guard))
+        cost = macs(func, out, args, kwargs)
+        self.trace.ops.append(Op(name, self._stack[-1], cost, (), (), self.guard, self._inside[-1]))
         uses = [self._nodes.get(storage._cdata, CONSTANT) for storage in taken]
         born = []
         for storage, tensor in made:
@@ -215,11 +219,25 @@ class Recorder(TorchDispatchMode):
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:
         if id(module) in self._paths and threading.get_ident() == self._thread:
-            self._stack.append(self._paths[id(module)])
+            path = self._paths[id(module)]
+            self._inside.append(tuple(dict.fromkeys((*self._inside[-1], *_down_to(path, self._stack[-1])))))
+            self._stack.append(path)
 
     def _leave_module(self, module: nn.Module, args: Any, out: Any) -> None:
         if id(module) in self._paths and threading.get_ident() == self._thread:
             self._stack.pop()
+            self._inside.pop()
+
+
+def _down_to(path: str, caller: str) -> list[str]:
+    """Return the paths from a module's caller, without it, down to the module: lists of modules between them are never called.
+
+    A module that is shared has its first path, perhaps inside another module than the one that calls it.
+    """
+    if caller and not path.startswith(f'{caller}.'):
+        return [path]
+    parts = path.split('.')
+    return ['.'.join(parts[:length]) for length in range(caller.count('.') + 2 if caller else 1, len(parts) + 1)]
 
 
 def _storage(value: Any) -> torch.UntypedStorage | None:

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
+import torch
+from mmengine.logging import print_log
 from torch import nn
 
 from strop.errors import ConfigError, listed, near
@@ -54,7 +56,7 @@ class BaseEstimator(ABC):
     ) -> None:
         if not isinstance(units, (Mapping, type(None))):
             raise ConfigError(f"`units` must be a mapping such as dict(flops='M'), but got {units!r}.")
-        self.input_shape = tuple(input_shape)
+        self.input_shape = _shape(input_shape)
         self.units = dict(units or {})
         self.as_strings = as_strings
 
@@ -165,14 +167,15 @@ class ResourceEstimator(BaseEstimator):
             import rich
 
             rich.print(resources.table(depth=None))
+        kinds = _left_out(resources, options)
         if options.get('spec_modules'):
             costs = _costs_of(resources, options)
             whole = [path for path in costs if not any(path != other and _within(path, other) for other in costs)]
-            return sum(costs[path][0] for path in whole), sum(costs[path][1] for path in whole)
-        return resources.macs - _disabled(resources, options.get('disabled_counters', ())), resources.params
+            return resources.macs_inside(list(costs), kinds), sum(costs[path][1] for path in whole)
+        return resources.macs_inside(without=kinds), resources.params
 
     def _inputs(self, model: nn.Module, options: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        shape = tuple(options.get('input_shape', self.input_shape))
+        shape = _shape(options.get('input_shape', self.input_shape))
         constructor = options.get('input_constructor')
         if constructor is None:
             return example_arguments(model, shape), {}
@@ -190,7 +193,7 @@ class ResourceEstimator(BaseEstimator):
 
     def _space_estimator(self, model: nn.Module, options: Mapping[str, Any]) -> SpaceEstimator:
         # One trace serves every subnet of a supernet, until its decisions or parameters change.
-        shape = tuple(options.get('input_shape', self.input_shape))
+        shape = _shape(options.get('input_shape', self.input_shape))
         state = (
             id(model),
             bind(model).space.digest,
@@ -246,18 +249,31 @@ def _checked(name: str, options: Mapping[str, Any] | None, known: Sequence[str])
     return dict(options or {})
 
 
+def _shape(given: Any) -> tuple[int, ...]:
+    if not isinstance(given, (tuple, list, torch.Size)):
+        raise ConfigError(f'`input_shape` must be positive integers such as (1, 3, 224, 224), but got {given!r}.')
+    return tuple(given)
+
+
+def _names(name: str, given: Any) -> list[str]:
+    """Return a list of names, also of a single one."""
+    found = [given] if isinstance(given, str) else list(given or ()) if isinstance(given, (Sequence, set, type(None))) else None
+    if found is None or not all(isinstance(each, str) for each in found):
+        raise ConfigError(f'`{name}` must be a list of names, but got {given!r}.')
+    return found
+
+
 def _costs_of(resources: Resources, options: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Return the multiply-adds and parameters of each of `spec_modules`, without what is not to be counted.
 
     Raises:
         ConfigError: If the model has no such module.
     """
-    modules, found = resources.by_module(), {}
-    for path in options['spec_modules']:
+    modules, kinds, found = resources.by_module(), _left_out(resources, options), {}
+    for path in _names('spec_modules', options['spec_modules']):
         if path not in modules:
             raise ConfigError(f'`spec_modules` names {path!r}, which the model does not have.{near(path, modules)}')
-        disabled = _disabled(resources, options.get('disabled_counters', ()), path)
-        found[path] = modules[path].macs - disabled, modules[path].params
+        found[path] = resources.macs_inside([path], kinds), modules[path].params
     return found
 
 
@@ -265,11 +281,12 @@ def _within(path: str, other: str) -> bool:
     return not other or path == other or path.startswith(f'{other}.')
 
 
-def _disabled(resources: Resources, kinds: Sequence[str], within: str = '') -> int:
-    """Return the multiply-adds of the modules of some types, each module once; `Conv2dCounter` names Conv2d."""
-    names = {kind.removesuffix('Counter') for kind in kinds}
-    taken: list[str] = []
-    for path, cost in resources.by_module().items():
-        if _within(path, within) and cost.kind in names and not any(_within(path, above) for above in taken):
-            taken.append(path)
-    return sum(resources.by_module()[path].macs for path in taken)
+def _left_out(resources: Resources, options: Mapping[str, Any]) -> list[str]:
+    """Return the classes whose multiply-adds are left out; `Conv2dCounter` names Conv2d."""
+    names = [kind.removesuffix('Counter') for kind in _names('disabled_counters', options.get('disabled_counters'))]
+    known = {cost.kind for cost in resources.by_module().values()}
+    if missing := sorted(set(names) - known):
+        # Lists of counters are shared between models, so this is no error.
+        hint = near(missing[0], sorted(known))
+        print_log(f'`disabled_counters` names {listed(missing)}, of which the model has none.{hint}', logger='current')
+    return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib.util
 import io
@@ -18,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from strop.errors import ConfigError, EstimateError, MissingDependencyError, StropError, listed, near, try_import
 from strop.estimators.sessions import Call, OnnxRuntimeSession, OpenVinoSession
+from strop.graph.forward import copied
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Runtime:
     def prepare(self, model: nn.Module, inputs: Any, threads: int = 1, precision: str | None = None) -> Call:
         """Return a call without arguments that runs the model once, in eval mode and without gradients.
 
-        The model is copied, so neither its mode nor anything else in it changes. What the call returns is the
+        Model and inputs are copied, so neither the model's mode nor anything else in them changes. What the call returns is the
         runtime's own, and the next call may overwrite it: tensors for eager and compile, a list of NumPy arrays for the others.
-        The inputs are handed over once, before.
+        The inputs are handed over once, before: a model that changes them in place sees what it left.
 
         Args:
             model: A plain model.
@@ -69,10 +70,18 @@ class Runtime:
             precision: What to compute in; the runtime's first by default.
 
         Raises:
-            ConfigError: If the precision is not one of the runtime's, or `threads` is not positive.
+            ConfigError: If the precision is not one of the runtime's, or 'f32' is asked for and the model has other floats, or
+                `threads` is not positive.
             MissingDependencyError: If something it needs is not installed.
             EstimateError: If the model cannot be brought to this runtime, with the runtime's own error.
         """
+        plain = getattr(model, '_orig_mod', model)
+        others = other_floats(plain)
+        if precision == 'f32' and others:
+            raise ConfigError(
+                f'{type(plain).__name__} computes in {listed(others)}, but precision={precision!r} was asked for: give '
+                'model.float() and inputs of 32 bits, or leave `precision` out to measure it as it is.'
+            )
         precision = self.precisions[0] if precision is None else precision
         if precision not in self.precisions:
             raise ConfigError(
@@ -82,10 +91,10 @@ class Runtime:
         for module in self.modules:
             try_import(module, self.extra or 'demo')
         arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        plain = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
         try:
+            arguments = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), arguments)
             with quiet():
-                return self.make(plain, arguments, threads, precision)
+                return self.make(copied(plain).eval(), arguments, threads, precision)
         except MissingDependencyError:
             raise
         except Exception as error:
@@ -114,6 +123,16 @@ def runtime(name: str) -> Runtime:
     if name not in _RUNTIMES:
         raise ConfigError(f'A runtime must be one of {listed(_RUNTIMES)}, but got {name!r}.{near(name, _RUNTIMES)}')
     return _RUNTIMES[name]
+
+
+def other_floats(model: nn.Module) -> list[str]:
+    """Return the types of a model's parameters that are floats of more or fewer than 32 bits.
+
+    >>> other_floats(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1).half()))
+    ['float16']
+    """
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return sorted(str(each).removeprefix('torch.') for each in types - {torch.float32})
 
 
 def check_positive(**numbers: Any) -> None:
@@ -187,7 +206,10 @@ def _eager(model: nn.Module, inputs: tuple[Any, ...], threads: int, precision: s
 
     def run() -> Any:
         kind = accelerators[0].type if accelerators else 'cpu'
-        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16) if precision == 'bf16' else nullcontext():
+        # An autocast around the call is none of the model's.
+        lowers = precision == 'bf16' or torch.is_autocast_enabled(kind)
+        lower = torch.autocast(kind, torch.bfloat16, enabled=precision == 'bf16') if lowers else nullcontext()
+        with torch.inference_mode(), lower:
             out = model(*inputs)
         synchronize(accelerators)
         return out

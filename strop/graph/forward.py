@@ -73,6 +73,17 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = frozenset(name for name in OF_EVERY_MODULE if name.startswith('_forward'))
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy, also of a model that keeps computed tensors as attributes, as the older `weight_norm` does.
+
+    >>> layer = torch.nn.utils.weight_norm(nn.Linear(2, 2))
+    >>> torch.equal(copied(layer)(torch.ones(1, 2)), layer(torch.ones(1, 2)))
+    True
+    """
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
+
+
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     container.extend(content) if isinstance(container, list) else container.update(content)

@@ -8,7 +8,6 @@ stays, and numbers that Python computed from lengths (`head_dim ** -0.5`) are ta
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from strop.errors import GraphError, VerificationError
 from strop.graph.autograd_functions import whole_functions
 from strop.graph.forward import (
     arguments_of,
+    copied,
     in_double,
     map_tensors,
     module_paths,
@@ -381,9 +381,7 @@ def converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     It is on the CPU where the model's own device has no double precision.
     """
-    # Tensors that were computed, as the older `weight_norm` keeps one, cannot be copied by copy.deepcopy.
-    computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    model = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    model = copied(model)
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
     model = (model.cpu() if dtype == torch.float64 and 'mps' in devices else model).to(dtype)
     for module in model.modules():

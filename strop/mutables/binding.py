@@ -12,6 +12,7 @@ from torch import nn
 
 from strop.errors import ComponentTypeError, SpaceError, UnknownKeyError, listed, near
 from strop.mutables.choice import InputChoice, LayerChoice
+from strop.mutables.domain import same_label
 from strop.mutables.mutable import Handler, Keyed, Mutable, MutableScope
 from strop.mutables.space import Condition, Guard, Space
 from strop.mutables.subnet import Subnet
@@ -169,9 +170,14 @@ def _set_groups(items: list[Found], groups: Sequence[Sequence[str]]) -> None:
         item.module._group = targets.get(item.module.key)
 
 
+def _same_labels(left: Mutable, right: Mutable) -> bool:
+    """Tell True from 1, which are equal to Python."""
+    return all(map(same_label, left.domain.labels, right.domain.labels))
+
+
 def _check_same(module: Mutable, others: list[Mutable]) -> None:
     for other in others:
-        if other.domain != module.domain:
+        if other.domain != module.domain or not _same_labels(other, module):
             raise SpaceError(
                 f'{other._path!r} ({type(other).__name__} of {listed(other.domain.labels)}) and {module._path!r} '
                 f'({type(module).__name__} of {listed(module.domain.labels)}) have the key {module.key!r} but not the same '

@@ -83,7 +83,12 @@ def _identity(label: Label) -> Any:
     return (isinstance(label, bool), label)
 
 
-def _same(left: Label, right: Label) -> bool:
+def same_label(left: Label, right: Label) -> bool:
+    """Return whether two labels are equal, without taking True for 1.
+
+    >>> same_label(1, 1), same_label(1, True)
+    (True, False)
+    """
     return _identity(left) == _identity(right)
 
 
@@ -241,7 +246,7 @@ class Domain(ABC):
         except SpaceError:
             return None
         for index, known in enumerate(self.labels):
-            if _same(label, known):
+            if same_label(label, known):
                 return index
         if isinstance(label, str):
             # A list of layers has the labels 0, 1, ...; files written elsewhere name them '0', '1'.
@@ -407,8 +412,11 @@ class Ordered(OneOf):
     @classmethod
     def integers(cls, low: int, high: int, step: int = 1) -> Ordered:
         """Return the domain of `low, low + step, ...` up to and including `high`."""
-        if step < 1 or high < low:
-            raise SpaceError(f'An integer range needs low <= high and step >= 1, got {low}, {high}, step {step}.')
+        whole = all(isinstance(each, int) and not isinstance(each, bool) for each in (low, high, step))
+        if not whole or step < 1 or high < low:
+            raise SpaceError(
+                f'A range of integers needs whole numbers, low <= high and step >= 1, got {low!r}, {high!r}, step {step!r}.'
+            )
         return cls(tuple(range(low, high + 1, step)))
 
     def _weights(self, weights: Any) -> Choice:

@@ -131,3 +131,10 @@ class OneShotProbMutableOP(OneShotMutableOP):
         if len(probabilities) != len(self) or min(probabilities) < 0 or abs(sum(probabilities) - 1) > 1e-6:
             raise ConfigError(f'`choice_probs` needs {len(self)} non-negative numbers that sum to 1, but got {choice_probs}.')
         self.choice_probs = probabilities
+
+    def _remove(self, names: Sequence[str]) -> None:
+        known = dict(zip(self.names, self.choice_probs))
+        super()._remove(names)
+        left = [known[name] for name in self.names]
+        whole = sum(left)
+        self.choice_probs = [each / whole for each in left] if whole else [1 / len(left)] * len(left)

@@ -107,7 +107,10 @@ class SearchSpaceFile:
         entries: dict[str, Entry] = {}
         for key, mutables in binding.by_key.items():
             mutable = mutables[0]
-            if isinstance(mutable, LayerChoice):
+            if isinstance(mutable, LayerChoice) and isinstance(mutable.domain, KOf):
+                value = {'candidates': list(mutable.names), 'n_chosen': mutable.domain.k}
+                entries[key] = {'_type': INPUT, '_value': value}
+            elif isinstance(mutable, LayerChoice):
                 entries[key] = {'_type': LAYER, '_value': list(mutable.names)}
             elif isinstance(mutable, InputChoice):
                 value = {'candidates': list(mutable.choose_from), 'n_chosen': mutable.n_chosen}

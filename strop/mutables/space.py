@@ -124,7 +124,7 @@ class Space(Mapping[str, Domain]):
         return f'Space({len(self)} decisions, {count} subnets)'
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Space) and self.to_dict() == other.to_dict()
+        return isinstance(other, Space) and self.digest == other.digest  # which tells True from 1
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -350,6 +350,12 @@ class Space(Mapping[str, Domain]):
                 if parent not in self._domains:
                     raise SpaceError(f'{key!r} depends on {parent!r}, which is not a key of the space.')
             for combination in guard.allowed:
+                whole = all(isinstance(index, int) and not isinstance(index, bool) for index in combination)
+                if not whole or len(combination) != len(guard.keys):
+                    raise SpaceError(
+                        f'{key!r} depends on {listed(guard.keys)}: a combination has an index of an alternative for each, but '
+                        f'one is {list(combination)!r}.'
+                    )
                 for parent, index in zip(guard.keys, combination, strict=True):
                     if not 0 <= index < len(self._domains[parent]):
                         raise SpaceError(

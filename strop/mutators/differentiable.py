@@ -177,7 +177,8 @@ class DifferentiableMutator(Mutator):
             else:
                 result[key] = torch.arange(len(domain)) == int(probabilities[key].argmax())
         for key, taken in wanted.items():
-            if not taken and isinstance(self.binding.by_key[key][0], LayerChoice):
+            # A route chooses so many of its edges in any case.
+            if not taken and isinstance(self.binding.by_key[key][0], LayerChoice) and self.space[key].mixable:
                 result[key] = torch.zeros(len(self.space[key]), dtype=torch.bool)
         return result
 

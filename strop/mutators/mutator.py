@@ -263,7 +263,7 @@ class BaseMutator(BaseModule):
             A tensor like `space_mask`. It is drawn from torch's global generator.
 
         Raises:
-            SpaceError: If fewer alternatives are allowed than are to be chosen.
+            SpaceError: If fewer alternatives are allowed, with a probability above 0, than are to be chosen.
 
         >>> BaseMutator.get_random_mask({'space_mask': torch.tensor([0.0, 1.0]), 'num_chosen': 1})
         tensor([0., 1.])
@@ -280,7 +280,13 @@ class BaseMutator(BaseModule):
         if number > len(allowed):
             raise SpaceError(f'{number} alternatives are to be chosen, but `space_mask` allows only {len(allowed)}.')
         if 'probs' in space_info:
-            taken = torch.multinomial(space_info['probs'][allowed], number).tolist()
+            probabilities = space_info['probs'][allowed]
+            if (likely := int((probabilities > 0).sum())) < number:
+                raise SpaceError(
+                    f'{number} alternatives are to be chosen, but only {likely} of the {len(allowed)} that `space_mask` allows '
+                    'have a probability above 0.'
+                )
+            taken = torch.multinomial(probabilities, number).tolist()
         else:
             taken = torch.randperm(len(allowed)).tolist()[:number]
         for index in taken:

@@ -294,3 +294,13 @@ def test_other_differentiable_mutators_work_as_well():
     net = Net()
     darts = Darts(net, mutator=ProxylessMutator())
     assert 'loss' in darts.train_step(images(dtype=torch.float32), torch.optim.SGD(darts.parameters(), lr=0.1))
+
+
+def test_retraining_what_still_has_decisions_is_refused():
+    with pytest.raises(ConfigError, match='still has decisions'):
+        Darts(Net(), retraining=True)
+    torch.manual_seed(0)
+    again = Darts(Net(), retraining=True, mutable_cfg=Darts(Net()).mutator.best_subnet())
+    assert again.mutator is None
+    optimizer = OptimWrapper(torch.optim.SGD(again.parameters(), lr=0.1))
+    assert 'mutator.loss' not in again.train_step(images(dtype=torch.float32), optimizer)

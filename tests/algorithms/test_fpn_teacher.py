@@ -48,8 +48,26 @@ def test_the_teachers_head_does_not_run():
     assert not algorithm.distiller.teacher_recorders.get_recorder('neck').data_buffer
 
 
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.neck = nn.Linear(4, 4)
+
+    def extract_feat(self, inputs):
+        return self.neck(inputs)
+
+    def forward(self, inputs):
+        raise AssertionError('its head does not run')
+
+
+def test_a_teacher_may_be_any_module_with_extract_feat():
+    algorithm = FpnTeacherDistill(distiller(), Plain(), architecture=Detector())
+    expected = F.mse_loss(algorithm.student.neck(DATA[0]), algorithm.teacher.module.neck(DATA[0]))
+    torch.testing.assert_close(algorithm(*DATA, mode='loss')['distill.loss_neck'], expected)
+
+
 def test_teachers_that_cannot():
-    with pytest.raises(ConfigError, match='extract_feat'):
+    with pytest.raises(ConfigError, match=r'extract_feat.* which Sequential does not have'):
         FpnTeacherDistill(distiller('0'), nn.Sequential(nn.Linear(4, 4)), architecture=Detector())
     with pytest.raises(ConfigError, match='no loss to learn by'):
         FpnTeacherDistill(distiller(), Detector(), teacher_trainable=True, architecture=Detector())

@@ -59,7 +59,7 @@ def test_margins_follow_a_teacher_that_is_loaded():
     state['teacher.module.1.bias'] = state['teacher.module.1.bias'] + 1
     before = margin.margin.clone()
     algorithm.load_state_dict(state)
-    assert (margin.margin > before).all() or (margin.margin != before).all()
+    assert (margin.margin != before).all()
 
 
 def test_another_distiller_is_refused():

@@ -63,6 +63,29 @@ def test_what_is_refused():
         PlainArchitecture(linear())(torch.zeros(1, 2), mode='loss')
 
 
+def test_predictions_need_a_row_for_each_sample():
+    class Gives(nn.Module):
+        def __init__(self, make):
+            super().__init__()
+            self.make = make
+
+        def forward(self, x):
+            return self.make(x)
+
+    x, labels = torch.zeros(8, 2), torch.arange(8)
+    for make, found in (
+        (lambda x: (x, x), 'a tuple of 2 for 8 labels'),
+        (lambda x: {'out': x}, 'a dict of 1 for 8 labels'),
+        (lambda x: x[:3], r'a tensor of shape \(3, 2\) for 8 labels'),
+        (lambda x: x.sum(), r'a tensor of shape \(\) for 8 labels'),
+        (lambda x: [x[0]], 'a list of 1 for 8 labels'),
+    ):
+        with pytest.raises(ConfigError, match=f'the Gives gave {found}'):
+            PlainArchitecture(Gives(make))(x, labels, mode='predict')
+    found = PlainArchitecture(Gives(lambda x: [{'boxes': row} for row in x]))(x, labels, mode='predict')
+    assert [sample['gt_label'].item() for sample in found] == list(range(8))
+
+
 def test_function_metric_sees_all_batches_at_once():
     seen = []
 

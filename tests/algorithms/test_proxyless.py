@@ -139,12 +139,16 @@ def test_the_trainer_of_nni_takes_loaders_and_warms_up_first(tmp_path):
     search = ProxylessNasTrainer(
         net, sgd, 'cpu', *loaders, n_epochs=2, init_lr=0.1, warmup_epochs=1, work_dir=tmp_path, log_level='WARNING'
     )
-    learned = []
+    assert sgd.param_groups[0]['lr'] == pytest.approx(0.05), 'the warm-up begins with a rate of its own'
+    learned, rates = [], []
     step = search._learn_architecture
+    update = search.update
+    search.update = lambda optimizer, *more: rates.append(optimizer.param_groups[0]['lr']) or update(optimizer, *more)
     search._learn_architecture = lambda batch: learned.append(search._runner.iter) or step(batch)
     search.train()
     # Six steps an epoch: none in the warm-up, then the fifth of each.
     assert learned == [10, 16]
+    assert rates[::6] == pytest.approx([0.05, 0.1, 0.05]), 'and the search with what was given, on a cosine of two epochs'
     assert sgd.param_groups[0]['lr'] == pytest.approx(0.0, abs=1e-9)
     assert set(search.validate()) == {'loss', 'acc1'}
 

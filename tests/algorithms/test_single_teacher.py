@@ -471,3 +471,16 @@ def test_a_teacher_of_a_config_has_the_weights_of_its_init_cfg(tmp_path, several
     algorithm.init_weights()
     found = (algorithm.teacher['t'] if several else algorithm.teacher).state_dict()
     assert all(torch.equal(found[name], value) for name, value in saved.items())
+
+
+@pytest.mark.parametrize('as_config', [True, False])
+def test_a_plain_teacher_learns_by_the_loss_that_is_given(as_config):
+    teacher = dict(type='torch.nn.Linear', in_features=4, out_features=1)
+    algorithm = SingleTeacherDistill(
+        {}, teacher if as_config else MODELS.build(teacher), architecture=nn.Linear(4, 1), loss=nn.MSELoss(),
+        teacher_trainable=True,
+    )  # fmt: skip
+    targets = torch.full((8, 1), 3.0)
+    losses = algorithm(DATA[0], targets, mode='loss')
+    torch.testing.assert_close(losses['teacher.loss'], F.mse_loss(algorithm.teacher.module(DATA[0]), targets))
+    assert losses['teacher.loss'].requires_grad

@@ -157,6 +157,10 @@ def test_configs_that_do_not_fit() -> None:
         build_norm_layer({'type': 'GN'}, 4)
     with pytest.raises(ConfigError, match="with a 'type'"):
         build_norm_layer({'momentum': 0.1}, 4)
+    with pytest.raises(ConfigError, match=r"'num_groups': 32.*num_channels=16.*divisible by num_groups"):
+        build_norm_layer({'type': 'GN', 'num_groups': 32}, 16)
+    with pytest.raises(ConfigError, match=r"'groups': 2.*Conv2d\(3, 8, kernel_size=3, groups=2\).*divisible by groups"):
+        build_conv_layer({'type': 'Conv2d', 'groups': 2}, 3, 8, kernel_size=3)
     with pytest.raises(ConfigError, match='slope'):
         build_activation_layer({'type': 'ReLU', 'slope': 0.1})
 

@@ -65,6 +65,12 @@ def test_arguments_are_checked(batch) -> None:
         LabelSmoothLoss(0.1, mode='origin')
     with pytest.raises(ConfigError, match='the logits have 4'):
         LabelSmoothLoss(0.1, num_classes=5)(*batch)
+    with pytest.raises(ConfigError, match=r"reduction_override must be one of .*Did you mean 'sum'"):
+        CrossEntropyLoss()(*batch, reduction_override='summ')
+    with pytest.raises(ConfigError, match="the reduction is 'sum'"):
+        CrossEntropyLoss('sum')(*batch, avg_factor=2)
+    with pytest.raises(ConfigError, match='LabelSmoothLoss takes classes of shape'):
+        LabelSmoothLoss(0.1)(batch[0], batch[0].softmax(1))
 
 
 def test_built_from_configs() -> None:

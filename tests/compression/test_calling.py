@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import strop
-from strop.compression.calling import Compiled, laid, layout_for
+from strop.compression.calling import Answers, Compiled, laid, layout_for
 from strop.errors import ConfigError, NotDecidedError
 from strop.mutables import LayerChoice
 from strop.mutables.binding import bind
@@ -216,3 +216,40 @@ def test_a_model_that_cannot_be_compiled_is_told_and_its_own_errors_stay(monkeyp
         Compiled(nn.Linear(3, 2), torch.rand(4, 3))(torch.rand(4, 3))
     with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
         Compiled(nn.Linear(3, 2), torch.rand(4, 5))(torch.rand(4, 5))
+
+
+def test_answers_are_of_equal_inputs_only():
+    answers, number = Answers(), iter(range(100))
+
+    def found(inputs):
+        return float(answers.of(inputs, lambda: torch.tensor(float(next(number)))))
+
+    x, y = torch.arange(16.0).reshape(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    different = [
+        x, y, x.double(), x.reshape(1, 4, 4), [x, y], [y, x], {'a': x, 'b': y}, {'b': x, 'a': y},
+        {'x': x, 'task': ['a']}, {'x': x, 'task': ['b']}, {'x': x, 'scale': 1},
+    ]  # fmt: skip
+    first = [found(inputs) for inputs in different]
+    assert first == list(range(len(different)))
+    assert [found(inputs) for inputs in different] == first
+    assert found(x.clone().contiguous(memory_format=torch.channels_last)) == 0, 'the layout is no part of the content'
+    assert found({'x': x.clone(), 'task': ['b']}) == 9
+
+
+def test_answers_keep_no_more_bytes_than_they_may():
+    calls = []
+
+    def ask(answers, inputs):
+        def find():
+            calls.append(1)
+            return torch.zeros(8, 1000, 4)[:, 0]  # a view of something large: 128 bytes of 128,000
+
+        return answers.of(inputs, find)
+
+    answers = Answers(most=2 * 8 * 4 * 4)
+    several = [torch.full((1,), float(number)) for number in range(3)]
+    kept = [ask(answers, inputs) for inputs in several]
+    assert [entry.untyped_storage().nbytes() for entry in kept] == [128, 128, 128_000]
+    for inputs in several:
+        ask(answers, inputs)
+    assert len(calls) == 4, 'the third does not fit, and is asked for again'

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from strop.compression import Judge
 from strop.compression.budget import Budget
+from strop.compression.calling import as_batches
 from strop.compression.ladder import Rung
 from strop.compression.learning import DistillStage
 from strop.compression.progress import Progress
+from strop.compression.scoring import Normed
 from strop.compression.stage import Surroundings
 from strop.compression.workshop import Workshop
 from strop.errors import StropError
 from strop.graph import channel_units
-from strop.pruning import Ranking, build_importance, score
+from strop.pruning import Ranking, build_importance, recalibrate, score
 from tests.compression.conftest import small_net
 
 
@@ -26,7 +30,7 @@ def shop(tmp_path, parts, by_count):
     found = score(graph, model, build_importance('l1', seed=0))
     calibration = parts.inputs('calibration')
 
-    def make(follows=None, budget=None):
+    def make(follows=None, budget=None, recalibrate=True):
         budget = budget or Budget(latency=0.5, runtime='eager')
         around = Surroundings(
             'prune', model, parts, Judge(parts, model), budget, 0, 1, tmp_path, tmp_path / 'work', Progress.of('quiet')
@@ -34,7 +38,7 @@ def shop(tmp_path, parts, by_count):
         around.follows = follows
         ranking = Ranking(graph, model, found)
         return Workshop(
-            model, around, ranking, importance='l1', recalibrate=True, calibration=calibration
+            model, around, ranking, importance='l1', recalibrate=recalibrate, calibration=calibration
         )  # fmt: skip
 
     return make
@@ -102,3 +106,36 @@ def test_without_a_stage_that_trains_nothing_is_taught(shop):
     found = shop()
     rung = _narrow(found)
     assert found.taught(rung, 2)[0] == shop(DistillStage()).taught(rung, 0)[0]
+
+
+@pytest.mark.parametrize('again', [True, False])
+def test_norms_are_chosen_once_and_taught_models_begin_with_them(shop, monkeypatch, again):
+    found = shop(DistillStage())
+    rung = _narrow(found)
+    plain = found.model(rung)
+    measured = copy.deepcopy(plain)
+    recalibrate(measured, as_batches(found.around.data.inputs('calibration')))
+    asked, begun = [], []
+
+    def chosen(model, batches, judge):
+        asked.append(sum(len(inputs) for inputs in batches))
+        return Normed(measured if again else plain, 0.625, again)
+
+    monkeypatch.setattr('strop.compression.workshop.with_better_norms', chosen)
+    monkeypatch.setattr(DistillStage, 'rehearse', lambda self, model, around, steps: begun.append(model) or model)
+    assert found.untaught(rung) == 0.625
+    found.taught(rung, 2)
+    found.taught(rung, 4)
+    assert asked == [len(found.around.data.calibration)], 'once, on all samples that the stage will measure them on'
+    for model in begun:
+        for ours, theirs in zip(model.buffers(), (measured if again else plain).buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(next(plain.buffers()), next(measured.buffers()))
+
+
+def test_without_leave_to_measure_norms_they_stay(shop, monkeypatch):
+    monkeypatch.setattr('strop.compression.workshop.with_better_norms', None)
+    found = shop(recalibrate=False)
+    rung = _narrow(found)
+    assert found.untaught(rung) == found.around.judge.score(found.model(rung))
+    assert found.taught(rung, 0)[0] == found.untaught(rung)

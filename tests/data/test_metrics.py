@@ -76,6 +76,10 @@ def test_misuse() -> None:
         Accuracy(topk=(0,))
     with pytest.raises(DataError, match=r'range\(0, 3\)'):
         Accuracy().process(None, (SCORES, LABELS + 1))
+    for labels in (LABELS[:1], LABELS[:-1], LABELS[:, None], LABELS.float(), torch.rand(len(LABELS), 3)):
+        with pytest.raises(DataError, match='go with n whole numbers'):
+            ranks_of(SCORES, labels)
+    assert torch.equal(ranks_of(SCORES, LABELS.int()), ranks_of(SCORES, LABELS))
     with pytest.raises(DataError, match='no labels'):
         Accuracy().process(None, SCORES)
     with pytest.raises(DataError, match='pred_score'):

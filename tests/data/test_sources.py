@@ -53,6 +53,11 @@ def test_damaged_idx(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match='not train-images-idx3-ubyte'):
         load_images(tmp_path / 'set')
+    damaged = bytearray(gzip.compress(raw))
+    damaged[10] = 0xFF  # no kind of block that there is
+    (tmp_path / 'b.gz').write_bytes(bytes(damaged))
+    with pytest.raises(DataError, match=r'b.gz cannot be read'):
+        read_idx(tmp_path / 'b.gz')
     (tmp_path / 'a.gz').write_bytes(gzip.compress(raw)[:-9])
     with pytest.raises(DataError, match='cannot be read'):
         read_idx(tmp_path / 'a.gz')
@@ -97,6 +102,9 @@ def test_npz(tmp_path: Path) -> None:
     found = load_images(tmp_path / 'a.npz', 'all')
     assert np.array_equal(found.images, x.transpose(0, 3, 1, 2))
     assert found.classes == ('a', 'b', 'c', 'd')
+    np.savez(tmp_path / 'c.npz', x_train=x, y_train=LABELS, x_test=x)
+    with pytest.raises(DataError, match=r"has no 'y_test': each x_<part> comes with y_<part>"):
+        load_images(tmp_path / 'c.npz', 'test')
     np.savez(tmp_path / 'b.npz', z=x)
     with pytest.raises(DataError, match=r"the arrays 'z'"):
         load_images(tmp_path / 'b.npz')
@@ -131,6 +139,9 @@ def test_jpeg_npz(tmp_path: Path) -> None:
         test_labels=LABELS[:8],
     )
     assert len(load_images(tmp_path / 'two.npz', 'test')) == 8
+    np.savez(tmp_path / 'float.npz', jpeg=raw, offsets=offsets.astype(float), labels=LABELS)
+    with pytest.raises(DataError, match=r'`offsets` of .* in whole numbers along one axis; it is float64'):
+        load_images(tmp_path / 'float.npz', 'all')
     broken = raw.copy()
     broken[offsets[3] : offsets[4]] = 0
     np.savez(tmp_path / 'broken.npz', jpeg=broken, offsets=offsets, labels=LABELS)

@@ -19,6 +19,9 @@ def test_normalise_by_hand() -> None:
         TensorNormalize([1.0], [1.0, 2.0])
     with pytest.raises(ConfigError):
         TensorNormalize([1.0], [0.0])
+    for mean, other in (([1.0], image), ([1.0, 2.0], image[:1]), ([1.0, 2.0, 3.0], image), ([1.0], image[0])):
+        with pytest.raises(ConfigError, match=f'has {len(mean)} numbers, one a channel'):
+            TensorNormalize(mean, [1.0] * len(mean))(other)
 
 
 @given(st.integers(0, 2**32), st.integers(0, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -305,13 +306,14 @@ def test_built_from_configs() -> None:
     assert isinstance(MODELS.build(dict(type='DKDLoss', tau=4, beta=0.5, loss_weight=1, reduction='mean')), DKDLoss)
 
 
-@pytest.mark.parametrize('kind', [KLDivergence, DKDLoss])
-def test_classes_that_the_teacher_rules_out_count_nothing(kind):
-    student = torch.tensor([[1.0, 2.0, 0.5, -1.0]], requires_grad=True)
+@pytest.mark.parametrize('last', [-1.0, -torch.inf])
+@pytest.mark.parametrize('kind', [KLDivergence, KDSoftCELoss, DKDLoss, NKDLoss, partial(WSLD, num_classes=4)])
+def test_classes_that_the_teacher_rules_out_count_nothing(kind, last):
+    student = torch.tensor([[1.0, 2.0, 0.5, last]], requires_grad=True)
     teacher = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
-    labels = (torch.tensor([1]),) if kind is DKDLoss else ()
-    loss = kind(tau=2.0)(student, teacher, *labels)
-    nearly = kind(tau=2.0)(student, teacher.clamp(min=-200), *labels)
+    labels = () if kind in (KLDivergence, KDSoftCELoss) else (torch.tensor([1]),)
+    loss = kind(tau=2.0)(student, teacher, *labels).sum()
+    nearly = kind(tau=2.0)(student.clamp(min=-200), teacher.clamp(min=-200), *labels).sum()
     torch.testing.assert_close(loss, nearly)
     (gradient,), (expected,) = torch.autograd.grad(loss, student), torch.autograd.grad(nearly, student)
     torch.testing.assert_close(gradient, expected)

@@ -169,6 +169,10 @@ def test_bad_input():
     layer.register_mutable_attr('out_channels', 7)
     with pytest.raises(SubnetError, match='1 to 6 channels'):
         layer(torch.zeros(1, 4, 5, 5))
+    for wrong in (3.0, 'half', True, [True, False]):
+        with pytest.raises(ConfigError, match='A size follows a whole number'):
+            layer.register_mutable_attr('out_channels', wrong)
+    assert layer.get_mutable_attr('out_channels') == 7
     layer.register_mutable_attr('out_channels', Mask(0, 0, 0, 0, 0, 0))
     with pytest.raises(SubnetError, match='at least one'):
         layer.cut()
@@ -180,3 +184,13 @@ def test_bad_input():
         DynamicLinear.convert_from(nn.Conv2d(1, 1, 1))
     assert layer.get_mutable_attr('in_channels') is None
     assert layer.accepted_mutable_attrs == {'in_channels', 'out_channels'}
+
+
+def test_the_last_decision_that_is_registered_counts():
+    layer, x = DynamicConv2d(4, 6, 3), torch.zeros(1, 4, 5, 5)
+    unit = SequentialMutableChannelUnit(6, key='unit')
+    unit.decide(2)
+    for decision, width in ((3, 3), (unit, 2), (4, 4)):
+        layer.register_mutable_attr('out_channels', decision)
+        assert layer(x).shape[1] == width
+    assert 'out_channels' not in layer.mutable_attrs

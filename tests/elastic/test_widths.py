@@ -575,6 +575,50 @@ def test_sorting_by_scores():
         widths.sort(model)
 
 
+def test_chosen_channels_are_followed_where_sorting_puts_them():
+    scores = torch.tensor([1.0, 5.0, 2.0, 7.0, 3.0, 8.0, 4.0, 6.0])
+    model, widths = elastic()
+    widths.set_indices({'0': [0, 5, 6]})
+    expected = model.eval()(X)
+    widths.sort(model, {'0': scores})
+    assert widths.indices['0'].tolist() == [0, 4, 7]  # 5 has the greatest score, 6 the fifth, 0 the least
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-12)
+    widths.set({'0': 3})
+    widths.sort(model, {'0': scores})
+    assert widths.indices['0'].tolist() == [0, 1, 2], 'the first ones stay the first ones'
+
+    model = small()
+    with torch.no_grad():
+        model[0].weight.copy_((torch.arange(8.0) + 1).view(8, 1, 1, 1).expand(8, 3, 3, 3))
+    unit = L1MutableChannelUnit(8, key='0')
+    widths = ElasticWidths(model, chain(model), [unit])
+    unit.decide(3)
+    expected = model.eval()(X)
+    assert unit.kept == (5, 6, 7)
+    widths.sort(model)
+    assert unit.kept == (0, 1, 2)
+    torch.testing.assert_close(model(X), expected)
+    unit.decide(2)
+    model(X)
+    assert unit.kept == (0, 1)
+
+
+def test_indices_that_are_none_are_refused():
+    _, widths = elastic()
+    size = widths.graph.units['0'].size
+    for wrong, message in (
+        (torch.tensor([True] * 3 + [False] * (size - 3)), 'got a mask'),
+        ([99] * size, 'has indices 0 to'),
+        ([0] * size, 'kept twice'),
+        ([0.9, 2.2], 'are ints'),
+    ):
+        with pytest.raises(GraphError, match=message):
+            widths.set_indices({'0': wrong})
+        assert widths.current['0'] == size
+    widths.set_indices({'0': list(range(size))})
+    assert widths.current['0'] == size
+
+
 def test_autocast_and_functional_calls():
     model, widths = elastic()
     model = model.float()

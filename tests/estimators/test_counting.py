@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -104,3 +105,52 @@ def test_units():
     with pytest.raises(ConfigError, match='unit'):
         in_unit(1, 'X')
     assert human(1536, binary=True) == '1.500 Ki'
+
+
+def test_a_compiled_model_has_the_modules_of_what_was_compiled():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 2))
+    plain, compiled = count(model, torch.zeros(1, 4)), count(torch.compile(model), torch.zeros(1, 4))
+    assert compiled.by_module() == plain.by_module()
+    assert compiled.by_module()['0.0'].macs == 12
+
+
+def test_a_shared_module_costs_where_it_is_called():
+    shared = nn.Linear(64, 64)
+    model = nn.Sequential(OrderedDict(
+        encoder=nn.Sequential(shared, nn.ReLU()), decoder=nn.Sequential(shared, nn.Linear(64, 2)),
+    ))  # fmt: skip
+    modules = count(model, torch.zeros(1, 64)).by_module()
+    assert modules[''].macs == 2 * 4096 + 128
+    assert (modules['encoder'].macs, modules['decoder'].macs) == (4096, 4096 + 128)
+    assert modules['encoder.0'].macs == 2 * 4096  # both of its calls
+
+
+def test_lists_of_modules_cost_what_is_in_them():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Module()
+            self.body.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x):
+            for layer in self.body.layers:
+                x = layer(x)
+            return x
+
+    modules = count(Listed(), torch.zeros(1, 4)).by_module()
+    assert {path: cost.macs for path, cost in modules.items()} == {
+        '': 32, 'body': 32, 'body.layers': 32, 'body.layers.0': 16, 'body.layers.1': 16,
+    }  # fmt: skip
+
+
+def test_a_module_inside_itself_costs_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x, again=True):
+            return self(self.layer(x), again=False) if again else self.layer(x)
+
+    modules = count(Twice(), torch.zeros(1, 4)).by_module()
+    assert (modules[''].macs, modules['layer'].macs) == (32, 32)

@@ -194,3 +194,18 @@ def test_what_is_waited_for_is_the_device_in_use(monkeypatch, kind):
     runtimes.synchronize()
     runtimes.synchronize([torch.device(kind)])
     assert waited == [kind, kind]
+
+
+def test_the_protocol_says_what_models_compute_in():
+    x = torch.zeros(2, 4)
+
+    def precision(*models, **options):
+        entries = {str(index): (model, x.to(model.weight.dtype)) for index, model in enumerate(models)}
+        return measure(entries, runs=1, warmup=0, **options).to_dict()['protocol']['precision']
+
+    assert precision(nn.Linear(4, 4)) == 'f32'
+    assert precision(nn.Linear(4, 4).double()) == 'float64'
+    assert precision(nn.Linear(4, 4), nn.Linear(4, 4).bfloat16()) == 'bfloat16'
+    assert precision(nn.Linear(4, 4), precision='bf16') == 'bf16'
+    with pytest.raises(ConfigError, match='float64'):
+        precision(nn.Linear(4, 4).double(), precision='f32')

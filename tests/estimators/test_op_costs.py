@@ -36,6 +36,10 @@ BY_HAND = {
     'matmul': (Apply(lambda x: x @ x.transpose(-1, -2)), (2, 3, 4, 5), 6 * 4 * 4 * 5),
     'vector': (Apply(lambda x: x @ x[0]), (4, 6), 24),
     'dot': (Apply(lambda x: x[0] @ x[1]), (2, 6), 6),
+    'baddbmm in place': (Apply(lambda x: x.new_zeros(2, 3, 3).baddbmm_(x, x.transpose(1, 2))), (2, 3, 4), 2 * 3 * 3 * 4),
+    'addmm in place': (Apply(lambda x: x.new_zeros(3, 3).addmm_(x, x.t())), (3, 4), 3 * 3 * 4),
+    'addmv in place': (Apply(lambda x: x.new_zeros(3).addmv_(x, x[0])), (3, 4), 12),
+    'addbmm in place': (Apply(lambda x: x.new_zeros(3, 3).addbmm_(x, x.transpose(1, 2))), (2, 3, 4), 2 * 3 * 3 * 4),
     'einsum': (Apply(lambda x: torch.einsum('bij,bkj->bik', x, x)), (2, 3, 4), 2 * 3 * 3 * 4),
     'attention': (Apply(lambda x: F.scaled_dot_product_attention(x, x, x)), (2, 3, 5, 8), 2 * 3 * 2 * 5 * 5 * 8),
     'masked attention': (

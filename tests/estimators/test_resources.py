@@ -156,3 +156,48 @@ def test_wrong_options():
         ResourceEstimator(latency_cfg=[1])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match='units'):
         ResourceEstimator(units='M')  # type: ignore[arg-type]
+
+
+def test_names_may_be_one_and_unknown_types_are_told(monkeypatch: pytest.MonkeyPatch):
+    said = []
+    monkeypatch.setattr(resources, 'print_log', lambda text, *args, **kwargs: said.append(text))
+    estimator = ResourceEstimator(SHAPE, units={'flops': ''})
+    assert estimator.estimate(net(), {'disabled_counters': 'Linear'})['flops'] == CONVS
+    assert estimator.estimate(net(), {'spec_modules': 'head'})['flops'] == HEAD
+    assert said == []
+    assert estimator.estimate(net(), {'disabled_counters': ['Conv2D', 'Linear']})['flops'] == CONVS
+    assert "'Conv2D', of which the model has none. Did you mean 'Conv2d'" in said[0]
+    for options in ({'disabled_counters': 3}, {'spec_modules': [1]}):
+        with pytest.raises(ConfigError, match='must be a list of names'):
+            estimator.estimate(net(), options)
+
+
+def test_a_shape_that_is_none_is_told():
+    with pytest.raises(ConfigError, match=r'`input_shape` must be positive integers .* got 224'):
+        ResourceEstimator(input_shape=224)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r'`input_shape` must be positive integers .* got 224'):
+        ResourceEstimator(SHAPE).estimate(net(), {'input_shape': 224})
+
+
+def test_modules_that_are_shared_count_where_they_run():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shared = nn.Linear(64, 64)
+            self.encoder, self.decoder = nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Linear(64, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.decoder(self.encoder(x))
+
+    estimator = ResourceEstimator((1, 64), units={'flops': ''})
+
+    def flops(**options: object) -> object:
+        return estimator.estimate(Two(), options)['flops']
+
+    assert flops() == 2 * 4096 + 128
+    assert flops(spec_modules=['encoder']) == 4096
+    assert flops(spec_modules=['decoder']) == 4096 + 128
+    assert flops(spec_modules=['decoder', 'encoder.0']) == 2 * 4096 + 128
+    assert flops(spec_modules=['encoder'], disabled_counters=['Linear']) == 0
+    assert flops(spec_modules=['decoder'], disabled_counters=['Linear']) == 0
+    assert flops(spec_modules=['decoder'], disabled_counters=['Two']) == 4096 + 128, 'what is left out is further in'

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,44 @@ def test_a_model_that_gives_its_cache_out_is_told_how_to_leave_it_out():
     model.config.use_cache = False
     with torch.no_grad():
         np.testing.assert_allclose(runtime('openvino').prepare(model, ids)()[0], model(ids).logits, atol=1e-4)
+
+
+def test_inputs_stay_what_they_are():
+    class Centred(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sub_(1).relu_()
+
+    x = torch.full((2, 3), 0.5, requires_grad=True)
+    call = runtime('eager').prepare(Centred(), x)
+    call()
+    assert x.tolist() == [[0.5] * 3] * 2
+    assert runtime('eager').prepare(nn.Identity(), (x,))().tolist() == x.tolist()
+
+
+def test_models_that_keep_computed_tensors_are_measured():
+    layer = torch.nn.utils.weight_norm(nn.Linear(4, 4))  # its weight is computed, which copy.deepcopy refuses
+    x = torch.randn(2, 4)
+    torch.testing.assert_close(runtime('eager').prepare(layer, x)(), layer(x))
+
+
+def test_what_cannot_be_copied_is_named():
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with pytest.raises(EstimateError, match='Locked could not be prepared for eager'):
+        runtime('eager').prepare(Locked(), torch.zeros(2))
+
+
+def test_f32_is_what_it_says():
+    model, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert runtime('eager').prepare(model, x)().dtype == torch.float32
+        assert runtime('eager').prepare(model, x, precision='bf16')().dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match=r"computes in 'float64', but precision='f32'"):
+        runtime('eager').prepare(model.double(), x.double(), precision='f32')
+    assert runtime('eager').prepare(model, x.double())().dtype == torch.float64

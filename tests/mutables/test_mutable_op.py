@@ -116,6 +116,27 @@ def test_probabilities_are_those_of_the_draws() -> None:
             OneShotProbMutableOP(CANDIDATES, module_kwargs=KWARGS, choice_probs=wrong)
 
 
+def test_probabilities_follow_the_candidates() -> None:
+    def made(*probabilities: float) -> OneShotProbMutableOP:
+        return OneShotProbMutableOP(CANDIDATES, module_kwargs=KWARGS, choice_probs=probabilities)
+
+    op = made(0.7, 0.3, 0.0)
+    del op[0]
+    assert op.choice_probs == [1.0, 0.0]
+    mutator = OneShotMutator(nn.Sequential(op))
+    assert all(mutator.sample_subnet()['0'].tolist() == [1, 0] for _ in range(50))
+    op = made(0.0, 0.5, 0.5)
+    op.fix_chosen(op.names[0])
+    assert op.choice_probs == [1.0], 'what is left is drawn'
+    op = made(0.5, 0.25, 0.25)
+    del op[2]
+    assert op.choice_probs == pytest.approx([2 / 3, 1 / 3])
+    mutator = OneShotMutator(nn.Sequential(made(0.0, 0.5, 0.5)))
+    mutator.search_spaces['0']['space_mask'][1:] = 0
+    with pytest.raises(SpaceError, match='only 0 of the 1 that `space_mask` allows have a probability above 0'):
+        mutator.sample_subnet()
+
+
 def test_mmrazor_checkpoints_load_strictly() -> None:
     model = nn.Sequential(made(), nn.Linear(1, 1))
     state = {

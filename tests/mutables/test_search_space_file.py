@@ -15,6 +15,7 @@ from strop.errors import SpaceError, SubnetError, UnknownKeyError
 from strop.mutables import (
     LAWS,
     AnyOf,
+    DiffChoiceRoute,
     InputChoice,
     KOf,
     LayerChoice,
@@ -282,3 +283,14 @@ def test_the_decisions_of_a_model_among_hyper_parameters() -> None:
 def test_values_that_are_lists_are_parameters() -> None:
     file = SearchSpaceFile({'k': {'_type': 'choice', '_value': [[3, 3], [5, 5]]}})
     assert file.parameters(file.space.first()) == {'k': [3, 3]}
+
+
+def test_a_route_chooses_as_many_edges_as_it_has_to(tmp_path: Path) -> None:
+    model = nn.Sequential(DiffChoiceRoute({name: nn.Identity() for name in 'abcd'}, num_chosen=2, alias='r'))
+    file = SearchSpaceFile.of(model)
+    assert file.to_dict() == {'r': {'_type': 'input_choice', '_value': {'candidates': list('abcd'), 'n_chosen': 2}}}
+    file.write(tmp_path / 'space.json')
+    again = SearchSpaceFile.of(tmp_path / 'space.json')
+    assert again.space.count() == file.space.count() == 6
+    drawn = again.space.sample(np.random.default_rng(0))
+    assert len(dict(file.subnet(json.loads(json.dumps(again.parameters(drawn)))))['r']) == 2

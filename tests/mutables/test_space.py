@@ -243,3 +243,16 @@ def test_unequal_spaces_have_unequal_digests() -> None:
         Space({'b': OneOf(('x', 'y'))}),
     ]
     assert len({space.digest for space in spaces_}) == len(set(spaces_)) == len(spaces_)
+
+
+def test_truth_values_are_no_numbers() -> None:
+    assert Space({'a': OneOf((1, 0))}) != Space({'a': OneOf((True, False))})
+    assert Space({'a': OneOf((1, 0))}) == Space({'a': OneOf((1, 0))})
+
+
+@pytest.mark.parametrize('combination', [[0, 1], ['x'], [], [0.0], [True]])
+def test_conditions_that_are_none(combination: list) -> None:
+    content = Space({'a': OneOf(('x', 'y')), 'b': OneOf(('x', 'y'))}).to_dict()
+    content['conditions'] = {'b': [[{'keys': ['a'], 'allowed': [combination]}]]}
+    with pytest.raises(SpaceError, match="'b' depends on 'a': a combination has an index"):
+        Space.from_dict(content)

@@ -7,7 +7,16 @@ from mutables.test_differentiable_op import Node
 from torch import nn
 
 from strop.errors import BindingError, ConfigError, SpaceError, SubnetError, UnknownKeyError
-from strop.mutables import DiffMutableOP, InputChoice, LayerChoice, OneHotMutableOP, ValueChoice, extract, mutables_of
+from strop.mutables import (
+    DiffChoiceRoute,
+    DiffMutableOP,
+    InputChoice,
+    LayerChoice,
+    OneHotMutableOP,
+    ValueChoice,
+    extract,
+    mutables_of,
+)
 from strop.mutators import DartsMutator, DifferentiableMutator, GumbelMutator, ProxylessMutator, RandomMutator
 from strop.registry import MODELS
 
@@ -297,6 +306,23 @@ def test_edges_of_a_route_are_ranked_by_their_operations():
     weighted = Node(with_arch_param=True)
     other = with_logits(DifferentiableMutator(weighted), route=[0.0, 1.0, 2.0], op0=[9.0, 0.0])
     assert other.best_subnet()['route'] == ['e1', 'e2']
+
+
+def test_a_route_that_no_input_takes_chooses_its_edges_all_the_same():
+    class Switched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.r1, self.r2 = (
+                DiffChoiceRoute({name: nn.Linear(4, 4) for name in 'abc'}, num_chosen=2, with_arch_param=True, alias=key)
+                for key in ('r1', 'r2')
+            )
+            self.switch = InputChoice(choose_from=['r1', 'r2'], n_chosen=1, key='switch')
+
+        def forward(self, x):
+            return self.switch([self.r1(x), self.r2(x)])
+
+    final = DifferentiableMutator(Switched()).export()
+    assert [int(final[key].sum()) for key in ('r1', 'r2', 'switch')] == [2, 2, 1]
 
 
 def test_other_kinds_of_choices_are_those_of_every_mutator():
