@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
+from strop.cli.options import ALLOW_OPTION, SETTINGS_OPTION, SHAPE_OPTION, command
 
 
 @command(
@@ -18,7 +18,7 @@ from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
     strop export torchvision.models:resnet18 --format pt2 --out resnet18.pt2
     """,
 )
-@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME')
+@click.argument('target', metavar='CONFIG|MODULE:FACTORY|timm:NAME|FOLDER')
 @click.option('--subnet', type=click.Path(exists=True, dir_okay=False), help='The subnet, for a supernet.')
 @click.option(
     '--checkpoint', type=click.Path(exists=True, dir_okay=False), help="The weights; the config's `load_from` by default."
@@ -38,6 +38,7 @@ from strop.cli.options import SETTINGS_OPTION, SHAPE_OPTION, command
 )
 @click.option('--fixed-batch', is_flag=True, help='Programs for the batch size of the inputs alone.')
 @SHAPE_OPTION
+@ALLOW_OPTION
 @SETTINGS_OPTION
 def export(
     target: str,
@@ -48,12 +49,14 @@ def export(
     calibrate: int | None,
     fixed_batch: bool,
     input_shape: tuple[int, ...] | None,
+    allow: tuple[str, ...],
     settings: dict[str, Any],
 ) -> None:
     """Write a model, or a subnet of a supernet, as recipe and weights, torch.export program and ONNX.
 
     Every file is read back and compared with the model; a file that differs is not left behind. `strop.export.load_recipe`
-    brings a recipe back as a plain PyTorch model.
+    brings a recipe back as a plain PyTorch model. The FOLDER of a recipe, as `strop prune` writes it, becomes a program and an
+    ONNX file.
     """
     from strop.cli.console import note, quiet_logs, show
     from strop.cli.models import open_target
@@ -62,7 +65,11 @@ def export(
     from strop.mutables import apply_subnet, load_subnet, space_of
 
     quiet_logs()
-    found = open_target(target, settings, input_shape)
+    found = open_target(target, settings, input_shape, allow)
+    if found.recipe is not None and 'recipe' in formats:
+        raise ConfigError(f'{target} is a recipe already; --format pt2 and --format onnx are what it can become.')
+    if found.recipe is not None and not out.endswith(('.pt2', '.onnx')):
+        formats = formats or ('pt2', 'onnx')
     space = space_of(found.model)
     if subnet is None and len(space) > 0:
         raise ConfigError(f'{target} is a supernet with {len(space)} decisions: give the subnet to export, --subnet FILE.')

@@ -105,9 +105,18 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+# What a group raises that is called without a command: its help, as an error (click 8.2 and later).
+_NO_ARGUMENTS: tuple[type[click.UsageError], ...] = tuple(
+    getattr(click.exceptions, name) for name in ('NoArgsIsHelpError',) if hasattr(click.exceptions, name)
+)
+
+
 def _end(error: BaseException, debug: bool) -> NoReturn:
     if isinstance(error, SystemExit):
         raise error
+    if isinstance(error, _NO_ARGUMENTS):
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     message, code = describe(error)
     if debug and code != INTERRUPTED and not isinstance(error, click.ClickException):
         click.echo(''.join(traceback.format_exception(error)), err=True, nl=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,12 +185,14 @@ def test(
     from strop.cli.weights import calibration_images, check_weights
     from strop.engine import SubnetValLoop, build_runner
     from strop.engine.train_loop import unwrapped
+    from strop.errors import ConfigError
     from strop.files import atomic_write, json_text
 
     cfg = _prepared(config, settings, seed, work_dir)
     _set_weights(cfg, checkpoint)
     images = calibration_images(cfg, calibrate)
-    if 'calibrate_sample_num' in (cfg.get('test_cfg') or {}):
+    calibrates = _calibrates(cfg.get('test_cfg') or {})
+    if calibrates:
         cfg.test_cfg.calibrate_sample_num = images
     runner = build_runner(cfg, 'test', launcher=launcher)
     if cfg.get('load_from') is not None:
@@ -201,12 +204,23 @@ def test(
         # Only now is it known that the model has subnets; MMEngine's default loop would run it undecided.
         runner._test_loop = SubnetValLoop(runner, cfg.test_dataloader, cfg.test_evaluator, calibrate_sample_num=images)
         metrics = runner.test()
+    elif calibrate is not None and not calibrates:
+        raise ConfigError('--calibrate is for a supernet, or for a --subnet of one; nothing else is recalibrated to be tested.')
     else:
         metrics = runner.test()
     if runner.rank == 0:
         show(pairs(f'Metrics{f" of {subnet}" if subnet else ""}', metrics))
         if out is not None:
             atomic_write(out, json_text(metrics, indent=2) + '\n')
+
+
+def _calibrates(loop: Mapping[str, Any]) -> bool:
+    """Whether the loop of a config recalibrates batch norms."""
+    from strop.registry import LOOPS
+
+    kind = loop.get('type')
+    found = LOOPS.get(kind) if isinstance(kind, str) else kind
+    return found is not None and 'calibrate_sample_num' in inspect.signature(found).parameters
 
 
 def _set_weights(cfg: Config, checkpoint: str | None) -> None:

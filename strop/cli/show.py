@@ -196,21 +196,24 @@ def _trials(store: str | Path, head: dict[str, Any], trials: list[Trial], top: i
     from strop.cli.console import show as print_out
     from strop.cli.tables import trials_table
     from strop.search import pareto_front
-    from strop.search.trial import best_first
+    from strop.search.trial import FAILED, best_first
 
     ranked = best_first(trials, head['objectives'])
-    failed = [trial for trial in trials if trial.finished and not trial.complete]
+    failed = [trial for trial in trials if trial.state == FAILED]
+    stopped = [trial for trial in trials if trial.stopped]
     running = [trial for trial in trials if not trial.finished]
     content = {
         **head,
         'complete': len(ranked),
         'failed': len(failed),
+        'stopped': len(stopped),
         'running': len(running),
         'front': [trial.number for trial in pareto_front(trials, head['objectives'])],
         'best': [trial.to_dict() for trial in ranked[:top]],
     }
     if not quiet:
-        counts = f'{len(ranked)} complete, {len(failed)} failed, {len(running)} unfinished'
+        early = f'{len(stopped)} stopped early, ' if stopped else ''
+        counts = f'{len(ranked)} complete, {early}{len(failed)} failed, {len(running)} unfinished'
         print_out(trials_table(ranked[:top], head['objectives'], f'{store}, {head["name"]}: {counts}'))
         if len(head['objectives']) > 1:
             print_out(f'Pareto front: trials {", ".join(map(str, content["front"]))}')

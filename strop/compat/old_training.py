@@ -250,8 +250,12 @@ class OldTraining:
     def _warm_up(self, settings: Settings) -> list[str]:
         kind, factor = _WARM_UPS.get(str(settings.constant('warmup')), ('', ''))
         ratio, length = self._value(settings, 'warmup_ratio', '0.1'), self._value(settings, 'warmup_iters', '0')
-        by_epoch = self._value(settings, 'warmup_by_epoch', 'False')
-        return [f"dict(type='{kind}', {factor}={ratio}, by_epoch={by_epoch}, end={length})"] if kind else []
+        counted = 'by_epoch=False'
+        if 'warmup_by_epoch' in settings.values:
+            by_epoch = self._value(settings, 'warmup_by_epoch', 'False')
+            # The length is one of epochs; the rate rose in each iteration all the same.
+            counted = f'by_epoch={by_epoch}' + (f', convert_to_iter_based={by_epoch}' if by_epoch != 'False' else '')
+        return [f"dict(type='{kind}', {factor}={ratio}, {counted}, end={length})"] if kind else []
 
     def _main(self, policy: str, settings: Settings) -> list[str]:
         """Return the scheduler of a policy; a fixed rate has none."""

@@ -69,7 +69,7 @@ class Budget:
                 raise ConfigError(f'The budget `{name}` must be {rule}, but got {value!r}.')
         if self.latency is not None and self.latency_ms is not None:
             raise ConfigError('Give the budget `latency`, a share, or `latency_ms`, but not both.')
-        if self.runtime is not None and self.runtime not in runtimes():
+        if self.runtime is not None and (not isinstance(self.runtime, str) or self.runtime not in runtimes()):
             raise ConfigError(
                 f'`runtime` of the budget must be one of {listed(runtimes())}, but got {self.runtime!r}.'
                 f'{near(self.runtime, runtimes())}'

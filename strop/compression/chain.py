@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from strop.compression.artefact import FILE, MODEL, Artefact, check_artefact, copy_file, write_loader
 from strop.compression.checkpoint import Finished, locked, remove
-from strop.compression.data_source import DataSource, open_data
+from strop.compression.data_source import IN_MEMORY, DataSource, open_data
 from strop.compression.measuring import measured
 from strop.compression.model_source import ModelSource, state_digest
 from strop.compression.outcome import outcome_of
@@ -53,6 +53,8 @@ from strop.report.compression import CompressionReport
 #: The folder of checkpoints inside an output folder; it may be deleted once a compression is done.
 STAGES = 'stages'
 _OWNER = 'run.json'
+#: The times inside the folder of checkpoints.
+_TIMES = 'measurements.json'
 
 
 @dataclass
@@ -87,7 +89,8 @@ class Compression:
         recipe: What to do.
         output: The folder.
         model: The model, where it is given in memory.
-        data: The data, where they are given in memory.
+        data: The data, where they are given in memory. Of the recipe's only `val`, `calibration`, `batch_size` and `labels`
+            hold then, and nothing if these are `DataParts`.
         factory: What builds a model that is given in memory, so that the artefact can be loaded without it: 'module:function'.
         trust: Whether the recipe may name functions of Python modules.
         own: Which of `model` and `data` the caller named by itself, and not the recipe: those may.
@@ -109,6 +112,10 @@ class Compression:
         own: Sequence[str] = (),
         progress: str | Progress = 'bars',
     ) -> None:
+        in_memory = data is not None and not isinstance(data, (str, Path, DataSource))
+        if in_memory and recipe.data is not None:
+            # What the recipe names is not read; how parts are used holds for those that are given as well.
+            recipe = replace(recipe, data=None if isinstance(data, DataParts) else recipe.data.in_memory())
         self.recipe = recipe
         self.folder = Path(output).expanduser().resolve()
         self.trust = trust
@@ -122,7 +129,7 @@ class Compression:
             raise ConfigError('There are no data: the recipe names none, and none were given.')
         if self.folder.is_file():
             raise ConfigError(f'The output is a folder, but {self.folder} is a file.')
-        recipe.check(trust, own)
+        (replace(recipe, data=None) if in_memory else recipe).check(trust, own)
         usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         self.threads = recipe.threads or usable
 
@@ -171,7 +178,7 @@ class Compression:
 
     def _data(self) -> DataParts:
         if self.given_data is not None and not isinstance(self.given_data, (str, Path, DataSource)):
-            return (self.recipe.data or DataSource('data in memory')).given(self.given_data, self.recipe.seed)
+            return (self.recipe.data or DataSource(IN_MEMORY)).given(self.given_data, self.recipe.seed)
         source = self.recipe.data
         assert source is not None, 'checked when it was made'
         settings = getattr(self.original, 'pretrained_cfg', None) or getattr(self.original, 'default_cfg', None)
@@ -202,7 +209,8 @@ class Compression:
 
         Args:
             resume: Go on with what the folder holds; otherwise it must not hold a run.
-            from_stage: Run this stage and those after it again.
+            from_stage: Run this stage and those after it again, and measure again; with the first one the original is scored
+                again too.
 
         Raises:
             StoreError: If the folder holds something else.
@@ -236,6 +244,11 @@ class Compression:
         digests = self.recipe.digests(model_digest, self.data.digest(), self.threads)
         self.result = self._begun()
         state = State(copy.deepcopy(self.supernet))
+        if from_stage is not None:
+            # No digest sees other code behind the same names, also not those of the times and of the original's scores.
+            (self.folder / STAGES / _TIMES).unlink(missing_ok=True)
+            if from_stage == self.recipe.stages[0].name:
+                self._forget_from(0)
         finished: list[Finished] = [self._source()]
         again = False
         for number, (stage, digest) in enumerate(zip(self.recipe.stages, digests), 1):
@@ -275,7 +288,7 @@ class Compression:
         identity = {
             'strop': 'compression',
             'model': model,
-            'data': None if self.recipe.data is None else self.recipe.data.source,
+            'data': None if self.recipe.data is None or self.recipe.data.source == IN_MEMORY else self.recipe.data.source,
         }
         if not begun:
             known = read_json(mark, 'a run of `strop compress`')
@@ -521,7 +534,7 @@ class Compression:
             self.data.at(state.side),
             self.judge.at(state.side),
             self.recipe,
-            self.folder / STAGES / 'measurements.json',
+            self.folder / STAGES / _TIMES,
             lambda done, total: self.progress.advance('measure', done, total),
         )
         self.result.outcome = outcome_of(self.recipe, self.result, self.reference, self.judge.metric, alone)

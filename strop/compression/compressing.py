@@ -53,6 +53,8 @@ def compress(
         data: A name, a path or a mapping with `source`, see `DataSource`; or in memory: a mapping with `train` and `test` (and
             perhaps `validation`, `calibration`), each a data set of (inputs, target), a pair of tensors, or one tensor.
         recipe: A whole recipe, or the file of one; `model`, `data`, `stages`, `budget`, `seed` and `threads` replace its own.
+            Its `val`, `calibration`, `batch_size` and `labels` hold for data in memory as well, unless those are `DataParts`,
+            which have their own.
         stages: Such as `['search', {'prune': {'ratio': 0.5}}, {'distill': {'epochs': 3}}, 'quantize', 'export']`.
         budget: Such as `{'latency': 0.5, 'runtime': 'openvino', 'accuracy_drop': 1.0}`; see `Budget`.
         output: The folder of the artefact.
@@ -61,7 +63,8 @@ def compress(
         runtimes: Runtimes to measure both models on at the end; all that are installed by default.
         factory: `'module:function'` that builds a model which is given in memory, so that `strop.load` needs no more.
         resume: Go on with what the folder holds.
-        from_stage: Run this stage and those after it again.
+        from_stage: Run this stage and those after it again, and measure again; with the first one the original is scored again
+            too.
         trust: Whether a recipe may name functions of Python modules, and be Python itself; a `model` and `data` that are named
             here may in any case.
         progress: `'bars'`, `'json-lines'` or `'quiet'`.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from strop.compression.image_parts import annotation_files, image_parts
 from strop.compression.model_source import located
@@ -17,6 +19,23 @@ from strop.randomness import seeded
 
 KINDS = ('images', 'folder', 'coco', 'text', 'factory')
 
+#: Stands for the source of data that are given in memory.
+IN_MEMORY = 'data in memory'
+#: Options of all data, also of those in memory.
+_SHARED = ('val', 'calibration', 'batch_size', 'labels')
+_OF_IMAGES = ('crop', 'limit', 'test', 'split', 'mean', 'std', 'augment')
+_OF_FILES = (*_OF_IMAGES, 'size', 'max_unreadable')
+#: Kind -> what it is, and its further options.
+_OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    'images': ('a set of images', _OF_IMAGES),
+    'folder': ('a folder of images', _OF_FILES),
+    'coco': ('a COCO folder', _OF_FILES),
+    'text': ('a text', ('limit', 'test', 'tokenizer', 'length', 'chunk')),
+    'factory': ('a function of a module, whose parts are taken as they are', ()),
+}
+#: Arrays of pixels in an .npz file; others hold JPEG files.
+_ARRAYS = ({'x', 'y'}, {'x_train', 'y_train'})
+
 
 @dataclass(frozen=True)
 class DataSource:
@@ -27,7 +46,7 @@ class DataSource:
             class, of
             COCO, a text), or `module:function`, which returns part -> data set.
         kind: One of `KINDS`; found out by default.
-        size: Image files are scaled and cut to so many pixels a side.
+        size: Image files, and JPEG files in an .npz file, are scaled and cut to so many pixels a side.
         crop: Window that is cut out of each image, at its centre; at random places where `augment` is on.
         limit: Take only so many samples of each part that the source publishes.
         val: Share for validation, by which choices are made.
@@ -154,6 +173,7 @@ class DataSource:
         """Raise unless the data is there; nothing is decoded, and code of others is not imported.
 
         Raises:
+            ConfigError: If an option is given that data of this kind do not have.
             DataError: If there is no such data.
             UnsafeFileError: If code would run that nobody trusts.
         """
@@ -176,11 +196,39 @@ class DataSource:
             scan_folder(path)
         if kind in ('folder', 'coco'):
             try_import('PIL', 'vision')
+        self._check_options(kind)
+
+    def _check_options(self, kind: str) -> None:
+        what, further = _OPTIONS[kind]
+        usable = (*_SHARED, *further, *(['size'] if self.size is not None and self._decodes else []))
+        idle = [name for name in self.to_dict() if name not in (*usable, 'source', 'kind')]
+        if idle:
+            told = ' Only image files have a `size` to choose; `crop` cuts other images.' if 'size' in idle else ''
+            raise ConfigError(
+                f'The data {self.source!r} is {what} (kind: {kind}), for which {listed(idle, 20)} would do nothing: leave it '
+                f'out. Options of such data are {listed(usable, 20)}.{told}'
+            )
+
+    @property
+    def _decodes(self) -> bool:
+        """Whether the images of `kind: images` are files that can be scaled when they are decoded."""
+        path = Path(self.source).expanduser()
+        if self.found_kind != 'images' or self.source in NAMED:
+            return False
+        if path.is_dir():
+            return replace(self, kind=None).found_kind != 'images'
+        with np.load(path, allow_pickle=False) as archive:
+            return not any(names <= set(archive.files) for names in _ARRAYS)
 
     @property
     def found_parts(self) -> list[str]:
         """The parts that a folder of images publishes."""
         return [part for part in ('train', 'val', 'test') if (Path(self.source).expanduser() / part).is_dir()]
+
+    def in_memory(self) -> DataSource | None:
+        """Return what holds of parts that are given in memory instead; None if that is as by default."""
+        kept = {name: value for name, value in self.to_dict().items() if name in _SHARED}
+        return DataSource(IN_MEMORY, **kept) if kept else None
 
     def given(self, parts: Any, seed: int = 0) -> DataParts:
         """Read parts that a user gives; see `given_parts`."""
@@ -216,6 +264,7 @@ def open_data(
 
     Raises:
         DataError: If the data is missing, empty, damaged, too small for its parts, or has labels that are no class.
+        ConfigError: If an option is given that data of this kind do not have.
         UnsafeFileError: If it would have to be unpickled, or code would run that nobody trusts.
     """
     source.check(trust)

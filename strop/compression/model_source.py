@@ -114,7 +114,7 @@ class ModelSource:
         if isinstance(given, Mapping):
             if isinstance(given.get('type'), str):
                 content = {str(key): value for key, value in given.items() if key not in ('type', 'weights')}
-                return cls(given['type'], content, given.get('weights', weights))
+                return cls(given['type'], content, _file(given.get('weights', weights)))
             known = ('source', 'args', 'weights')
             for key in given:
                 if key not in known:
@@ -130,7 +130,7 @@ class ModelSource:
             )
         if args is not None and not isinstance(args, Mapping):
             raise ConfigError(f"The `args` of a model are a mapping such as {{'num_classes': 10}}, but got {args!r}.")
-        return cls(given, dict(args or {}), weights)
+        return cls(given, dict(args or {}), _file(weights))
 
     @property
     def kind(self) -> str:
@@ -352,6 +352,12 @@ def _architecture(name: str) -> Any:
     if not isinstance(found, type) or not (issubclass(found, transformers.PreTrainedModel) or name.startswith('AutoModel')):
         raise ConfigError(f'transformers has no model class {name!r}.{near(name, dir(transformers))}')
     return found
+
+
+def _file(weights: Any) -> str | None:
+    if weights is not None and not isinstance(weights, (str, Path)):
+        raise ConfigError(f'`weights` of a model is a file (.safetensors, .npz or a checkpoint of torch), but got {weights!r}.')
+    return None if weights is None else str(weights)
 
 
 def _plain(value: Any) -> Any:

@@ -116,7 +116,7 @@ class PruneStage(StageSettings):
                 'give the stage `ratio` or `budget`, the recipe macs, params or size_mb, or leave `how` to the automatic plan, '
                 'which measures.'
             )
-        if self.resolution and not (self._plans(budget) and (budget.timed or budget.counted or budget.size_mb is not None)):
+        if self.resolution and not (self.plans(budget) and (budget.timed or budget.counted or budget.size_mb is not None)):
             raise ConfigError(
                 '`resolution` belongs to the automatic plan, which makes images smaller for a limit of time or size: give the '
                 'recipe a budget with a latency, or `how: automatic` beside macs, params or size_mb, and leave `ratio` and '
@@ -133,14 +133,21 @@ class PruneStage(StageSettings):
 
     def rehearsed(self, budget: Budget) -> int:
         """Return for how many steps the automatic plan teaches its candidates at the most."""
-        if not self._plans(budget):
+        if not self.plans(budget):
             return 0
         only_score = not budget.timed and not budget.counted and budget.size_mb is None
         return self.rehearse * max(1, self.tries) if only_score else most_steps(self.rehearse)
 
+    def plans(self, budget: Budget) -> bool:
+        """Whether the automatic plan says what is taken away."""
+        if self.how is not None or self.ratio is not None or self.budget is not None:
+            return self.how == 'automatic' and bool(budget.limits)
+        counted = bool(budget.counted) or budget.size_mb is not None
+        return budget.timed or (budget.accuracy_drop is not None and not counted and self.blocks is None)
+
     def sees_backends(self, budget: Budget) -> bool:
         """Whether it measures, or has to know how many bytes a parameter takes in the end."""
-        return self._plans(budget) or budget.size_mb is not None
+        return self.plans(budget) or budget.size_mb is not None
 
     def run(self, state: State, around: Surroundings) -> Outcome:
         """Prune, and say why."""
@@ -157,7 +164,7 @@ class PruneStage(StageSettings):
         wanted = around.budget
         if self.ratio is not None or self.budget is not None:
             model = self._by_amount(model, around, batches, found)
-        elif self._plans(wanted):
+        elif self.plans(wanted):
             model = self._planned(model, around, batches, found)
         elif wanted.counted or wanted.size_mb is not None:
             model = self._by_amount(model, around, batches, found)
@@ -166,12 +173,6 @@ class PruneStage(StageSettings):
         return found
 
     # -- internals -------------------------------------------------------------------------
-
-    def _plans(self, budget: Budget) -> bool:
-        if self.how is not None or self.ratio is not None or self.budget is not None:
-            return self.how == 'automatic' and bool(budget.limits)
-        counted = bool(budget.counted) or budget.size_mb is not None
-        return budget.timed or (budget.accuracy_drop is not None and not counted and self.blocks is None)
 
     def _by_amount(self, model: nn.Module, around: Surroundings, batches: list[Any], found: Outcome) -> nn.Module:
         asked: dict[str, Any] = {'ratio': self.ratio} if self.ratio is not None else {'budget': self._counted(model, around)}

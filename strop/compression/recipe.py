@@ -247,8 +247,12 @@ class Recipe:
         backends = planned_backends([stage.settings for stage in self.stages], self.budget)
         found = []
         for stage in self.stages:
-            ahead = self.teacher_after(stage.name) if stage.settings.rehearsed(self.budget) else None
-            settings = [stage.settings.to_dict(), *([ahead.kind, ahead.to_dict()] if ahead is not None else [])]
+            ahead = self.teacher_after(stage.name)
+            settings: list[Any] = [stage.settings.to_dict()]
+            if ahead is not None and stage.settings.rehearsed(self.budget):
+                settings += [ahead.kind, ahead.to_dict()]
+            elif ahead is not None and ahead.needs and stage.settings.plans(self.budget):
+                settings += [sorted(ahead.needs)]
             settings += [backends, self.budget.chosen_runtime] if stage.settings.sees_backends(self.budget) else []
             settings += stage.settings.installed()
             text = json.dumps([current, stage.kind, *settings], sort_keys=True, default=str)

@@ -33,7 +33,8 @@ class Judge:
     What the scores are follows from the outputs of the original model and the targets:
 
     - `accuracy`, and `top5` of more than 20 classes, where there are classes and labels;
-    - `agreement`: the share of samples whose likeliest class is the original's;
+    - `agreement`: the share of samples whose likeliest class is the original's; where each token has a label that stages may
+      not see, the share of places, without those that the attention mask leaves out;
     - `token_accuracy` and `log_likelihood` (a token, in nats) for a model that predicts each token of a text, or a label of
       each; targets of -100 do not count;
     - `r2`, for a model that gives one number: one less the mean squared difference to the original's over their variance;
@@ -103,7 +104,7 @@ class Judge:
     @property
     def choice(self) -> str:
         """The name of the score that choices are made by: one without labels if stages may not see them."""
-        return 'agreement' if self.task == 'classes' and not self.learns else self.metric
+        return self.metric if self.learns or self.shifted or self.task == 'outputs' else 'agreement'
 
     def scores(self, run: Run | nn.Module, part: str = 'test', limit: int | None = None) -> dict[str, float]:
         """Return every score of a model on a part.
@@ -170,10 +171,10 @@ class Judge:
             output, targets = self._aligned(output, targets)
             output, targets = output.flatten(0, 1), targets.flatten()
         if not targets.is_floating_point():  # before, since on a GPU a wrong one ends the whole process
-            whole = targets.long()  # unsigned ones would wrap around in comparisons
-            wrong = ((whole < 0) | (whole >= output.shape[1])) & (whole != IGNORED)
+            targets = targets.long()  # unsigned ones would wrap around in comparisons
+            wrong = ((targets < 0) | (targets >= output.shape[1])) & (targets != IGNORED)
             if bool(wrong.any()):
-                check_range(whole[wrong], output.shape[1], 'the training part')
+                check_range(targets[wrong], output.shape[1], 'the training part')
         if self.task == 'tokens':
             return F.cross_entropy(output, targets, ignore_index=IGNORED)
         return F.cross_entropy(output, targets, label_smoothing=smoothing)
@@ -196,21 +197,25 @@ class Judge:
 
     def _judged(self, run: Run | nn.Module, part: str, limit: int | None, gap: bool) -> tuple[dict[str, float], float]:
         """Return every score, and the gap if it is wanted."""
-        answers = self._original_answers(part) if self.task != 'tokens' else []
+        tokens = self.task == 'tokens'
+        answers = self._original_answers(part) if not tokens or self.choice == 'agreement' else []
         sums: dict[str, float] = {}
         total, count = 0.0, 0
         # What the original itself gives is known where its answers are, unless it sees other images here than there.
-        known = answers if run is self.original and self.data.side is None else None
+        known = answers if run is self.original and self.data.side is None and not tokens else None
+        seen = part == 'test' or self.learns or self.shifted  # the tokens of a text are no labels
         for number, (inputs, targets, output) in enumerate(_outputs(run, self.data.batches(part), limit, known)):
             if not bool(torch.isfinite(output).all()):
                 raise TrainingError(f'The model gives NaN or infinite outputs on the {part} samples.')
-            if self.labelled and self.task == 'classes' and (part == 'test' or self.learns):
-                check_range(targets, output.shape[1], f'the part {part!r}')
+            if self.labelled and seen:
+                wanted = self._aligned(output, targets)[1].long()
+                check_range(wanted[wanted != IGNORED] if tokens else wanted, output.shape[-1], f'the part {part!r}')
             answer = answers[number] if answers else None
-            for name, value in self._of_batch(output, targets, answer).items():
+            targets = targets if seen or not tokens else None
+            for name, value in self._of_batch(inputs, output, targets, answer).items():
                 sums[name] = sums.get(name, 0.0) + value
             if gap:
-                if answer is None:  # those to each token of a text are too large to keep
+                if tokens:  # those to each token of a text are too large to keep
                     with torch.no_grad():
                         answer = main_output(call(self.original, inputs), inputs).float()
                 total += float(self.divergence(output, answer)) * len(output)
@@ -223,25 +228,31 @@ class Judge:
         return {name: value / max(count, 1) for name, value in sums.items()}, mean
 
     def _original_answers(self, part: str) -> list[Tensor]:
+        """Return what the original gives for the batches of a part; of each token the likeliest class alone."""
         if part not in self._answers:
-            self._answers[part] = [output for _, _, output in _outputs(self.original, self.data.at(None).batches(part))]
+            outputs = (output for _, _, output in _outputs(self.original, self.data.at(None).batches(part)))
+            self._answers[part] = [output.argmax(2) if self.task == 'tokens' else output for output in outputs]
         return self._answers[part]
 
     def _aligned(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return (output[:, :-1], targets[:, 1:]) if self.shifted else (output, targets)
 
-    def _of_batch(self, output: Tensor, targets: Any, answer: Tensor | None) -> dict[str, float]:
+    def _of_batch(self, inputs: Any, output: Tensor, targets: Any, answer: Tensor | None) -> dict[str, float]:
         found: dict[str, float] = {}
         if self.task == 'tokens':
-            predicted, wanted = self._aligned(output, targets)
-            counted = (wanted != IGNORED).sum(1).clamp_min(1)
-            right = (predicted.argmax(2) == wanted).double()  # where a target does not count, nothing is right
-            losses = F.cross_entropy(predicted.flatten(0, 1), wanted.flatten(), reduction='none', ignore_index=IGNORED)
-            likelihood = -losses.double().view(wanted.shape)
-            return {
-                'token_accuracy': float((right.sum(1) / counted).sum()),
-                'log_likelihood': float((likelihood.sum(1) / counted).sum()),
-            }
+            if targets is not None:
+                predicted, wanted = self._aligned(output, targets.long())
+                counted = (wanted != IGNORED).sum(1).clamp_min(1)
+                right = (predicted.argmax(2) == wanted).double()  # where a target does not count, nothing is right
+                losses = F.cross_entropy(predicted.flatten(0, 1), wanted.flatten(), reduction='none', ignore_index=IGNORED)
+                likelihood = -losses.double().view(wanted.shape)
+                found['token_accuracy'] = float((right.sum(1) / counted).sum())
+                found['log_likelihood'] = float((likelihood.sum(1) / counted).sum())
+            if answer is not None:
+                places = _places(inputs, answer)
+                same = ((output.argmax(2) == answer) & places).double()
+                found['agreement'] = float((same.sum(1) / places.sum(1).clamp_min(1)).sum())
+            return found
         assert answer is not None, 'every other task has answers of the original'
         if self.task == 'outputs':
             output, answer = output.reshape(len(output), -1), answer.reshape(len(answer), -1)
@@ -254,6 +265,12 @@ class Judge:
                 found['top5'] = float((output.topk(5, 1).indices == targets[:, None]).any(1).sum())
         found['agreement'] = float((output.argmax(1) == answer.argmax(1)).sum())
         return found
+
+
+def _places(inputs: Any, answer: Tensor) -> Tensor:
+    """Return where there is a token, as the mask of a text says; everywhere without one."""
+    mask = inputs.get('attention_mask') if isinstance(inputs, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.shape == answer.shape else torch.ones_like(answer).bool()
 
 
 def _is_the_text(inputs: Any, target: Tensor) -> bool:

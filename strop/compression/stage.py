@@ -229,6 +229,10 @@ class StageSettings(ABC):
         """
         return 0
 
+    def plans(self, budget: Budget) -> bool:
+        """Whether it chooses by itself what to take away, and leaves the modules that the next stage that trains needs."""
+        return False
+
     def installed(self) -> list[str]:
         """Return which optional parts it will use because they are installed, and not because it is told to."""
         return []

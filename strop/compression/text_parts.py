@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def text_parts(source: DataSource, seed: int, own: str | None, windows: bool) ->
     raw = path.read_bytes()
     try:
         text = (gzip.decompress(raw) if path.suffix == '.gz' else raw).decode('utf-8')
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f'{path} cannot be read as text in UTF-8: {error}') from error
     by_window = source.chunk == 'windows' or (source.chunk is None and windows)
     samples = _windows(text, tokenizer, source) if by_window else _lines(text, tokenizer, source)
@@ -50,6 +51,11 @@ def text_parts(source: DataSource, seed: int, own: str | None, windows: bool) ->
         raise DataError(f'{path} gives {len(samples)} samples; at least 8 are needed. Give more text, or a smaller `length`.')
     count = len(samples)
     held, chosen = max(1, round(source.test * count)), max(1, round(source.val * count))
+    if held + chosen >= count:
+        raise DataError(
+            f'{path} gives {count} samples, of which `val` ({source.val:g}) and `test` ({source.test:g}) leave none to learn '
+            'from. Give more text, or smaller shares.'
+        )
     learned, validation, test = samples[: count - held - chosen], samples[count - held - chosen : count - held], samples[-held:]
     picked = np.sort(counter_rng(seed, 'calibration').permutation(len(learned))[: source.calibration])
     return DataParts(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, is_distributed
+from mmengine.dist import all_gather_object, all_reduce, is_distributed
 
 
 class AverageMeter:
@@ -81,11 +81,17 @@ class AverageMeterGroup:
         return {name: meter.avg for name, meter in self.meters.items()}
 
     def reduce(self) -> AverageMeterGroup:
-        """Make the means those over all processes, and return the group."""
-        if is_distributed() and self.meters:
-            totals = torch.tensor([[meter.sum, float(meter.count)] for meter in self.meters.values()], dtype=torch.float64)
-            all_reduce(totals)
-            for meter, (total, count) in zip(self.meters.values(), totals.tolist()):
+        """Make the means those over all processes, and return the group.
+
+        All take part, also one that has no samples and so no meters; it gets those of the others.
+        """
+        if is_distributed():
+            names = list(dict.fromkeys(name for group in all_gather_object(list(self.meters)) for name in group))
+            meters = [self.meters.setdefault(name, AverageMeter(name)) for name in names]
+            totals = torch.tensor([[meter.sum, float(meter.count)] for meter in meters], dtype=torch.float64)
+            if names:
+                all_reduce(totals)
+            for meter, (total, count) in zip(meters, totals.tolist()):
                 meter.sum, meter.count = total, int(count)
         return self
 

@@ -118,6 +118,8 @@ class _Batches:
     def _begun(self) -> Iterator[Any]:
         if self._iterator is None:
             self._orders.begin(self._epoch)
+            # Workers fetch ahead from here on: the order and their own seeds are drawn now.
+            seed_data(self._runner, f'{self._purpose}_epoch', self._epoch)
             self._iterator = iter(self._dataloader)
         return self._iterator
 

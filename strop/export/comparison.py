@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -19,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from strop.errors import ConfigError, ExportError
 from strop.estimators import counting
-from strop.graph.forward import output_tensors
+from strop.graph.forward import copied, output_tensors
+from strop.quantization.batches import in_order
 from strop.randomness import derive_seed
 
 #: Largest difference that counts as equal, relative to the largest magnitude of the output.
@@ -156,8 +156,8 @@ class Inputs:
         return Inputs(args, kwargs, self.names)
 
     def to(self, device: Any) -> Inputs:
-        """Return the same on another device, detached."""
-        return self.map(lambda tensor: tensor.detach().to(device))
+        """Return a copy on a device, detached: a model may write into what it is given."""
+        return self.map(lambda tensor: tensor.detach().to(device, copy=True))
 
     def with_batch(self, size: int) -> Inputs:
         """Return inputs of another batch size whose rows all differ: rows of these, disturbed after the first round.
@@ -207,6 +207,16 @@ class Inputs:
         kwargs = {name: self.kwargs[name] for name in dict.fromkeys(order)}
         return Inputs(self.args, kwargs, tuple(names)), dict(arguments.arguments)
 
+    def in_order(self, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Inputs:
+        """Return the same in the order of the arguments that a file was written with.
+
+        Raises:
+            DataError: If there are other tensors than in these, and more than one.
+        """
+        if len(self.tensors()) == 1:
+            return self
+        return Inputs(*in_order(example, self.args, self.kwargs), self.names)
+
     def describe(self) -> str:
         """Return names, shapes and dtypes as text."""
         return ', '.join(f'{name} {tuple(entry["shape"])} {entry["dtype"]}' for name, entry in self.shapes().items())
@@ -250,7 +260,7 @@ def source_of(model: nn.Module) -> nn.Module:
         ExportError: If it cannot be copied.
     """
     try:
-        twin = copy.deepcopy(model)
+        twin = copied(model)
     except Exception as error:
         raise ExportError(
             f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and an export never '
@@ -261,14 +271,15 @@ def source_of(model: nn.Module) -> nn.Module:
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> Any:
-    """Return what a model gives for inputs, without gradients.
+    """Return what a model gives for a copy of inputs, without gradients.
 
     Raises:
         ExportError: If its forward fails.
     """
+    given = inputs.map(torch.clone)
     try:
         with torch.no_grad():
-            return model(*inputs.args, **inputs.kwargs)
+            return model(*given.args, **given.kwargs)
     except Exception as error:
         raise ExportError(f'{type(model).__name__} fails on {inputs.describe()}: {type(error).__name__}: {error}') from error
 

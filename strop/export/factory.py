@@ -23,12 +23,14 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from strop.algorithms import BaseAlgorithm
+from strop.codebases import model_config
 from strop.errors import ConfigError, ExportError, StropError, UnsafeFileError, near
 from strop.mutables import Subnet, choices_of, read_document
 from strop.registry import MODELS
 
 _NAME = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
 _OWN = ('strop', 'torch.nn')
+_PATHS = ('func_path', 'method_path', 'source')
 _REGISTRIES = tuple(registry for registry in vars(roots).values() if isinstance(registry, roots.Registry))
 
 
@@ -110,7 +112,7 @@ def checked(built: Any, what: str) -> nn.Module:
 
 
 def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str] = ()) -> None:
-    """Check every `type`, `_scope_` and pretrained checkpoint inside arguments, importing permitted modules of `imports`.
+    """Check every type, scope, import path, other config and checkpoint inside arguments, importing permitted `imports`.
 
     Raises:
         UnsafeFileError: If one of them is not permitted.
@@ -126,12 +128,21 @@ def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str]
                 raise _unsafe(origin, f'the scope {name!r}', name)
         elif key == 'type' and not name.rpartition('.')[2].startswith('Pretrained'):
             _check_type(name, trust, origin, imports)
+        elif key in _PATHS:
+            if not name.startswith(tuple(f'{own}.' for own in _OWN)) and not trust.permits(name):
+                raise _unsafe(origin, f'{key}={name!r}', name.partition('.')[0])
+        elif key == 'cfg_path':
+            raise UnsafeFileError(
+                f'{origin}: {key}={name!r} would read another config, which may run code. A recipe holds the config of its '
+                'model itself; trust=True reads others.'
+            )
         else:
             raise UnsafeFileError(f'{origin}: {key}={name!r} would read another checkpoint. A recipe has its own weights.')
 
 
 def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str]) -> None:
     top, _, rest = name.partition('.')
+    _check_reader(_registered(name), f'type={name!r}', origin)
     if _registered(name, (MODELS.parent,)) is not None or (_registered(name) is not None and (rest or not _importable(top))):
         return
     if rest and (name.startswith(tuple(f'{own}.' for own in _OWN)) or trust.permits(name) or trust.permits(top)):
@@ -139,6 +150,7 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
             target = pkgutil.resolve_name(name)
         except (ImportError, AttributeError, ValueError):
             target = None
+        _check_reader(target, f'type={name!r}', origin)
         if target is None or _own_module(target) or trust.permits_object(target):
             return  # a name that leads nowhere is for the registry to refuse
         raise _unsafe(origin, f'type={name!r}, which is no class of a module of that package', top)
@@ -150,6 +162,14 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
         raise _unsafe(origin, f'type={name!r}, registered by {missing[0]!r}', missing[0].partition('.')[0])
     if rest or _importable(top):
         raise _unsafe(origin, f'type={name!r}', top)
+
+
+def _check_reader(target: Any, what: str, origin: object) -> None:
+    if getattr(target, 'reads_recipe', False):
+        raise UnsafeFileError(
+            f'{origin}: names {what}, which would read another recipe with consent of its own. A recipe has its own weights; '
+            'trust=True reads others.'
+        )
 
 
 def _own_module(target: Any) -> bool:
@@ -195,6 +215,8 @@ def _located(name: str, trust: Trust, origin: object) -> Callable[..., Any]:
         if not hasattr(target, part):
             raise ExportError(f'{origin}: there is no {part!r} in the factory {name!r}.{near(part, dir(target))}')
         target = getattr(target, part)
+    if not trust.everything:
+        _check_reader(target, f'the factory {name!r}', origin)
     if not (_own_module(target) if own and not trust.permits(module) else trust.permits_object(target)):
         raise _unsafe(origin, f'{name!r}, which is no model class or function of that package', module.partition('.')[0])
     if not callable(target):
@@ -212,10 +234,12 @@ def _unsafe(origin: object, what: str, package: str) -> UnsafeFileError:
 
 def _names_in(value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
+        records_calls = str(value.get('type')).rpartition('.')[2].startswith(('Function', 'Method'))
+        names = {'type', '_scope_', *_PATHS} - ({'source'} if not records_calls else set())
         for key, item in value.items():
-            if isinstance(item, str) and key in ('type', '_scope_'):
+            if isinstance(item, str) and key in names:
                 yield key, item
-            elif key in ('init_weight_from_supernet', 'checkpoint_path') and item:
+            elif key in ('init_weight_from_supernet', 'checkpoint_path', 'cfg_path') and item:
                 yield key, str(item)
             else:
                 yield from _names_in(item)
@@ -320,8 +344,8 @@ def portable(value: Any, place: str, config: bool = False) -> Any:
     Args:
         value: The arguments.
         place: What they are, for messages.
-        config: Also take out what would read another file: a `fix_subnet` file is put in, and `Pretrained`
-            initializations and `pretrained` checkpoints are left out, because the recipe brings the weights.
+        config: Also take out what would read another file: a `fix_subnet` file and the model of a `cfg_path` are put in, and
+            `Pretrained` initializations and `pretrained` checkpoints are left out, because the recipe brings the weights.
 
     Raises:
         ConfigError: If something has no such form.
@@ -331,6 +355,8 @@ def portable(value: Any, place: str, config: bool = False) -> Any:
     """
     if isinstance(value, Mapping):
         result = {}
+        if config and 'cfg_path' in value and 'type' not in value:
+            value = model_config(value)[0]
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f'{place} has the key {key!r}; the keys in a recipe are strings.')

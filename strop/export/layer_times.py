@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import json
 import re
 import tempfile
@@ -25,6 +24,7 @@ from strop.estimators.counting import human
 from strop.estimators.runtimes import check_positive, computing_with, onnx_bytes, quiet
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession
 from strop.export.comparison import Inputs
+from strop.graph.forward import copied
 
 if TYPE_CHECKING:
     from strop.quantization import Quantized
@@ -190,10 +190,10 @@ def layer_times(
             f'{runtime} computes in {listed(PRECISIONS[runtime])}; int8 and only int8 needs what `quantize` returned '
             f'(`quantized=`). Got {precision!r}.{near(precision, PRECISIONS[runtime])}'
         )
-    plain = copy.deepcopy(getattr(model, '_orig_mod', model)).cpu().eval()
     given = Inputs.of(inputs).to('cpu')
-    owners = {path: module for path, module in plain.named_modules() if _is_layer(module)}
     try:
+        plain = copied(getattr(model, '_orig_mod', model)).cpu().eval()
+        owners = {path: module for path, module in plain.named_modules() if _is_layer(module)}
         with computing_with(threads):
             if runtime == 'eager':
                 samples, other, whole = _in_eager(plain, given, owners, precision, threads, rounds, warmup)
@@ -202,7 +202,8 @@ def layer_times(
                 with tempfile.TemporaryDirectory() as folder, quiet():
                     path = Path(folder) / 'model.onnx'
                     _write(path, plain, given, quantized)
-                    times, whole = kernels(path, list(given.tensors().values()), precision, threads, rounds, warmup)
+                    in_file = given if quantized is None else given.in_order(quantized.example)
+                    times, whole = kernels(path, list(in_file.tensors().values()), precision, threads, rounds, warmup)
                     samples, other = _by_layer(path, times, owners, quantized)
     except (StropError, ImportError):
         raise
@@ -243,7 +244,7 @@ def _in_eager(
     model: nn.Module, inputs: Inputs, owners: Mapping[str, nn.Module], precision: str, threads: int, rounds: int, warmup: int
 ) -> tuple[Samples, dict[str, float], Latency]:
     """Time modules by hooks, each without what is called inside it."""
-    watched = copy.deepcopy(model)
+    watched = copied(model)
     names = {module: path for path, module in watched.named_modules() if path in owners or not list(module.children())}
     spent: dict[str, int] = {}
     running: list[list[int]] = []

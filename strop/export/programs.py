@@ -88,7 +88,7 @@ class Source:
         worst = Comparison()
         for size, (inputs, reference) in self.references.items():
             try:
-                actual = run(inputs)
+                actual = run(inputs.map(torch.clone))
             except MissingDependencyError:
                 raise
             except Exception as error:

@@ -43,6 +43,9 @@ class RecipeArchitecture(PlainArchitecture):
     FileNotFoundError: ...
     """
 
+    #: So that a recipe from anywhere cannot name this class, and give another one the consent that it has not got.
+    reads_recipe = True
+
     def __init__(
         self,
         folder: str | os.PathLike[str],

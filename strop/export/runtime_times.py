@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from strop.export.comparison import Inputs
 from strop.export.layer_times import Positional
 from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
+from strop.graph.forward import copied
 from strop.quantization import Quantized, backends
 from strop.quantization.backends import Frozen, prepared
 from strop.quantization.flow import tensors_of
@@ -282,6 +282,7 @@ def measure_runtimes(
             given, threads, [name for name in wanted if name not in gone], floats, Path(folder), missing, list(batches)
         )
         jobs = [job for stage, found in subjects.items() for subject in found for job in bench.jobs(stage, subject)]
+        _check_twins([job[:3] for job in jobs])
         total = len(jobs)
         ready: list[_Ready] = []
         for number, job in enumerate(jobs):
@@ -355,7 +356,12 @@ class _Bench:
             if runtime not in runtimes():  # its float model is known through the quantized one only
                 found.append((stage, runtime, 'f32', partial(self._quantized, stage, subject, 'f32')))
             return found
-        plain = copy.deepcopy(getattr(subject, '_orig_mod', subject)).cpu().eval()
+        try:
+            plain = copied(getattr(subject, '_orig_mod', subject)).cpu().eval()
+        except Exception as error:
+            reason = f'{stage} cannot be copied: {type(error).__name__}: {" ".join(str(error).split())[:400]}'
+            self._missing += [{'runtime': name, 'reason': reason, 'extra': ''} for name in runtimes() if name in self._wanted]
+            return []
         return [
             (stage, name, precision, partial(self._plain, stage, plain, name, precision))
             for name, entry in runtimes().items()
@@ -403,7 +409,7 @@ class _Bench:
 
     def tensors(self, stage: str, batch: int) -> list[torch.Tensor]:
         """Return the tensors of a model's inputs of a batch size."""
-        return list(self._given(stage, batch).tensors().values())
+        return [tensor.clone() for tensor in self._given(stage, batch).tensors().values()]
 
     def _given(self, stage: str, batch: int | None) -> Inputs:
         """Return the inputs of a model; of None those of the batch size that was given."""
@@ -435,7 +441,9 @@ class _Bench:
         found = {}
         for each in ready:
             if each.path is not None and each.batch in (None, 1):
-                peak = process_memory_mb(each.path, each.runtime, self.tensors(each.stage, 1), self._threads, each.precision)
+                tensors = self.tensors(each.stage, 1)
+                tensors = each.run.ordered(tensors) if isinstance(each.run, _Reordered) else tensors
+                peak = process_memory_mb(each.path, each.runtime, tensors, self._threads, each.precision)
                 if peak is not None:
                     found[each.key] = peak
         return found
@@ -474,7 +482,8 @@ class _Bench:
         found = []
         for path, batch in self._onnx(stage, model):
             run = load(path, self._threads, precision)
-            found.append(_Ready(stage, runtime, precision, run if batch else _ordered(run, inputs, model), path, batch))
+            in_file = inputs if batch else inputs.bound(model)[0]
+            found.append(_Ready(stage, runtime, precision, _ordered(run, inputs, in_file), path, batch))
         return found
 
     def _onnx(self, stage: str, model: nn.Module) -> list[tuple[Path, int | None]]:
@@ -501,7 +510,9 @@ class _Bench:
             path = self._unused(entry.suffix)
             inputs = self._given(stage, batch)
             entry.write(graph, quantized.example if batch is None else (inputs.args, inputs.kwargs), path)
-            found.append(_Ready(stage, runtime, precision, prepared(entry, path, self._threads), path, batch))
+            run = prepared(entry, path, self._threads)
+            in_file = inputs if batch is not None else inputs.in_order(quantized.example)
+            found.append(_Ready(stage, runtime, precision, _ordered(run, inputs, in_file), path, batch))
         return found
 
     def _unused(self, suffix: str) -> Path:
@@ -517,12 +528,10 @@ class _Bench:
         return [_Ready(stage, runtime, file.precision, run, file.path, batch)]
 
 
-def _ordered(run: Run, inputs: Inputs, model: nn.Module) -> Run:
-    """Give a file of `export_onnx` its tensors in the order of the forward, which that of keyword arguments may not be."""
+def _ordered(run: Run, inputs: Inputs, in_file: Inputs) -> Run:
+    """Give a file its tensors in the order that it was written with, which that of keyword arguments may not be."""
     tensors = list(inputs.tensors().values())
-    order = [
-        next(i for i, tensor in enumerate(tensors) if tensor is each) for each in inputs.bound(model)[0].tensors().values()
-    ]
+    order = [next(i for i, tensor in enumerate(tensors) if tensor is each) for each in in_file.tensors().values()]
     return run if order == sorted(order) else _Reordered(run, order)
 
 
@@ -532,11 +541,14 @@ class _Reordered:
     def __init__(self, run: Run, order: Sequence[int]) -> None:
         self._run, self._order = run, order
 
+    def ordered(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [tensors[index] for index in self._order]
+
     def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return self._run([tensors[index] for index in self._order])
+        return self._run(self.ordered(tensors))
 
     def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
-        return bound(self._run, [tensors[index] for index in self._order])
+        return bound(self._run, self.ordered(tensors))
 
 
 class _Eager:
@@ -588,6 +600,16 @@ def _check_files(subjects: Mapping[str, Sequence[Subject]]) -> None:
                     raise ConfigError(
                         f'{subject.path} is given as {owner!r} and as {stage!r}, but a file holds one model: give each its own.'
                     )
+
+
+def _check_twins(keys: Sequence[tuple[str, str, str]]) -> None:
+    """Refuse two models of one stage that are measured alike: their times could not be told apart."""
+    for stage, runtime, precision in keys:
+        if keys.count((stage, runtime, precision)) > 1:
+            raise ConfigError(
+                f'{stage!r} has several models for {runtime} in {precision}, whose times could not be told apart: give each a '
+                'name of its own.'
+            )
 
 
 def _measurable(name: str, entry: Backend) -> bool:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from strop.errors import ExportError, listed, near
+from strop.files import atomic_path
 
 FILE = 'model.safetensors'
 Table = dict[str, dict[str, Any]]
@@ -54,7 +55,8 @@ def write_weights(model: nn.Module, path: str | os.PathLike[str], extra: Mapping
             tensor = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
         tensors[name] = tensor
-    save_file(tensors, os.fspath(path), metadata={'format': 'pt'})
+    with atomic_path(path) as temporary:  # it writes a file that only its owner can read
+        save_file(tensors, temporary, metadata={'format': 'pt'})
     return table
 
 

@@ -297,12 +297,31 @@ def _unfold(call: Call) -> Axes:
     return [*axes, call.fresh(call.out.shape[-1], 'position')]
 
 
-@axis_rule(aten.triu, aten.tril, aten.triu_, aten.tril_, aten.diagonal, aten.diag_embed)
+@axis_rule(aten.triu, aten.tril, aten.triu_, aten.tril_)
 def _triangle(call: Call) -> Axes:
     axes = call.axes(call.args[0])
     for term in axes[-2:]:
         call.freeze(term, 'position')
-    return list(axes) if len(axes) == call.out.dim() and call.name in ('triu', 'tril', 'triu_', 'tril_') else constants(call)
+    return list(axes)
+
+
+@axis_rule(aten.diagonal, aten.diagonal_copy)
+def _diagonal(call: Call) -> Axes:
+    axes = call.axes(call.args[0])
+    met = {call.get('dim1', 2, 0) % len(axes), call.get('dim2', 3, 1) % len(axes)}
+    for dim in met:
+        call.freeze(axes[dim], 'position')
+    return [*(term for dim, term in enumerate(axes) if dim not in met), call.fresh(call.out.shape[-1], 'position')]
+
+
+@axis_rule(aten.diag_embed)
+def _diag_embed(call: Call) -> Axes:
+    axes = call.axes(call.args[0])
+    call.freeze(axes[-1], 'position')
+    result = list(axes[:-1])
+    for dim in sorted((call.get('dim1', 2, -2) % call.out.dim(), call.get('dim2', 3, -1) % call.out.dim())):
+        result.insert(dim, call.fresh(call.out.shape[dim], 'position'))
+    return result
 
 
 @axis_rule(aten.view_as_complex, aten.view_as_complex_copy)

@@ -118,10 +118,33 @@ def _chunk(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
 
 @length_rule(T.tensor_split, torch.tensor_split)
 def _tensor_split(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
+    """Pieces of one length, the first ones longer by one, or those between indices."""
+    where = _given(args, kwargs, 1, 'indices_or_sections', kwargs.get('indices', kwargs.get('sections')))
     dim = _given(args, kwargs, 2, 'dim', 0)
-    whole = Size(args[0].shape[dim], LengthOf(lengths.axes(args[0])[dim]))
+    whole = lengths.axes(args[0])[dim]
+    where = where.tolist() if isinstance(where, torch.Tensor) else where
+    if not isinstance(where, int):
+        for index in where:
+            _piece(lengths, whole, None, index)
+        return
+    size = Size(args[0].shape[dim], LengthOf(whole))
     for number, piece in enumerate(out):
-        lengths.demand((whole + (len(out) - 1 - number)) // len(out), lengths.axes(piece)[dim])
+        lengths.demand((size + (len(out) - 1 - number)) // len(out), lengths.axes(piece)[dim])
+
+
+@length_rule(T.vsplit, torch.vsplit)
+def _vsplit(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
+    _tensor_split(lengths, out, args[:2], {**kwargs, 'dim': 0})
+
+
+@length_rule(T.hsplit, torch.hsplit)
+def _hsplit(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
+    _tensor_split(lengths, out, args[:2], {**kwargs, 'dim': min(1, args[0].dim() - 1)})
+
+
+@length_rule(T.dsplit, torch.dsplit)
+def _dsplit(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
+    _tensor_split(lengths, out, args[:2], {**kwargs, 'dim': 2})
 
 
 @length_rule(T.narrow, torch.narrow)
@@ -132,13 +155,11 @@ def _narrow(lengths: Lengths, out: torch.Tensor, args: Any, kwargs: Any) -> None
         lengths.demand(start, split_cat(lengths.axes(args[0])[dim], int(start))[0])
 
 
-@length_rule(T.__getitem__)
+@length_rule(T.__getitem__, T.__setitem__)
 def _getitem(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
     keys = args[1] if isinstance(args[1], tuple) else (args[1],)
     terms = lengths.axes(args[0])
-    used = sum(1 for key in keys if key is not None and key is not Ellipsis)
-    if any(isinstance(key, torch.Tensor) and key.dtype == torch.bool for key in keys):
-        return
+    used = sum(_axes_of(key) for key in keys if key is not None and key is not Ellipsis)
     dim = 0
     for key in keys:
         if key is None:
@@ -146,18 +167,26 @@ def _getitem(lengths: Lengths, out: Any, args: Any, kwargs: Any) -> None:
         if key is Ellipsis:
             dim += len(terms) - used
             continue
-        if isinstance(key, slice) and dim < len(terms) and key.step in (None, 1):
-            _piece(lengths, terms[dim], key.start, key.stop)
-        dim += 1
+        if isinstance(key, slice) and dim < len(terms):
+            _piece(lengths, terms[dim], key.start, key.stop, key.step)
+        dim += _axes_of(key)
 
 
-def _piece(lengths: Lengths, term: Term, start: Any, stop: Any) -> None:
+def _axes_of(key: Any) -> int:
+    """Return how many axes an index takes: a mask as many as it has."""
+    return key.dim() if isinstance(key, torch.Tensor) and key.dtype in (torch.bool, torch.uint8) else 1
+
+
+def _piece(lengths: Lengths, term: Term, start: Any, stop: Any, step: Any = None) -> None:
     """Note what a slice demands: each part that it cuts off, counted from the side that the code counts from."""
     size = term.size
     if not all(bound is None or isinstance(bound, int) for bound in (start, stop)):
         return
     first = 0 if start is None else min(max(int(start) + (size if start < 0 else 0), 0), size)
     last = size if stop is None else min(max(int(stop) + (size if stop < 0 else 0), first), size)
+    step = int(step or 1)
+    if step > 1 and first < step and last > size - step + first and size % step == 0:
+        return  # one position of each group of `step`
     if 0 < first < size:
         before, after = split_cat(term, first)
         lengths.demand(*((start, before) if int(start) >= 0 else (-start, after)))

@@ -150,9 +150,12 @@ class Slicing:
             self._check_state(tensors, optimizer)
         new = {name: _like(self.take(name, tensor.detach()), tensor) for name, tensor in tensors.items()}
         if inplace:
-            for name, tensor in tensors.items():
-                if new[name] is not tensor and new[name].shape != tensor.shape:
+            cut: set[int] = set()
+            for name in self.touched:
+                tensor = tensors[name]
+                if id(tensor) not in cut:
                     _cut_in_place(tensor, new[name], lambda value, name=name: self.take(name, value), optimizer)
+                    cut.add(id(tensor))
             slim = model
         else:
             memo: dict[int, Any] = {}

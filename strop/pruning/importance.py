@@ -510,12 +510,18 @@ class Activation(_Gathered):
                 sums[path, side] = sums[path, side] + each if (path, side) in sums else each
                 counts[path, side] += value.numel() // value.shape[axis]
 
+        def taking(path: str) -> Callable[..., None]:
+            def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+                record(path, 'in', module, args[0] if args else kwargs.get('input'))
+
+            return before
+
         handles = []
         try:
             for path, side in wanted:
                 module = model.get_submodule(path)
                 if side == 'in':
-                    handles.append(module.register_forward_pre_hook(lambda m, args, p=path: record(p, 'in', m, args[0])))
+                    handles.append(module.register_forward_pre_hook(taking(path), with_kwargs=True))
                 else:
                     handles.append(module.register_forward_hook(lambda m, args, out, p=path: record(p, 'out', m, out)))
             with training_mode_kept(model), torch.no_grad():
@@ -577,16 +583,23 @@ def _checked(given: Any, unit: ChannelUnit, judge: Callable[..., Any]) -> Tensor
 
 
 def _sites(unit: ChannelUnit, model: nn.Module) -> dict[tuple[str, int], list[Placement]]:
-    """Return (module, axis) -> the placements that act as one gate: a layer's filters together with its bias."""
+    """Return (weight, axis) -> the placements that act as one gate: a layer's filters together with its bias."""
     sites: dict[tuple[str, int], list[Placement]] = defaultdict(list)
     for placement in learned(unit, model):
         path, _, last = placement.tensor.rpartition('.')
-        module = model.get_submodule(path)
-        axis = placement.axis
-        if last == 'bias' and isinstance(module, _ConvTransposeNd):
-            axis = 1
-        sites[path if last in ('weight', 'bias') else placement.tensor, axis].append(placement)
+        name, axis = placement.tensor, placement.axis
+        if last in ('bias', 'in_proj_bias'):
+            name = f'{name.removesuffix("bias")}weight'
+            axis = 1 if _gives_second_axis(model.get_submodule(path)) else axis
+        sites[name, axis].append(placement)
     return dict(sites)
+
+
+def _gives_second_axis(module: nn.Module) -> bool:
+    """Whether a layer's weight has its outputs on axis 1."""
+    # transformers' Conv1D is told by what it is, because transformers is optional.
+    conv1d = type(module).__name__ == 'Conv1D' and hasattr(module, 'nf') and hasattr(module, 'nx')
+    return conv1d or isinstance(module, _ConvTransposeNd)
 
 
 def _gradients(

@@ -19,7 +19,7 @@ from strop.quantization.batches import Batches
 from strop.quantization.layers import HEAVY
 from strop.quantization.parameters import add_parameter, attribute, is_parameter
 
-_CORRECTED = ('conv1d', 'conv2d', 'conv3d', 'linear')
+_CORRECTED = ('conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d', 'linear')
 
 
 def correct_biases(prepared: GraphModule, batches: Batches) -> int:
@@ -102,4 +102,4 @@ class _Shifts(Interpreter):
 
 
 def _spatial(node: Node) -> int:
-    return int(HEAVY[node.target].removeprefix('conv')[0])
+    return int(HEAVY[node.target].removesuffix('d')[-1])

@@ -78,7 +78,7 @@ class LSQObserver(nn.Module):
     def steps(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the step and the code of zero of each row."""
         lowest, highest, size = agreed(rows.amin(1), rows.amax(1), rows.abs().mean(1))
-        if self.symmetric or self.quant_min < 0:
+        if self.symmetric:
             signed = lowest.lt(0).any() if self.quant_min >= 0 else torch.zeros((), dtype=torch.bool)
             middle = (self.quant_min + self.quant_max + 1) // 2
             zero = torch.full_like(size, float(middle) if bool(signed) else 0.0)
@@ -131,7 +131,7 @@ class LeastErrorObserver(LSQObserver):
         lowest, highest, _ = agreed(rows.amin(1), rows.amax(1), rows.abs().mean(1))
         # An odd stride goes through all columns of images, whose sides are even as a rule.
         seen = rows[:, :: -(-rows.shape[1] // _SEEN) | 1]
-        find = symmetric_range if self.symmetric or self.quant_min < 0 else affine_range
+        find = symmetric_range if self.symmetric else affine_range
         candidates = []
         for part in torch.linspace(1.0, 1 / 32, 32).tolist():
             scale, zero = find(lowest * part, highest * part, self.quant_min, self.quant_max)
@@ -216,7 +216,8 @@ class LearnableFakeQuantize(FakeQuantizer):
     all of a weight, those of one sample of an input. Of a `scale` that a gradient makes negative the size counts.
 
     Args:
-        observer: Class, name or config of what begins: `LSQObserver`, `LSQPlusObserver`, or any other observer.
+        observer: Class, name or config of what begins: `LSQObserver`, `LSQPlusObserver`, or any other observer. Those of this
+            module begin signed codes of a weight around zero in any scheme: only such weights are folded with batch norms.
         quant_min: Lowest code.
         quant_max: Highest code.
         scale: The step until data was seen.
@@ -254,7 +255,10 @@ class LearnableFakeQuantize(FakeQuantizer):
     ) -> None:
         own, rest = shared_arguments(observer_kwargs)
         super().__init__(quant_min, quant_max, **own)
-        self.activation_post_process = observer_of(observer, **observer_settings(self), **rest)
+        begins = observer_of(observer, **observer_settings(self), **rest)
+        if isinstance(begins, LSQObserver) and self.is_weight and quant_min < 0:
+            begins.symmetric = True
+        self.activation_post_process = begins
         self.use_grad_scaling = use_grad_scaling
         self.zero_point_trainable = zero_point_trainable
         self.scale = nn.Parameter(torch.tensor([float(scale)]))

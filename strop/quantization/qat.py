@@ -34,7 +34,7 @@ WEIGHT, INPUT = 'weight_fake_quant', 'input_fake_quant'
 class _Hide:
     """Before a layer's forward: quantize its input, and hide its weight by the quantized one."""
 
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         weight = getattr(layer, WEIGHT, None)
         if weight is not None:
             # Elastic widths hide weights in the same place.
@@ -43,9 +43,12 @@ class _Hide:
             layer.__dict__.setdefault('_hidden_weights', []).append(shown)
             layer.__dict__['weight'] = weight(full)
         quantizer = getattr(layer, INPUT, None)
-        if quantizer is None or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+        given = args[0] if args else kwargs.get('input')
+        if quantizer is None or not isinstance(given, Tensor) or not given.is_floating_point():
             return None
-        return (quantizer(args[0]), *args[1:])
+        if args:
+            return (quantizer(given), *args[1:]), kwargs
+        return args, {**kwargs, 'input': quantizer(given)}
 
 
 class _Show:
@@ -215,7 +218,7 @@ def attach(layer: nn.Module, quantizers: Mapping[str, FakeQuantizer]) -> None:
     for name, quantizer in quantizers.items():
         layer.add_module(name, quantizer)
     if quantizers:
-        layer.register_forward_pre_hook(_Hide())
+        layer.register_forward_pre_hook(_Hide(), with_kwargs=True)
         layer.register_forward_hook(_Show(), always_call=True)
 
 
@@ -234,9 +237,13 @@ def detach(layer: nn.Module) -> None:
     """Take the fake quantizers of one layer off."""
     for name in (WEIGHT, INPUT):
         layer._modules.pop(name, None)
-    for hooks, kind in ((layer._forward_pre_hooks, _Hide), (layer._forward_hooks, _Show)):
+    for hooks, options, kind in (
+        (layer._forward_pre_hooks, layer._forward_pre_hooks_with_kwargs, _Hide),
+        (layer._forward_hooks, layer._forward_hooks_always_called, _Show),
+    ):
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
             del hooks[key]
+            options.pop(key, None)
 
 
 _FORM = ('lowest code', 'highest code', 'step for each channel', 'symmetric', 'kind')
@@ -244,7 +251,12 @@ _FORM = ('lowest code', 'highest code', 'step for each channel', 'symmetric', 'k
 
 def _check_forms(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
     """Refuse a checkpoint of another qconfig before anything of it is loaded."""
-    own = {f'{prefix}{name}': quantizer for name, quantizer in fake_quantizers(model).items()}
+    # A state dict has a module that is shared under all its names.
+    own = {
+        f'{prefix}{name}': module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, FakeQuantizer)
+    }
     stored = {
         name.removesuffix('.form'): value
         for name, value in state_dict.items()

@@ -107,8 +107,9 @@ class QuantizedLayer(nn.Module):
         self.weight_range = (-64, 63)
         return True
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Compute the layer."""
+        x = input  # by that name layers of torch take it as a keyword
         if self.rounds_input:
             grid = (self.input_scale, self.input_zero_point, *self.input_range, self.input_dtype)
             half = None if x.dtype == torch.float32 else x.dtype
@@ -215,11 +216,13 @@ def _fold_batch_norms(model: nn.Module, inputs: Any) -> None:
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     outputs: list[tuple[Tensor, QuantizedLayer]] = []
     inlets: list[tuple[Tensor, _BatchNorm]] = []
+
+    def enter(norm: _BatchNorm, args: Any, kwargs: Any) -> None:
+        inlets.append((args[0] if args else kwargs.get('input'), norm))
+
     handles = [layer.register_forward_hook(lambda layer, args, out: outputs.append((out, layer))) for layer in layers]
     handles += [
-        norm.register_forward_pre_hook(lambda norm, args: inlets.append((args[0], norm)))
-        for norm in model.modules()
-        if isinstance(norm, _BatchNorm)
+        norm.register_forward_pre_hook(enter, with_kwargs=True) for norm in model.modules() if isinstance(norm, _BatchNorm)
     ]
     rounds = [layer.rounds_input for layer in layers]
     try:

@@ -31,7 +31,7 @@ class QuantSpec:
         options: More arguments of either.
 
     Raises:
-        ConfigError: For any other number of bits, or if 2 bits are too few for `narrow`.
+        ConfigError: For any other number of bits.
 
     >>> spec = QuantSpec(bits=4)
     >>> spec.quant_min, spec.quant_max

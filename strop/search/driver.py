@@ -28,6 +28,8 @@ from strop.search.trial import COMPLETE, FAILED, STOPPED, Objectives, Trial, bes
 from strop.search.urls import hide_secrets
 from strop.terminal import progress_bars
 
+_LOOK = 0.5  # seconds between two looks at what other processes do
+
 Callback = Callable[[Trial], Any]
 
 FIRST_FAILURES = 10
@@ -170,9 +172,13 @@ class _Search:
         begin = time.monotonic()
         stopped = 'trials'
         asking = True
+
+        def timed_out() -> bool:
+            return seconds is not None and time.monotonic() - begin >= seconds
+
         while True:
             while asking and len(self.running) < self.executor.capacity:
-                if seconds is not None and time.monotonic() - begin >= seconds:
+                if timed_out():
                     asking, stopped = False, 'seconds'
                 elif halt():
                     asking, stopped = False, 'halt'
@@ -187,14 +193,20 @@ class _Search:
                     self.end(outcome, callbacks)
             elif stopped in ('trials', 'exhausted') and self.retake():
                 asking, stopped = True, 'trials'
+            elif stopped == 'exhausted' and self.store.others_run():
+                # A strategy may know more when a trial of another process has ended; or that process dies.
+                _logger.info('There is nothing else to evaluate until the trials of other processes have ended; waiting.')
+                while not (timed_out() or halt() or self.learn()) and self.store.others_run():
+                    time.sleep(_LOOK)
+                asking, stopped = True, 'trials'
             else:
                 return stopped
 
     def retake(self) -> bool:
-        """Take the trials of processes that have died meanwhile."""
-        self.learn()
+        """Take the trials of processes that have died meanwhile; True if there are any, or there is news of others."""
+        news = self.learn()
         self.queue = self.store.take_abandoned()
-        return bool(self.queue)
+        return news or bool(self.queue)
 
     @property
     def planned(self) -> int:
@@ -227,12 +239,15 @@ class _Search:
         with seeded(self.seed, 'proposal', number):
             return self.strategy.ask(number, counter_rng(self.seed, 'proposal', number))
 
-    def learn(self) -> None:
-        for trial in self.store.sync():
+    def learn(self) -> bool:
+        """Tell the strategy what other processes have added; False if that is nothing."""
+        added = self.store.sync()
+        for trial in added:
             if trial.finished:
                 self.strategy.tell(trial)
             elif trial.number not in self.running:
                 self.strategy.pend(trial.number, trial.subnet)
+        return bool(added)
 
     def report(self, number: int, step: int, value: float) -> bool:
         return self.store.report(number, step, value, self.stopping)

@@ -103,7 +103,7 @@ class OptunaStrategy(Strategy):
         # Grid and brute-force samplers stop a study that they have been through; when a search ends is the driver's part.
         self.study.stop = lambda: None  # type: ignore[method-assign]
         self._genes = _Genes(self.space, numeric=self._kind in _NUMERIC)
-        self._open: dict[int, optuna.Trial] = {}
+        self._open: dict[int, tuple[optuna.Trial, Subnet]] = {}
         endless = [key for key, domain in self.space.items() if max(domain.genes, default=1) > _LISTED]
         if self._kind in _LISTING and endless:
             raise ConfigError(
@@ -118,23 +118,23 @@ class OptunaStrategy(Strategy):
         for attempt in range(_TRIES):
             trial, start = self._ask(number, attempt)
             fits = self.is_new(start) and self.constraints.feasible(start)
-            if fits and self._genes.agree(trial.params, start):
-                self._open[number] = trial
+            if fits and self._genes.agree(trial.params, start, exactly=self._kind in _STATELESS):
+                self._open[number] = trial, start
                 return start
             self.study.tell(trial, state=TrialState.FAIL)
             if fits:
                 # k of n has several codes for one choice; the sampler shall learn of one.
-                self._open[number] = self._enqueue(number, start)
+                self._open[number] = self._enqueue(number, start), start
                 return start
         subnet = self.new(lambda: self.mutate(start, rng) if start in self.seen else start, rng)
         if subnet is not None:
-            self._open[number] = self._enqueue(number, subnet)
+            self._open[number] = self._enqueue(number, subnet), subnet
         return subnet
 
     def observe(self, trial: Trial) -> None:
-        opened = self._open.pop(trial.number, None)
+        opened = self._opened(trial)
         learns = trial.complete or (trial.stopped and bool(trial.reports))
-        if opened is None and (self._kind in _STATELESS or not learns):
+        if opened is None and self._kind in _STATELESS:
             if learns:
                 params, distributions = self._genes.of(trial.subnet)
                 told: dict[str, Any] = {'intermediate_values': dict(trial.reports)}
@@ -162,12 +162,20 @@ class OptunaStrategy(Strategy):
             self.seen.discard(trial.subnet)
         with seeded(self.seed, 'proposal', trial.number):
             subnet = self.propose(trial.number, counter_rng(self.seed, 'proposal', trial.number))
-        opened = self._open.pop(trial.number, None)
-        if opened is not None and subnet == trial.subnet:
-            return opened
+        opened = self._opened(trial)
         if opened is not None:
-            self.study.tell(opened, state=TrialState.FAIL)
+            return opened
+        if subnet is not None:
+            self._grid = None  # the scan has passed it, and it has not been seen
         return self._enqueue(trial.number, trial.subnet)
+
+    def _opened(self, trial: Trial) -> optuna.Trial | None:
+        """Return what was asked for a trial; None if it is not what became of that number, as another process had it first."""
+        opened, subnet = self._open.pop(trial.number, (None, None))
+        if opened is not None and subnet != trial.subnet:
+            self.study.tell(opened, state=TrialState.FAIL)
+            return None
+        return opened
 
     def _ask(self, number: int, attempt: int = 0) -> tuple[optuna.Trial, Subnet]:
         self.study.sampler = self._make(derive_seed(self.seed, f'sampler {attempt}', number) % 2**32)
@@ -256,13 +264,15 @@ class _Genes:
                 params[name], distributions[name] = int(gene) + middle, distribution
         return params, distributions
 
-    def agree(self, params: Mapping[str, Any], subnet: Subnet) -> bool:
-        """Tell whether these are the parameters that `of` gives; of many codes the next one is as good."""
+    def agree(self, params: Mapping[str, Any], subnet: Subnet, exactly: bool) -> bool:
+        """Tell whether these are the parameters that `of` gives.
+
+        Of many codes the next one is as good, unless a resumed search tells what `of` gives where this one told these:
+        what is proposed next would not be the same.
+        """
         given, distributions = self.of(subnet)
-        return set(params) == set(given) and all(
-            abs(params[name] - given[name]) < 2 if isinstance(distribution, FloatDistribution) else params[name] == given[name]
-            for name, distribution in distributions.items()
-        )
+        slack = {name: 2 if isinstance(kind, FloatDistribution) and not exactly else 0 for name, kind in distributions.items()}
+        return set(params) == set(given) and all(abs(params[name] - value) <= slack[name] for name, value in given.items())
 
     def grid(self) -> dict[str, list[int]]:
         return {name: list(range(_size(distribution))) for made in self._made.values() for name, distribution in made}

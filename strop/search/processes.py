@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -364,7 +365,7 @@ def _work(connection: Connection, parcel: Parcel, settings: _Settings) -> None:
     if hasattr(os, 'setsid'):
         os.setsid()  # Ctrl-C reaches the parent, which decides; and what the trial starts dies with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(settings.threads)
     evaluate = parcel.open()
     connection.send(True)
@@ -392,10 +393,11 @@ def _ask(connection: Connection, number: int, step: int, value: float) -> bool:
     return bool(connection.recv())
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent() -> None:
     """A search that was killed leaves nobody behind."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    search = multiprocessing.parent_process()  # not `os.getppid()`, which is that of the server that forks
+    assert search is not None, 'workers are started by multiprocessing'
+    search.join()
     os.killpg(0, signal.SIGKILL)
 
 

@@ -135,6 +135,11 @@ class Store:
     def close(self) -> None:
         """Give unfinished trials up, for a later run to take."""
         _LIVE.discard(self.run)
+        with suppress(StoreError):  # what cannot be written now is given up when this process ends
+            for trial in self.trials:
+                if not trial.finished and self._owner(trial.number).get('run') == self.run:
+                    with self._errors():
+                        self._storage.set_trial_user_attr(self._ids[trial.number], 'owner', {**this_process(), 'run': None})
         if self._owned:
             close_storage(self._storage)
 
@@ -260,6 +265,11 @@ class Store:
                 self._foreign.add(trial.number)
         return taken
 
+    def others_run(self) -> bool:
+        """Tell whether another process evaluates a trial, as far as can be seen from here."""
+        owners = (self._owner(trial.number) for trial in self.trials if not trial.finished)
+        return any(self._seen(owner) and not _is_this(owner) for owner in owners)
+
     def sync(self) -> list[Trial]:
         """Read what other processes have added; returns the trials of theirs that are new or newly finished."""
         unread, self._unread = self._unread, []
@@ -313,14 +323,8 @@ class Store:
             return dict(self._storage.get_trial(self._ids[number]).user_attrs.get('owner', {}))
 
     def _alive(self, owner: Mapping[str, Any]) -> bool:
-        here = this_process()
-        if owner.get('host') != here['host']:
-            if self.takeover:
-                return False
-            with self._errors():
-                seen = is_alive(owner, self._storage.get_study_user_attrs(self._study))
-            if seen is not None:
-                return seen
+        seen = self._seen(owner)
+        if seen is None:
             _logger.warning(
                 'A trial of %s is held by process %s on %s, which cannot be seen from here. If that process is gone, '
                 "resume='takeover' evaluates its trial again.",
@@ -328,8 +332,18 @@ class Store:
                 owner.get('pid'),
                 owner.get('host'),
             )
-            return True
-        if owner.get('pid') == here['pid'] and owner.get('started') == here['started']:
+        return seen is not False
+
+    def _seen(self, owner: Mapping[str, Any]) -> bool | None:
+        """Tell whether who owns a trial is alive; None if it cannot be seen from here."""
+        if owner and owner.get('run') is None:
+            return False  # it gave the trial up
+        if owner.get('host') != this_process()['host']:
+            if self.takeover:
+                return False
+            with self._errors():
+                return is_alive(owner, self._storage.get_study_user_attrs(self._study))
+        if _is_this(owner):
             return owner.get('run') in _LIVE
         return process_started(int(owner.get('pid', -1))) == owner.get('started')
 
@@ -492,6 +506,11 @@ class _Params:
         if len(picks) == 1 and domain.genes == (len(domain),) and simple:
             return domain.labels[picks[0]]
         return ' + '.join(str(domain.labels[index]) for index in picks) or '(none)'
+
+
+def _is_this(owner: Mapping[str, Any]) -> bool:
+    here = this_process()
+    return all(owner.get(key) == here[key] for key in ('host', 'pid', 'started'))
 
 
 def _one_line(error: BaseException) -> str:

@@ -48,6 +48,12 @@ class TinySupernet(nn.Module):
         return self.head(self.drop(x.mean((2, 3))))
 
 
+@MODELS.register_module()
+class PlainPatches(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 2))
+
+
 @DATASETS.register_module()
 class Patches(torch.utils.data.Dataset):
     metainfo = {'classes': ('dark', 'bright')}

@@ -73,6 +73,25 @@ def test_a_factory(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / 'net' / 'model.pt2').is_file()
 
 
+def test_a_recipe_becomes_programs(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    shape = ('--input-shape', 1, 3, 8, 8)
+    done = run('prune', 'patches_parts:make_plain', *shape, '--ratio', 0.5, '--out', tmp_path / 'slim')
+    assert done.exit_code == 0, done.stderr
+    assert '--allow PACKAGE' in one_error(run('export', tmp_path / 'slim', '--out', tmp_path / 'net'))
+    allowed = ('export', tmp_path / 'slim', '--allow', 'patches_parts')
+    assert 'is a recipe already' in one_error(run(*allowed, '--format', 'recipe', '--out', tmp_path / 'net'))
+    done = run(*allowed, '--out', tmp_path / 'net')
+    assert done.exit_code == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / 'net').glob('model.*')) == ['model.onnx', 'model.pt2']
+    done = run(*allowed, '--out', tmp_path / 'net.pt2')
+    assert done.exit_code == 0, done.stderr
+    images = torch.rand(2, 3, 8, 8)
+    wanted = load_recipe(tmp_path / 'slim', allow='patches_parts')(images)
+    found = torch.export.load(tmp_path / 'net.pt2').module()(images)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_recipe_of_a_model_of_timm(tmp_path: Path) -> None:
     timm = pytest.importorskip('timm')
     done = run(

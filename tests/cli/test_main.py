@@ -63,6 +63,15 @@ def test_unknown_command_and_options_are_usage_errors() -> None:
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize('group', [[], ['experiment']])
+def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
+    done = run(*group)
+    shown = run(*group, '--help')
+    assert shown.exit_code == 0
+    assert (done.stdout + done.stderr).strip() == shown.stdout.strip()
+    assert len(shown.stdout.splitlines()) > 5
+
+
 def test_debug_shows_the_traceback_and_otherwise_one_line(tmp_path: Path) -> None:
     done = run('show', tmp_path / 'best.yaml')
     assert done.exit_code == 1

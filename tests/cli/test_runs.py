@@ -156,6 +156,32 @@ def test_test_of_a_supernet_shows_its_range(project: Path, checkpoint: Path) -> 
     assert 'max_subnet.accuracy/top1' in done.stdout
 
 
+def test_a_loop_of_the_config_calibrates_as_asked(project: Path, checkpoint: Path) -> None:
+    (project / 'bare.py').write_text(
+        "_base_ = './supernet.py'\n"
+        'train_dataloader = train_cfg = optim_wrapper = param_scheduler = None\n'
+        "test_cfg = dict(type='SubnetValLoop')\n"
+    )
+    # There is nothing to recalibrate on, so that nothing is by default.
+    done = strop('test', 'bare.py', '--checkpoint', checkpoint, cwd=project)
+    assert done.returncode == 0, done.stderr
+    done = strop('test', 'bare.py', '--checkpoint', checkpoint, '--calibrate', 8, cwd=project)
+    assert done.returncode == 1
+    assert 'has no `train_dataloader`' in one_error(done)
+
+
+def test_what_nothing_would_calibrate_is_refused(project: Path, tmp_path: Path) -> None:
+    (project / 'plain.py').write_text(
+        "_base_ = './supernet.py'\nmodel = dict(_delete_=True, type='PlainArchitecture', module=dict(type='PlainPatches'))\n"
+    )
+    torch.save({'state_dict': {'module.1.weight': torch.rand(2, 64), 'module.1.bias': torch.zeros(2)}}, tmp_path / 'plain.pth')
+    done = strop('test', 'plain.py', '--checkpoint', tmp_path / 'plain.pth', cwd=project)
+    assert done.returncode == 0, done.stderr
+    done = strop('test', 'plain.py', '--checkpoint', tmp_path / 'plain.pth', '--calibrate', 8, cwd=project)
+    assert done.returncode == 1
+    assert '--calibrate is for a supernet' in one_error(done)
+
+
 def test_test_of_a_subnet_takes_the_furthest_checkpoint(project: Path, trained: Path, searched: Path) -> None:
     subnet = searched / 'best_fix_subnet.yaml'
     done = strop('test', 'search.py', '--subnet', subnet, '--work-dir', trained, '--out', 'subnet.json', cwd=project)

@@ -4,6 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+from strop.mutables import OneOf, Space, Subnet
+from strop.search import report_intermediate_result
+from strop.search import run as search
+
 from .running import one_error, run
 
 
@@ -73,6 +77,24 @@ def test_a_search(searched: Path, tmp_path: Path) -> None:
     content = json.loads(run('show', part, '--json').stdout)
     assert 0 < content['complete'] < 12
     assert part.read_bytes() == before
+
+
+def test_trials_that_were_stopped_early_have_not_failed(tmp_path: Path) -> None:
+    def rising(subnet: Subnet) -> float:
+        for step in range(3):
+            report_intermediate_result(float(subnet['a']), step)
+        return float(subnet['a'])
+
+    space = Space({'a': OneOf(tuple(range(12)))})
+    pruner = {'type': 'median', 'n_startup_trials': 1}
+    result = search(space, rising, strategy='grid', trials=12, objectives='minimize', pruner=pruner, store=tmp_path)
+    stopped = sum(trial.stopped for trial in result.trials)
+    assert stopped > 0
+    content = json.loads(run('show', tmp_path, '--json').stdout)
+    assert (content['complete'], content['stopped'], content['failed']) == (12 - stopped, stopped, 0)
+    done = run('show', tmp_path)
+    assert f'{12 - stopped} complete, {stopped} stopped early, 0 failed' in ' '.join(done.stdout.split())
+    assert 'failure' not in done.stdout
 
 
 def test_bad_targets(searched: Path, tmp_path: Path) -> None:

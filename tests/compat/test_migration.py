@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -229,6 +230,23 @@ load_from = None
 resume_from = None
 workflow = [('train', 1)]
 """
+
+
+@pytest.mark.parametrize(
+    ('given', 'wanted'),
+    [
+        ('warmup_by_epoch=True', dict(by_epoch=True, convert_to_iter_based=True)),
+        ('warmup_by_epoch=False', dict(by_epoch=False)),
+        ('', dict(by_epoch=False)),
+    ],
+)
+def test_a_warm_up_rises_in_each_iteration(tmp_path: Path, given: str, wanted: dict[str, Any]) -> None:
+    old = "warmup='linear', warmup_iters=2"
+    path = tmp_path / 'old.py'
+    path.write_text(OLD.replace(old, f'{old}, {given}' if given else old))
+    new = tmp_path / 'new.py'
+    new.write_text(examine(path).result)
+    assert Config.fromfile(new).param_scheduler[0] == dict(type='LinearLR', start_factor=0.25, end=2, **wanted)
 
 
 def test_a_config_of_0x_is_rewritten_and_runs(tmp_path: Path) -> None:

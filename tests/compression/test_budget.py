@@ -31,8 +31,11 @@ def test_a_limit_without_a_figure_is_not_met():
 
 @pytest.mark.parametrize(
     'given',
-    [{'latency': 1.0}, {'latency': True}, {'latency': 0.5, 'latency_ms': 2}, {'size_mb': 0}, {'macs': 'many'}, {'threads': 0}],
-)
+    [
+        {'latency': 1.0}, {'latency': True}, {'latency': 0.5, 'latency_ms': 2}, {'latency': 0.5, 'runtime': ['openvino']},
+        {'size_mb': 0}, {'macs': 'many'}, {'threads': 0},
+    ],
+)  # fmt: skip
 def test_limits_that_cannot_be_read_are_refused(given):
     with pytest.raises(ConfigError):
         Budget.of(given)

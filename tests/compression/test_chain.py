@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import strop
-from strop.compression import DataSource, Progress
+from strop.compression import DataSource, Progress, measuring
 from strop.compression.compressing import dry_run, planned
 from strop.errors import ConfigError, DataError, ExportError, StoreError, StropError
 from strop.estimators.latency import Machine
@@ -408,3 +408,29 @@ def test_times_of_another_machine_are_measured_again(tmp_path, pictures, monkeyp
     monkeypatch.setattr(Machine, 'here', lambda threads: dataclasses.replace(here, cpu='another'))
     compress(tmp_path / 'out', pictures, stages=stages)
     assert times(tmp_path / 'out') != before
+
+
+def test_from_any_stage_times_are_measured_again_and_from_the_first_the_original_is_scored_again(
+    tmp_path, pictures, monkeypatch
+):
+    measure, timed = measuring.measure_runtimes, []
+
+    def counted(*args, **options):
+        timed.append(1)
+        return measure(*args, **options)
+
+    monkeypatch.setattr(measuring, 'measure_runtimes', counted)
+    options = {'stages': [{'prune': {'ratio': 0.5}}, {'distill': {'epochs': 1}}]}
+    scores = compress(tmp_path / 'out', pictures, **options).result.stage('source').scores
+    # As if the code behind the names of the model and the data had been another one then.
+    kept = tmp_path / 'out' / 'stages' / '00-source' / 'stage.json'
+    content = json.loads(kept.read_text())
+    content['entry']['scores'] = old = {**scores, 'accuracy': 0.123}
+    kept.write_text(json.dumps(content))
+
+    def again(**more):
+        return compress(tmp_path / 'out', pictures, **options, **more).result.stage('source').scores
+
+    assert (again(), len(timed)) == (old, 1)
+    assert (again(from_stage='distill'), len(timed)) == (old, 2)
+    assert (again(from_stage='prune'), len(timed)) == (scores, 3)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from strop.compression import Recipe
 from strop.compression.compressing import dry_run, planned
+from strop.compression.parts import given_parts
 from strop.errors import ConfigError, DataError, UnsafeFileError
 from tests.compression.conftest import small_net
 
@@ -89,3 +91,16 @@ def test_another_model_than_that_of_the_recipe_gives_its_name():
     assert planned('timm:resnet18', recipe={**RECIPE, 'name': 'mine'}).recipe.name == 'mine'
     job = planned(small_net(), recipe=RECIPE)
     assert (job.recipe.name, job.recipe.model) == ('Sequential', None)
+
+
+def test_data_in_memory_replace_what_the_recipe_names(tmp_path, pictures):
+    options = {'source': 'mine:parts', 'limit': 5, 'batch_size': 16, 'labels': False}
+    for given, kept in (('no/such', None), (options, {'source': 'data in memory', 'batch_size': 16, 'labels': False})):
+        recipe = {'data': given, 'stages': [{'distill': {'epochs': 1}}]}
+        job = planned(small_net(), pictures, recipe=recipe, output=tmp_path / 'out', threads=1)
+        assert job.recipe.to_dict().get('data') == kept
+        job.open()
+        assert (job.data.name, job.data.batch_size, job.data.labels) == ('data in memory', 16 if kept else 32, not kept)
+        assert Recipe.of(job.recipe.to_dict()) == job.recipe
+        job = planned(small_net(), given_parts(pictures, batch_size=8), recipe=recipe, output=tmp_path / 'out', threads=1)
+        assert job.recipe.data is None

@@ -60,3 +60,30 @@ def test_a_limit_takes_samples_from_all_over_the_set():
     parts = open_data(DataSource('mnist', limit=100))
     labels = [parts.test[index][1] for index in range(len(parts.test))]
     assert len(set(labels)) == 10
+
+
+@pytest.mark.parametrize(
+    ('source', 'options', 'message'),
+    [
+        ('digits', {'size': 16}, r"'digits' is a set of images .*'size' would do nothing.*`crop` cuts other images"),
+        ('arrays.npz', {'size': 16}, r"set of images \(kind: images\), for which 'size'"),
+        ('mnist', {'size': 16, 'chunk': 'lines'}, "for which 'size', 'chunk'"),
+        ('a.txt', {'crop': 4, 'split': 'alternating'}, r"a text \(kind: text\), for which 'crop', 'split' .*'tokenizer'"),
+        ('mine:parts', {'limit': 5, 'test': 0.5}, r"a function of a module, .* for which 'limit', 'test' .*'calibration'"),
+        ('images', {'length': 8}, r"a folder of images \(kind: folder\), for which 'length'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, image_folder, monkeypatch, source, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.txt').write_text('text')
+    np.savez(tmp_path / 'arrays.npz', x=np.zeros((4, 2, 2), np.uint8), y=np.arange(4))
+    with pytest.raises(ConfigError, match=message):
+        DataSource(source, **options).check(trust=True)
+    DataSource(source, val=0.2, calibration=8, batch_size=8, labels=False).check(trust=True)
+
+
+def test_a_size_is_for_images_that_are_decoded(tmp_path, image_folder):
+    np.savez(tmp_path / 'files.npz', jpeg=np.zeros(4, np.uint8), offsets=np.array([0, 2, 4]), labels=np.arange(2))
+    DataSource(str(tmp_path / 'files.npz'), size=8).check()
+    DataSource(str(image_folder), size=8, max_unreadable=1).check()
+    DataSource(str(image_folder), kind='images', size=8).check()

@@ -93,7 +93,13 @@ def test_what_is_written_builds_the_same_again():
     assert state_digest(first) == state_digest(second)
 
 
-@pytest.mark.parametrize('given', [3, '', ':', {'sourc': 'timm:x'}, {'source': 'timm:x', 'args': 3}, {'source': None}])
+@pytest.mark.parametrize(
+    'given',
+    [
+        3, '', ':', {'sourc': 'timm:x'}, {'source': 'timm:x', 'args': 3}, {'source': None},
+        {'source': 'timm:x', 'weights': True}, {'type': 'ConvModule', 'weights': 3},
+    ],
+)  # fmt: skip
 def test_what_names_no_model_is_refused(given):
     with pytest.raises(ConfigError):
         ModelSource.of(given)

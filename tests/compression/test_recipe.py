@@ -209,6 +209,8 @@ def test_the_schema_knows_every_key_and_takes_what_recipes_write():
         jsonschema.validate(content, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**WHOLE, 'stages': [{'prune': {'ratoi': 1}}]}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**WHOLE, 'model': {**WHOLE['model'], 'config': {}}}, schema)
 
 
 def test_a_change_of_a_stage_changes_its_digest_and_those_behind_it():
@@ -234,6 +236,22 @@ def test_a_plan_is_made_again_if_the_stage_that_teaches_its_candidates_changes()
     assert first[1] != second[1]
     assert first[2] != second[2]
     assert digests(0.1, 0.5)[1] == digests(0.2, 0.5)[1]
+
+
+def test_a_plan_that_teaches_no_candidate_is_made_again_if_other_modules_must_stay():
+    def first(prune, **distill):
+        stages = [{'prune': prune}, {'distill': distill}]
+        return Recipe.of({'model': 'timm:resnet10t', 'data': 'digits', 'stages': stages, 'budget': {'latency': 0.5}}).digests(
+            'model', 'data', 1
+        )[0]
+
+    untaught = {'rehearse': 0}
+    assert first(untaught, lr=0.1) == first(untaught, lr=0.2)
+    assert first(untaught, features=['layer1']) != first(untaught)
+    assert first(untaught, features=['layer1']) != first(untaught, features=['layer2'])
+    assert first(untaught, features=['layer1'], lr=0.1) == first(untaught, features=['layer1'], lr=0.2)
+    # How far a ratio goes does not depend on what comes after it.
+    assert first({'ratio': 0.5}, features=['layer1']) == first({'ratio': 0.5})
 
 
 def test_a_plan_is_made_again_if_something_else_is_quantized_for(monkeypatch):

@@ -293,6 +293,52 @@ def test_labels_of_tokens_belong_to_their_own_place():
     assert reader.scores(Opposite())['token_accuracy'] == pytest.approx((1 + 0.5) / 2)
 
 
+class _Tagger(nn.Module):
+    """Tags each token by its opposite, or all of them alike."""
+
+    def __init__(self, alike=False):
+        super().__init__()
+        self.alike = alike
+
+    def forward(self, input_ids, attention_mask):
+        return {'logits': 4.0 * torch.eye(2)[torch.ones_like(input_ids) if self.alike else 1 - input_ids]}
+
+
+def _tagged(tags):
+    ids, mask = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    return [({'input_ids': row, 'attention_mask': seen}, target) for row, seen, target in zip(ids, mask, tags)]
+
+
+def test_without_leave_to_learn_from_labels_of_tokens_choices_go_by_agreement():
+    """By hand, of the places in the mask: 1 0 1 and 0 0 of the original, 1 1 1 and 1 1 of the other."""
+    given = _tagged(torch.tensor([[1, 0, 1, -100], [0, 0, -100, -100]]))
+    unread = _tagged(torch.full((2, 4), 7))  # no class at all
+    parts = given_parts({'train': given, 'validation': unread, 'test': given}, labels=False, batch_size=1)
+    judge = Judge(parts, _Tagger())
+    assert (judge.metric, judge.choice, judge.learns) == ('token_accuracy', 'agreement', False)
+    assert judge.scores(judge.original, 'validation') == {'agreement': 1.0}
+    score, gap = judge.score_and_gap(_Tagger(alike=True))
+    assert score == judge.score(_Tagger(alike=True)) == pytest.approx((2 / 3 + 0) / 2)
+    assert gap > 0 == judge.gap(judge.original)
+    found = judge.scores(_Tagger(alike=True))
+    assert set(found) == {'token_accuracy', 'log_likelihood', 'agreement'}
+    assert judge.score(_Tagger(alike=True), 'test') == found['token_accuracy'] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_labels_of_tokens_that_are_no_class_are_told_and_may_be_of_any_integer_type():
+    tags = torch.tensor([[1, 0, 1, -100], [0, 0, -100, -100]])
+    judge = Judge(given_parts(dict.fromkeys(('train', 'validation', 'test'), _tagged(tags))), _Tagger())
+    short = Judge(given_parts(dict.fromkeys(('train', 'validation', 'test'), _tagged(tags.int()))), _Tagger())
+    assert short.scores(short.original) == judge.scores(judge.original)
+    outputs = _Tagger()(torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]]), None)
+    assert short.loss(outputs, tags.int()) == judge.loss(outputs, tags)
+    wrong = _tagged(torch.where(tags == 1, 7, tags))
+    for part in ('validation', 'test'):
+        judge = Judge(given_parts({**dict.fromkeys(('train', 'validation', 'test'), _tagged(tags)), part: wrong}), _Tagger())
+        with pytest.raises(DataError, match=f"tells 2 classes apart, but the part '{part}' has the label 7"):
+            judge.scores(judge.original, part)
+
+
 @pytest.mark.parametrize('part', ['train', 'validation', 'test'])
 def test_a_sample_without_a_label_among_others_is_an_error(part):
     x, y = torch.arange(4.0)[:, None], torch.tensor([0, 1, 1, 0])

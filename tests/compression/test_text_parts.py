@@ -64,6 +64,7 @@ def test_no_sample_is_in_two_parts(text, tokenizer):
         ({'tokenizer': None}, 'a tokenizer is needed'),
         ({'tokenizer': '/nowhere'}, 'no tokenizer in /nowhere'),
         ({'limit': 4}, 'at least 8'),
+        ({'limit': 8, 'val': 0.45, 'test': 0.45}, r'8 samples, of which `val` \(0.45\) and `test` \(0.45\) leave none'),
     ],
 )
 def test_what_is_missing_is_told(text, tokenizer, options, message):
@@ -75,3 +76,11 @@ def test_what_is_no_text_is_told(tmp_path, tokenizer):
     (tmp_path / 'text.txt').write_bytes(b'\xff\xfe\x00')
     with pytest.raises(DataError, match='cannot be read as text'):
         open_data(source_of(tmp_path / 'text.txt', tokenizer=tokenizer))
+
+
+def test_a_packed_text_that_is_damaged_is_told(text, tmp_path, tokenizer):
+    packed = bytearray(gzip.compress(text.read_bytes()))
+    packed[10] |= 6  # the first block, behind the header, is then of a type that there is not
+    (tmp_path / 'text.txt.gz').write_bytes(packed)
+    with pytest.raises(DataError, match=r'text\.txt\.gz cannot be read as text'):
+        open_data(source_of(tmp_path / 'text.txt.gz', tokenizer=tokenizer))

@@ -129,10 +129,12 @@ def test_resumed_training_is_bit_equal(tmp_path, by_epoch, stop):
     assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
 
 
+@pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('by_epoch', [True, False])
-def test_resumed_batches_are_those_of_an_unbroken_run(tmp_path, by_epoch):
+def test_resumed_batches_are_those_of_an_unbroken_run(tmp_path, by_epoch, workers):
     def config(seen):
         config = noisy_config(by_epoch)
+        config['train_dataloader'] = DataLoader(Noisy(), batch_size=8, shuffle=True, num_workers=workers)
         config['model'].register_forward_pre_hook(lambda model, args: seen.append(args[0].clone()))
         return config
 

@@ -71,6 +71,8 @@ EVIL_FACTORIES = [
     {'factory': 'torch.nn.modules.module:Module.__init_subclass__'},
     {'factory': 'strop.algorithms:PlainArchitecture', 'args': {'module': {'type': 'os.system', 'command': 'touch ran'}}},
     {'factory': 'torch.nn:ReLU', 'args': {'x': [{'y': {'type': 'lurking.Net'}}]}},
+    {'factory': 'strop.export:RecipeArchitecture', 'args': {'folder': 'inner', 'allow': ['lurking']}},
+    {'factory': 'strop.export.pruned_architecture:RecipeArchitecture', 'args': {'folder': 'inner', 'allow': ['lurking']}},
 ]
 EVIL_CONFIGS = [
     {'type': 'os.system', 'command': 'touch ran'},
@@ -88,6 +90,25 @@ EVIL_CONFIGS = [
     {'type': 'sub_model', 'cfg': CLASSIFIER, 'fix_subnet': {}, 'init_weight_from_supernet': True},
     {**CLASSIFIER, 'init_cfg': {'type': 'Pretrained', 'checkpoint': 'http://localhost/x.pth'}},
     {**CLASSIFIER, 'init_cfg': {'type': 'mmengine.PretrainedInit', 'checkpoint': 'x.pth'}},
+    {'type': 'PlainArchitecture', 'module': {'cfg_path': 'lurking/registry.py'}},
+    {'type': 'sub_model', 'cfg': {'cfg_path': 'lurking/registry.py', 'pretrained': True}, 'fix_subnet': {}},
+    {'type': 'RecipeArchitecture', 'folder': 'inner', 'allow': ['lurking']},
+    {'type': 'strop.RecipeArchitecture', 'folder': 'inner', 'allow': ['lurking']},
+    {'type': 'strop.export.RecipeArchitecture', 'folder': 'inner', 'allow': ['lurking']},
+    *(
+        {
+            'type': 'SingleTeacherDistill',
+            'architecture': CLASSIFIER,
+            'teacher': CLASSIFIER,
+            'distiller': {'type': 'ConfigurableDistiller', **distiller},
+        }
+        for distiller in (
+            {'student_recorders': {'x': {'type': 'FunctionOutputs', 'source': 'lurking.registry.f'}}},
+            {'student_recorders': {'x': {'type': 'MethodInputsRecorder', 'source': 'lurking.registry.f'}}},
+            {'distill_deliveries': {'x': {'type': 'FunctionOutputs', 'func_path': 'lurking.registry.f', 'max_keep_data': 1}}},
+            {'distill_deliveries': {'x': {'type': 'MethodOutputs', 'method_path': 'lurking.A.f', 'max_keep_data': 1}}},
+        )
+    ),
 ]
 
 
@@ -228,6 +249,14 @@ def test_portable_takes_files_out_of_configs_and_leaves_arguments_alone():
         'init_cfg': [{'type': 'Kaiming'}],
     }
     assert portable({'pretrained': 'x.pth'}, 'args') == {'pretrained': 'x.pth'}
+
+
+def test_the_model_of_another_config_is_put_in(tmp_path):
+    (tmp_path / 'net.py').write_text("model = dict(type='torch.nn.Linear', in_features=3, out_features=4)\n")
+    config = {'type': 'PlainArchitecture', 'module': {'cfg_path': str(tmp_path / 'net.py'), 'out_features': 2}}
+    plain = {'type': 'PlainArchitecture', 'module': {'type': 'torch.nn.Linear', 'in_features': 3, 'out_features': 2}}
+    assert portable(config, 'cfg', config=True) == plain
+    assert portable(config, 'args') == config
 
 
 def test_supernet_config_unwraps():

@@ -149,4 +149,6 @@ def test_parents_are_made_links_are_followed_and_the_umask_holds(tmp_path):
     mask = os.umask(0)
     os.umask(mask)
     assert (tmp_path / 'a' / 'b' / 'net').stat().st_mode & 0o777 == 0o777 & ~mask
+    for path in (tmp_path / 'a' / 'b' / 'net').iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path.name
     shutil.rmtree(tmp_path / 'a')

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from strop.errors import ConfigError, ExportError, MissingDependencyError
 from strop.export import export_onnx, export_program, programs
@@ -291,6 +292,21 @@ def test_the_model_is_left_as_it_was(export, suffix, tmp_path):
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert (parameter.grad is None and gradient is None) or torch.equal(parameter.grad, gradient)
+
+
+@BOTH
+@pytest.mark.parametrize('first', [nn.SiLU, nn.ReLU])
+def test_the_inputs_are_left_as_they_were(first, export, suffix, tmp_path):
+    x = torch.randn(2, 3)
+    before = x.clone()
+    export(nn.Sequential(first(inplace=True), nn.Linear(3, 1)), x, tmp_path / f'a{suffix}')
+    assert torch.equal(x, before)
+
+
+def test_models_with_computed_weights(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    prune.l1_unstructured(model[0], 'weight', 0.5)
+    assert export_program(model, torch.randn(2, 8), tmp_path / 'a.pt2').max_abs_error < 1e-6
 
 
 def test_compiled_models_are_unwrapped(tmp_path):

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from strop.errors import ConfigError, EstimateError
 from strop.estimators import Latency
 from strop.estimators.latency import Machine
 from strop.estimators.sessions import openvino_core
+from strop.export.layer_times import layer_times
 from strop.export.runtime_times import RuntimeFile, RuntimeModel, RuntimeTime, RuntimeTimes, _size_of, measure_runtimes
 from strop.quantization import quantize
 from strop.report import CompressionResult
@@ -245,6 +247,57 @@ def test_one_file_is_not_two_models(tmp_path: Path) -> None:
     again = RuntimeFile(tmp_path / 'sub' / '..' / 'net.onnx', 'onnxruntime')
     with pytest.raises(ConfigError, match="as 'source' and as 'quantize', but a file holds one model"):
         measure_runtimes({'source': file, 'quantize': again}, ROWS)
+
+
+def test_two_models_of_one_name_are_not_measured_alike(tmp_path: Path) -> None:
+    file = RuntimeFile(tmp_path / 'net.onnx', 'onnxruntime', 'f32')
+    with pytest.raises(ConfigError, match=r"'net' has several models for onnxruntime in f32, .*: give each a name"):
+        measure_runtimes({'net': [_net(), file]}, ROWS)
+
+
+class Weighted(nn.Module):
+    """A model that tells its arguments apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plus, self.minus = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return self.plus(first) - 2 * self.minus(second)
+
+
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'openvino'])
+def test_keyword_arguments_reach_a_quantized_file_as_it_was_calibrated(runtime: str) -> None:
+    pytest.importorskip(runtime)
+    torch.manual_seed(0)
+    model = Weighted().eval()
+    one, two = torch.rand(4, 8), 3 * torch.rand(4, 8)
+    integers = quantize(model, [{'first': one, 'second': two}], backend=runtime, activation='min_max', check=False)
+    times = measure_runtimes(
+        {'net': integers}, {'second': two, 'first': one}, batches=(4,), only=(runtime,), rounds=2, seconds=1,
+        score=lambda model: float(model(first=one, second=two).double().sum()), memory=False,
+    )  # fmt: skip
+    whole, swapped = (float(model(*each).detach().double().sum()) for each in ((one, two), (two, one)))
+    assert [row.score for row in times.rows] == [pytest.approx(whole, abs=0.1 * abs(whole - swapped))]
+    layers = layer_times(model, {'second': two, 'first': one}, quantized=integers, rounds=2, warmup=0)
+    assert list(layers) == ['plus', 'minus']
+
+
+class Uncopyable(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> nn.Module:
+        raise RuntimeError('holds a socket')
+
+
+def test_a_model_that_cannot_be_copied_stops_nothing() -> None:
+    masked = _net()
+    prune.l1_unstructured(masked[0], 'weight', 0.5)
+    models = {'a': _net(), 'b': masked, 'c': Uncopyable(8, 3)}
+    times = measure_runtimes(models, ROWS, batches=(4,), only=('eager',), precisions=('f32',), rounds=2, seconds=1)
+    assert [row.stage for row in times.rows] == ['a', 'b']
+    assert times.missing == ({'runtime': 'eager', 'reason': 'c cannot be copied: RuntimeError: holds a socket', 'extra': ''},)
+    with pytest.raises(EstimateError, match='holds a socket'):
+        layer_times(models['c'], ROWS)
+    assert list(layer_times(masked, ROWS, rounds=2, warmup=0)) == ['0', '2']
 
 
 def test_a_score_that_fails_says_where() -> None:

@@ -108,6 +108,75 @@ def test_the_reason_says_the_number_and_the_call():
     assert 'view' in str(axis)
 
 
+def assigned(net, h):
+    h[..., :4] = 0
+    return h
+
+
+class TestPieces:
+    """The numbers in the code say where pieces end; the rest may be cut."""
+
+    def sizes(self, model, inputs=TOKENS):
+        proof = prove(model, inputs)
+        assert proof.error < 1e-12, str(proof.graph)
+        return [unit.size for unit in proof.graph.units.values()]
+
+    def test_what_is_assigned_to_keeps_its_end(self):
+        assert self.sizes(Between(assigned)) == [12]
+
+    def test_steps_from_somewhere_keep_their_start(self):
+        model = Between(lambda net, h: h[..., 4::2], outputs=6)
+        graph = channel_units(model, TOKENS)
+        assert [axis.kind for axis in graph.frozen if axis.tensor == 'stem.weight' and axis.size == 4] == ['literal']
+        assert sum(self.sizes(model)) in (6, 12)
+
+    def test_one_of_each_pair_is_free(self):
+        assert sum(self.sizes(Between(lambda net, h: h[..., 1::2], outputs=8))) in (8, 16)
+
+    def test_a_mask_beside_a_slice(self):
+        mask = torch.arange(12).reshape(2, 6) % 3 > 0
+        assert self.sizes(Between(lambda net, h: h[mask, :8], outputs=8)) == [8]
+
+    def test_pieces_between_indices(self):
+        model = Between(lambda net, h: torch.cat(torch.tensor_split(h, [4, 10], -1)[::-1], -1))
+        assert self.sizes(model) == [6]
+        assert self.sizes(Between(lambda net, h: torch.cat(h.tensor_split((6, 11), dim=-1), -1))) == [5]
+
+    @pytest.mark.parametrize('split', [torch.hsplit, torch.Tensor.hsplit])
+    def test_halves(self, split):
+        class Halves(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.left, self.right = nn.Linear(12, 16), nn.Linear(8, 3), nn.Linear(8, 3)
+
+            def forward(self, x):
+                left, right = split(self.stem(x), 2)
+                return self.left(left) + self.right(right)
+
+        torch.manual_seed(0)
+        model = Halves()
+        assert self.sizes(model, TOKENS[0]) == [8, 8]
+        assert set(channel_units(model, TOKENS[0]).fit({'stem#0': 3}).values()) == {3}
+
+    def test_the_other_splits(self):
+        image = torch.rand(2, 12, 4, 4)
+        conv = nn.Conv2d(12, 4, 1)
+        for split in (torch.vsplit, torch.dsplit):
+            model = nn.Sequential(conv, Joined(split))
+            assert self.sizes(model, image) == []
+
+
+class Joined(nn.Module):
+    """What is split, and put together again in another order."""
+
+    def __init__(self, split):
+        super().__init__()
+        self.split = split
+
+    def forward(self, x):
+        return torch.cat(self.split(x, 2)[::-1], 0 if self.split is torch.vsplit else 2)
+
+
 class TestTies:
     def test_chunks_are_of_one_length(self):
         model = Between(lambda net, h: torch.cat([part * (1 + number) for number, part in enumerate(h.chunk(4, -1))], -1))

@@ -126,6 +126,12 @@ class TestShrink:
         assert not torch.equal(mixed.stem.weight, net.stem.weight)
         torch.testing.assert_close(mixed.eval()(IMAGE), net.eval()(IMAGE))
 
+    def test_a_permuted_unit_beside_a_cut_one(self, net, graph):
+        keep = {'stem': [7, 6, 5, 4, 3, 2, 1, 0], 'body': [2, 3, 5]}
+        slim = graph.shrink(net, keep)
+        graph.shrink(net, keep, inplace=True)
+        assert not any(bool((one != two).any()) for one, two in zip(slim.state_dict().values(), net.state_dict().values()))
+
     def test_again_and_again(self, net):
         for width in (6, 5, 3):
             graph = channel_units(net, IMAGE)

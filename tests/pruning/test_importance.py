@@ -173,6 +173,43 @@ def test_taylor_without_signs_squares_every_weight(small, data):
     assert scores.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
 
 
+def test_taylor_judges_linear_layers_of_transformers_like_those_of_torch(small, data):
+    conv1d = pytest.importorskip('transformers.pytorch_utils').Conv1D
+    net, graph = small
+    other = nn.Sequential(conv1d(3, 2), nn.ReLU(), conv1d(2, 3)).double()
+    other[0].weight.data, other[2].weight.data = (net[i].weight.data.t().contiguous() for i in (0, 2))
+    other[0].bias.data = net[0].bias.data.clone()
+    units = channel_units(other, torch.rand(4, 2, dtype=torch.float64))
+    expected = score(graph, net, 'taylor', data=data, loss=squared)['0']
+    (found,) = score(units, other, 'taylor', data=data, loss=squared).values()
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-10)
+
+
+def test_taylor_takes_the_projections_of_attention_with_their_bias_for_one_gate():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(12, 16), nn.Linear(16, 4)
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+        def forward(self, x):
+            return self.head(self.attention(*[self.stem(x)] * 3, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    net, x = Attending().double(), torch.randn(2, 6, 12, dtype=torch.float64)
+    nn.init.normal_(net.attention.in_proj_bias)
+    graph = channel_units(net, x)
+    scores = score(graph, net, 'taylor', data=[x], loss=lambda model, batch: (model(batch) ** 2).sum())
+    parameters = [net.attention.in_proj_weight, net.attention.in_proj_bias, net.attention.out_proj.weight]
+    grads = torch.autograd.grad((net(x) ** 2).sum(), parameters)
+    weight, bias, out = ((value * grad).detach() for value, grad in zip(parameters, grads))
+    # Queries, keys and values; heads; what a head has of each.
+    given, taken = (weight.sum(1) + bias).reshape(3, 4, 4), out.sum(0).reshape(4, 4)
+    expected = {'heads': given.sum((0, 2)) ** 2 + taken.sum(1) ** 2, 'head_dim': given.sum((0, 1)) ** 2 + taken.sum(0) ** 2}
+    found = {unit.role: scores[unit.name].tolist() for unit in graph.units.values() if unit.role in expected}
+    assert found == {role: pytest.approx(value.tolist(), rel=1e-10) for role, value in expected.items()}
+
+
 def test_hessian_by_fisher_is_half_the_mean_of_squared_products(small, data):
     net, graph = small
     totals = [torch.zeros(3, dtype=torch.float64) for _ in range(3)]
@@ -209,6 +246,17 @@ def test_activations_are_read_behind_the_non_linearity(small, data):
     hidden = torch.cat([net[1](net[0](batch[0])) for batch in data])
     scores = score(graph, net, 'activation', data=data)['0']
     assert scores.tolist() == pytest.approx(hidden.abs().mean(0).tolist(), rel=1e-12)
+
+
+def test_activations_are_read_where_layers_are_called_by_keyword(small, data):
+    class Named(nn.Sequential):
+        def forward(self, x):
+            for layer in self:
+                x = layer(input=x)
+            return x
+
+    net, graph = small
+    assert torch.equal(*(score(graph, model, 'activation', data=data)['0'] for model in (net, Named(*net))))
 
 
 def test_activations_of_pictures_are_read_by_channel():

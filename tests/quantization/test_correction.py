@@ -20,13 +20,14 @@ def prepared_of(net, batches):
 
 
 @pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('kind', ['linear', 'conv'])
+@pytest.mark.parametrize('kind', ['linear', 'conv', 'transposed'])
 def test_the_mean_of_each_channel_is_that_of_the_float_model(kind, bias):
     torch.manual_seed(0)
     if kind == 'linear':
         net, data = nn.Sequential(nn.Linear(12, 5, bias=bias)), [torch.rand(64, 12) + 1 for _ in range(2)]
     else:
-        net, data = nn.Sequential(nn.Conv2d(3, 5, 3, bias=bias)), [torch.rand(8, 3, 6, 6) + 1 for _ in range(2)]
+        layer = nn.Conv2d(3, 5, 3, bias=bias) if kind == 'conv' else nn.ConvTranspose2d(4, 6, 3, groups=2, bias=bias)
+        net, data = nn.Sequential(layer), [torch.rand(8, layer.in_channels, 6, 6) + 1 for _ in range(2)]
     with torch.no_grad():
         net[0].weight[0].flatten()[0] = 12.0  # coarse steps for everything else
     batches = Batches.of(data)

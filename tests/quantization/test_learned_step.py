@@ -75,6 +75,26 @@ def test_least_error_has_codes_below_zero_where_there_are_values():
     assert observer.calculate_qparams()[1].item() == 8
 
 
+@pytest.mark.parametrize('observer', [LSQObserver, LeastErrorObserver])
+def test_an_affine_scheme_of_inputs_begins_with_the_smallest_value_at_the_lowest_code(observer):
+    x = torch.arange(16.0)
+    quantizer = LearnableFakeQuantize(
+        observer, -8, 7, zero_point_trainable=True, qscheme=torch.per_tensor_affine, dtype=torch.qint8
+    )
+    assert torch.equal(quantizer(x), x)
+    scale, zero = quantizer.calculate_qparams()
+    assert (scale.item(), zero.item(), quantizer.offset.item()) == (1, -8, 8)
+
+
+@pytest.mark.parametrize('observer', [LSQObserver, LeastErrorObserver, LSQPlusObserver])
+def test_signed_codes_of_a_weight_begin_around_zero_in_an_affine_scheme(observer):
+    affine = {**SIGNED, 'qscheme': torch.per_tensor_affine}
+    found = [LearnableFakeQuantize(observer, -8, 7, is_weight=True, **scheme) for scheme in (SIGNED, affine)]
+    outputs = [quantizer(X + 1) for quantizer in found]
+    assert torch.equal(*outputs)
+    assert found[1].calculate_qparams()[1].item() == 0
+
+
 def test_steps_begin_with_less_error_than_in_the_paper():
     weights = torch.randn(16, 144, generator=torch.Generator().manual_seed(3))
     for bits in (2, 4, 8):

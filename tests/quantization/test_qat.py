@@ -45,6 +45,15 @@ class Net(nn.Module):
         return self.head(self.up(x).mean((2, 3)))
 
 
+class Named(nn.Sequential):
+    """Layers that are called by keyword."""
+
+    def forward(self, x):
+        for layer in self:
+            x = layer(input=x)
+        return x
+
+
 def net():
     torch.manual_seed(0)
     return Net()
@@ -123,6 +132,20 @@ def test_attention_reads_its_output_layer_without_calling_it_so_it_stays_in_floa
     assert list(quantizable(model)) == ['linear1', 'linear2']
     prepared = prepare_qat(model, 'lsq8')
     assert torch.isfinite(prepared(torch.randn(2, 3, 8))).all()
+
+
+@pytest.mark.parametrize('name', ['int4', 'lsq4'])
+def test_inputs_given_by_keyword_are_quantized(name):
+    torch.manual_seed(0)
+    layers, data = (nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)), X[:, 0, 0]
+    plain, named = (
+        calibrate(prepare_qat(kind(*layers), name, first_last=None), [data]).eval() for kind in (nn.Sequential, Named)
+    )
+    assert torch.equal(named(data), plain(data))
+    assert not torch.equal(named(data), Named(*layers)(data))
+    again = prepare_qat(named, name, first_last=None)
+    for layer in (again[0], again[2]):
+        assert list(layer._forward_pre_hooks_with_kwargs) == list(layer._forward_pre_hooks)
 
 
 def test_calibration_alone_is_post_training_quantization():

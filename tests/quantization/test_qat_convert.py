@@ -16,7 +16,7 @@ from strop.quantization import (
 )
 from strop.quantization.qat_convert import QuantizedLayer
 
-from .test_qat import NAMES, X, net, trained
+from .test_qat import NAMES, Named, X, net, trained
 
 pytest.importorskip('torchao')
 
@@ -134,6 +134,25 @@ def test_a_layer_with_several_names_is_one_quantized_layer():
     folded = convert(prepared, X)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     torch.testing.assert_close(folded(X), prepared(X), rtol=1e-2, atol=1e-3)
+
+
+def test_a_layer_with_several_names_comes_back_from_a_checkpoint():
+    prepared = calibrate(prepare_qat(Repeated(), 'lsq8'), [X]).eval()
+    other = prepare_qat(Repeated(), 'lsq8').eval()
+    other.load_state_dict(prepared.state_dict())
+    assert torch.equal(other(X), prepared(X))
+
+
+def test_layers_and_norms_that_are_called_by_keyword_convert():
+    torch.manual_seed(0)
+    model = Named(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    nn.init.normal_(model[1].bias)
+    prepared = calibrate(prepare_qat(model, 'int8'), [X]).eval()
+    wanted = prepared(X)
+    assert torch.equal(convert(prepared)(X), wanted)
+    folded = convert(prepared, X)
+    assert isinstance(folded[1], nn.Identity)
+    assert (folded(X) - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
 @pytest.mark.parametrize('depth', [0, 2])

@@ -50,6 +50,11 @@ def hangs_with_a_child(subnet):
     time.sleep(60)
 
 
+def waits_with_a_child(subnet):
+    subprocess.Popen(['sleep', '62.75'])
+    time.sleep(60)
+
+
 def reports_without_end(subnet):
     while True:
         time.sleep(0.02)

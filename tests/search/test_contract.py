@@ -118,14 +118,21 @@ class TestEveryStrategy:
         assert [trial.subnet for trial in result.trials[:2]] == first
         assert len({trial.subnet for trial in result.trials}) == 6
 
-    def test_replay_equals_going_on(self, name: str, tmp_path: object) -> None:
+    @pytest.mark.parametrize('fails', [False, True])
+    def test_replay_equals_going_on(self, name: str, fails: bool, tmp_path: object) -> None:
+        def evaluate(subnet: Subnet) -> float:
+            if fails and subnet['width'] == 12:
+                raise RuntimeError('no memory for this width')
+            return value(subnet)
+
         store = f'{tmp_path}/search.journal'
-        whole = run(nested(), value, strategy=fast(name), trials=45, seed=5)
+        whole = run(nested(), evaluate, strategy=fast(name), trials=45, seed=5)
         for stop in (1, 13, 29, 45):
-            parts = run(nested(), value, strategy=fast(name), trials=stop, seed=5, store=store)
+            parts = run(nested(), evaluate, strategy=fast(name), trials=stop, seed=5, store=store)
         assert [(trial.subnet, trial.values) for trial in parts.trials] == [
             (trial.subnet, trial.values) for trial in whole.trials
         ]
+        assert bool(whole.failed) == fails
 
 
 @pytest.mark.parametrize('name', ['default', 'regularized', 'spos', 'local', 'policy', 'TPESampler', 'nsga2'])
@@ -179,6 +186,20 @@ def test_numbers_beside_decisions(name: str, tmp_path: object) -> None:
     assert [(trial.subnet, trial.values) for trial in parts.trials] == [(trial.subnet, trial.values) for trial in whole.trials]
     assert len({trial.subnet for trial in whole.trials}) == 25
     assert {3, 8} & {trial.subnet['size'] for trial in whole.trials}
+
+
+@pytest.mark.parametrize(('name', 'trials'), [('TPESampler', 40), ('GPSampler', 20)])
+@pytest.mark.parametrize('seed', range(3))
+def test_numbers_of_samplers_past_their_random_start(name: str, trials: int, seed: int, tmp_path: object) -> None:
+    space = Space({key: Numeric(law='uniform', arguments=(0.0, 1.0)) for key in ('a', 'b')})
+
+    def hill(subnet: Subnet) -> float:
+        return -((subnet['a'] - 0.3) ** 2) - (subnet['b'] - 0.7) ** 2
+
+    whole = run(space, hill, strategy=name, trials=trials, seed=seed)
+    for stop in (trials - 8, trials - 3, trials):
+        parts = run(space, hill, strategy=name, trials=stop, seed=seed, store=f'{tmp_path}/search.journal')
+    assert [trial.subnet for trial in parts.trials] == [trial.subnet for trial in whole.trials]
 
 
 def test_the_default_finds_the_best_numbers() -> None:

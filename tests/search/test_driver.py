@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -328,6 +330,43 @@ def test_a_live_process_keeps_its_trial(tmp_path: Path) -> None:
     assert len(set(seen)) == 3
     last = run(SPACE, total, store=tmp_path, trials=3, strategy='random')
     assert [trial.values for trial in last.trials] == [{'score': 1.0}, {'score': 2.0}, {'score': 2.0}]
+
+
+HOLDS_THE_LAST = """
+import sys
+from dataclasses import replace
+from strop.mutables import OneOf, Space
+from strop.search.store import Store
+space = Space({'a': OneOf((0, 1))})
+store = Store(sys.argv[1], space, {'score': 'maximize'})
+trial = store.create(space.subnet({'a': 1}), {})
+print('begun', flush=True)
+sys.stdin.readline()
+store.finish(replace(trial, state='complete', values={'score': 7.0}))
+"""
+
+
+@pytest.mark.parametrize('dies', [False, True])
+def test_the_last_trial_of_another_process_is_waited_for(dies: bool, tmp_path: Path) -> None:
+    store = tmp_path / 'search.journal'
+    command = [sys.executable, '-c', HOLDS_THE_LAST, store]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=Path(__file__).resolve().parents[2], **pipes) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == 'begun\n'
+        space = Space({'a': OneOf((0, 1))})
+        # What it waits for is no reason to go beyond a limit, nor not to hear that it is to end.
+        assert run(space, total, strategy='random', store=store, trials=9, seconds=0.7).stopped == 'seconds'
+        asked = iter([False, False, False, True])
+        halted = run(space, total, strategy='random', store=store, trials=9, halt=lambda: next(asked, True))
+        assert (len(halted.trials), halted.stopped) == (1, 'halt')
+        end = other.kill if dies else other.stdin.close
+        threading.Timer(1.5, end).start()
+        result = run(space, total, strategy='random', store=store, trials=9)
+    assert result.stopped == 'exhausted'
+    values = {trial.subnet['a']: trial.values for trial in result.trials}
+    assert values == {0: {'score': 0.0}, 1: {'score': 1.0 if dies else 7.0}}
 
 
 def test_resuming_another_question(tmp_path: Path) -> None:

@@ -217,6 +217,45 @@ def test_a_killed_search_leaves_no_workers_and_loses_no_trial(tmp_path):
     assert len({trial.subnet for trial in result.trials}) == 20
 
 
+def started(process, word):
+    try:
+        return word in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_a_killed_search_takes_its_workers_with_it(tmp_path):
+    tests = Path(__file__).resolve().parents[1]
+    script = tmp_path / 'search.py'
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(tests)!r})
+        from search import evaluations
+        from strop.mutables import OneOf, Space
+        from strop.search import LocalProcesses, run
+
+        if __name__ == '__main__':
+            space = Space({{'a': OneOf(tuple(range(12))), 'b': OneOf((1, 2))}})
+            run(space, evaluations.waits_with_a_child, strategy='random', trials=20, executor=LocalProcesses(2))
+        """)
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    end = time.monotonic() + 120
+    try:
+        while True:
+            family = psutil.Process(process.pid).children(recursive=True)
+            if sum(started(one, '62.75') for one in family) == 2:
+                break
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
 def test_bad_arguments():
     for options in (
         {'workers': 0},
