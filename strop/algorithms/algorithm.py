@@ -199,9 +199,10 @@ class BaseAlgorithm(BaseModel):
         """
         if isinstance(optim_wrapper, torch.optim.Optimizer):
             optim_wrapper = OptimWrapper(optim_wrapper)
-        if not isinstance(optim_wrapper, (OptimWrapper, OptimWrapperDict)):
+        if not isinstance(optim_wrapper, OptimWrapper) or isinstance(optim_wrapper, OptimWrapperDict):
             raise ComponentTypeError(
-                f'train_step needs an OptimWrapper or a torch optimizer, but got {type(optim_wrapper).__name__}.'
+                f'train_step of {type(self).__name__} needs one OptimWrapper or torch optimizer, but got '
+                f'{type(optim_wrapper).__name__}. Rates of their own for parts of the model go into `paramwise_cfg`.'
             )
         with optim_wrapper.optim_context(self._wrapper() if self._wrapper is not None else self):
             batch = self.data_preprocessor(data, True)

@@ -168,10 +168,12 @@ class DataFreeDistillation(BaseAlgorithm):
 
     def _losses(self, distiller: ConfigurableDistiller, images: torch.Tensor, of_generator: bool) -> LossResults:
         try:
-            distiller.set_deliveries_override(False)
-            with distiller.teacher_recorders, distiller.distill_deliveries, nullcontext() if of_generator else torch.no_grad():
-                for teacher in self.teachers.children():
-                    teacher(images, mode='tensor')
+            with distiller.teacher_recorders, nullcontext() if of_generator else torch.no_grad():
+                for number, teacher in enumerate(self.teachers.children()):
+                    # What the first one draws is handed to the others, too.
+                    distiller.set_deliveries_override(number > 0)
+                    with distiller.distill_deliveries:
+                        teacher(images, mode='tensor')
             if not of_generator or distiller.student_recorders.recorders:
                 distiller.set_deliveries_override(True)
                 with distiller.student_recorders, distiller.distill_deliveries:

@@ -95,9 +95,11 @@ class DistillAlgorithm(BaseAlgorithm):
     def _student_losses(self, batch_inputs: Any, data_samples: Any) -> dict[str, Any]:
         """Run the student, recorded, and return its losses by the labels if they are wanted."""
         self.distiller.set_deliveries_override(True)
+        # Once it learns alone, no teacher has left it anything.
+        alone = self.distillation_stopped and not getattr(self, 'teacher_trainable', False)
         with (
             self.distiller.student_recorders,
-            self.distiller.deliveries,
+            nullcontext() if alone else self.distiller.deliveries,
             nullcontext() if self.student_trainable else torch.no_grad(),
         ):
             return self._run_student(batch_inputs, data_samples)
@@ -199,15 +201,13 @@ class SingleTeacherDistill(DistillAlgorithm):
 
     def _teacher_losses(self, batch_inputs: Any, data_samples: Any) -> dict[str, Any]:
         """Run the teachers, recorded, and return their losses if they learn."""
-        self.distiller.set_deliveries_override(False)
         losses: dict[str, Any] = {}
-        with (
-            self.distiller.teacher_recorders,
-            self.distiller.deliveries,
-            nullcontext() if self.teacher_trainable else torch.no_grad(),
-        ):
-            for name, teacher in self.teachers.items():
-                found = self._run_teacher(teacher, batch_inputs, data_samples)
+        with self.distiller.teacher_recorders, nullcontext() if self.teacher_trainable else torch.no_grad():
+            for number, (name, teacher) in enumerate(self.teachers.items()):
+                # What the first one draws is handed to the others, too.
+                self.distiller.set_deliveries_override(number > 0)
+                with self.distiller.deliveries:
+                    found = self._run_teacher(teacher, batch_inputs, data_samples)
                 if self.teacher_trainable:
                     losses.update(prefixed(found, f'teacher.{name}' if name else 'teacher'))
         return losses

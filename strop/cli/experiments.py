@@ -80,7 +80,9 @@ def _running(function: Callable[..., Any]) -> Callable[..., Any]:
     """,
 )
 @click.argument('path', metavar='FILE', type=click.Path(exists=True, dir_okay=False))
-@click.option('--dry-run', is_flag=True, help='Check everything, print the plan, run nothing.')
+@click.option(
+    '--dry-run', is_flag=True, help='Check everything, which imports what the file names, print the plan, and run no trial.'
+)
 @click.option('--folder', help="The experiment's folder.")
 @click.option('--store', help='The journal or the URL of the database.')
 @click.option('--trials', type=click.IntRange(min=1), help='How many finished trials there shall be.')

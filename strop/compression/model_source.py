@@ -18,7 +18,7 @@ from torch import nn
 from strop.architectures import create_timm
 from strop.engine import load_pretrained
 from strop.errors import ComponentTypeError, ConfigError, StropError, UnsafeFileError, listed, near, try_import
-from strop.export.factory import Trust, build, describe, portable
+from strop.export.factory import Trust, build, check_names, describe, portable
 from strop.export.recipe import plain_of
 from strop.export.weights import digest_of
 from strop.randomness import seeded
@@ -175,8 +175,11 @@ class ModelSource:
                     f'The argument {other!r} of {self.name} is none of those that are harmless for sure ({listed(_HARMLESS)}); '
                     'others can make transformers unpickle files or fetch code. Leave it out, or trust the recipe.'
                 )
-        elif self.kind == 'type' and self.name not in MODELS:
-            MODELS.get(self.name)  # whose error names near matches
+        elif self.kind == 'type':
+            # Before the registry looks the name up, which imports what it could be.
+            check_names({'type': self.name, **self.args}, Trust(everything=trust), 'the recipe')
+            if self.name not in MODELS:
+                MODELS.get(self.name)  # whose error names near matches
         if self.weights is not None and not Path(self.weights).expanduser().is_file():
             raise ConfigError(f'There is no file {self.weights!r} with the weights of {self.name}.')
 

@@ -91,7 +91,8 @@ def _load_for_mmengine(file: Any, map_location: Any = None, weights_only: bool |
 def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **_: Any) -> Any:
     folder = Path(model_dir or Path(torch.hub.get_dir()) / 'checkpoints')
     path = folder / Path(urlparse(url).path).name
-    if not path.exists():
+    fetched = not path.exists()
+    if fetched:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), progress=progress)
@@ -101,7 +102,12 @@ def _load_url(url: str, model_dir: str | None = None, map_location: Any = None, 
                 "file in the config, init_cfg=dict(type='Pretrained', checkpoint='weights.pth'); or start from random weights, "
                 'init_cfg=None (on the command line: --cfg-options model.architecture.backbone.init_cfg=None).'
             ) from error
-    return load_checkpoint_file(path, map_location)
+    try:
+        return load_checkpoint_file(path, map_location)
+    except UnsafeFileError:
+        if fetched:
+            path.unlink()  # others that find it there may unpickle it
+        raise
 
 
 def check_readable(state: Any, owner: str) -> None:

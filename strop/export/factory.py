@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import mmengine.registry.root as roots
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
+from mmengine.utils import get_object_from_string
 from torch import nn
 
 from strop.algorithms import BaseAlgorithm
@@ -31,6 +31,9 @@ from strop.registry import MODELS
 _NAME = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
 _OWN = ('strop', 'torch.nn')
 _PATHS = ('func_path', 'method_path', 'source')
+# Arguments that name files, or addresses, of weights.
+_CHECKPOINTS = ('init_weight_from_supernet', 'checkpoint_path', 'teacher_ckpt', 'float_checkpoint', 'ckpt_path')
+_FETCHED = ('pretrained_cfg', 'pretrained_cfg_overlay')
 _REGISTRIES = tuple(registry for registry in vars(roots).values() if isinstance(registry, roots.Registry))
 
 
@@ -146,12 +149,11 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
     if _registered(name, (MODELS.parent,)) is not None or (_registered(name) is not None and (rest or not _importable(top))):
         return
     if rest and (name.startswith(tuple(f'{own}.' for own in _OWN)) or trust.permits(name) or trust.permits(top)):
-        try:
-            target = pkgutil.resolve_name(name)
-        except (ImportError, AttributeError, ValueError):
-            target = None
+        # As the registry does it, which prefers a function to a module of its name.
+        hidden = any(part.startswith('__') for part in name.split('.'))
+        target = None if hidden else get_object_from_string(name)
         _check_reader(target, f'type={name!r}', origin)
-        if target is None or _own_module(target) or trust.permits_object(target):
+        if (target is None and not hidden) or _own_module(target) or trust.permits_object(target):
             return  # a name that leads nowhere is for the registry to refuse
         raise _unsafe(origin, f'type={name!r}, which is no class of a module of that package', top)
     if trust.permits(top):
@@ -239,7 +241,7 @@ def _names_in(value: Any) -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             if isinstance(item, str) and key in names:
                 yield key, item
-            elif key in ('init_weight_from_supernet', 'checkpoint_path', 'cfg_path') and item:
+            elif item and (key in (*_CHECKPOINTS, *_FETCHED, 'cfg_path') or (key == 'pretrained' and isinstance(item, str))):
                 yield key, str(item)
             else:
                 yield from _names_in(item)
@@ -368,7 +370,7 @@ def portable(value: Any, place: str, config: bool = False) -> Any:
                 item = choices_of(read_document(item, 'a subnet file'))
             elif key == 'fix_subnet' and isinstance(item, Subnet):
                 item = dict(item)
-            elif key in ('init_weight_from_supernet', 'checkpoint_path') or (key == 'pretrained' and item):
+            elif key in (*_CHECKPOINTS, *_FETCHED) or (key == 'pretrained' and item):
                 continue
             result[key] = portable(item, f'{place}[{key!r}]', config)
         return result

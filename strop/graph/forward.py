@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from strop.errors import GraphError
@@ -87,6 +88,17 @@ def copied(model: nn.Module) -> nn.Module:
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def gives_second_axis(module: nn.Module) -> bool:
+    """Whether the outputs of a layer are axis 1 of its weight: of transposed convolutions, and of transformers' `Conv1D`.
+
+    >>> gives_second_axis(nn.ConvTranspose2d(3, 8, 2)), gives_second_axis(nn.Conv2d(3, 8, 2))
+    (True, False)
+    """
+    # It is told by what it is, because transformers is optional.
+    conv1d = type(module).__name__ == 'Conv1D' and hasattr(module, 'nf') and hasattr(module, 'nx')
+    return conv1d or isinstance(module, _ConvTransposeNd)
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:

@@ -25,7 +25,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from strop.errors import GraphError
 from strop.graph.autograd_functions import function_name, whole_functions
-from strop.graph.forward import first_line, map_tensors, module_paths, moved_to, output_tensors, shapes_of, untouched
+from strop.graph.forward import (
+    first_line,
+    gives_second_axis,
+    map_tensors,
+    module_paths,
+    moved_to,
+    output_tensors,
+    shapes_of,
+    untouched,
+)
 from strop.graph.shortcuts import SHORTCUTS
 from strop.graph.sizes import AttributePath, LengthOf, Node, Size, listening, tag_attributes
 from strop.graph.terms import Atom, Reason, Term, axis, freeze, resolve
@@ -400,6 +409,7 @@ class Trace(NamedTuple):
         parameters: Names of the parameters.
         aliases: Other names of tensors that have several -> the first one.
         ints: The values of the tagged attributes.
+        second: Names of the weights whose axis 1 is what their layer gives out; of others it is axis 0.
         note: Why the forward was run on real values, if it was.
     """
 
@@ -411,6 +421,7 @@ class Trace(NamedTuple):
     parameters: tuple[str, ...]
     aliases: dict[str, str]
     ints: dict[AttributePath, int]
+    second: frozenset[str]
     note: str | None
 
 
@@ -485,7 +496,10 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], lev
     tracer.forget()
     names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False) if name in tensors)
     aliases = {name: group[0] for group in tracer.names.values() for name in group[1:]}
-    return Trace(tensors, attributes, tracer.calls, tracer.relations, frozenset(tracer.touched), names, aliases, ints, None)
+    layers = model.named_modules(remove_duplicate=False)
+    second = frozenset(f'{path}.weight'.lstrip('.') for path, layer in layers if gives_second_axis(layer))
+    told = tracer.calls, tracer.relations, frozenset(tracer.touched)
+    return Trace(tensors, attributes, *told, names, aliases, ints, second, None)
 
 
 def _alias(tensor: torch.Tensor, level: str, fake: FakeTensorMode | None) -> torch.Tensor:

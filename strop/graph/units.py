@@ -274,11 +274,12 @@ class ChannelGraph:
             freeze(atom, Reason('position', 'a parameter that nothing else shares'))
             self.frozen.append(FrozenAxis(place.tensor, place.axis, atom.size, atom.frozen))  # type: ignore[arg-type]
         # A unit is named after the weight that makes it, or else after whatever holds it.
-        for least, wanted in ((2, 0), (1, 0), (1, None)):
+        for least, gives in ((2, True), (1, True), (1, False)):
             for atom, found in places.items():
                 if atom not in first:
                     for place in found:
-                        if wanted in (None, place.axis) and len(self.tensors[place.tensor]) >= least:
+                        given = not gives or place.axis == self.output_axis(place.tensor)
+                        if given and len(self.tensors[place.tensor]) >= least:
                             first[atom] = place.tensor, place.axis
                             break
         order = {name: number for number, name in enumerate(self.tensors)}
@@ -289,7 +290,7 @@ class ChannelGraph:
             module = tensor.removesuffix('.weight') if tensor.endswith('.weight') else tensor
             if number and len(self.tensors[tensor]) > 1 and tensor.endswith('.weight') is False:
                 module = f'{tensor}[{number}]'
-            elif number:
+            elif number != self.output_axis(tensor):
                 module = f'{module}[{number}]'
             shared.setdefault(module, []).append(atom)
         for module, members in shared.items():
@@ -336,6 +337,10 @@ class ChannelGraph:
         raise GraphError(
             f'There is no unit {name!r}.{near(name, self.units)} There are {len(self.units)} units: {listed(self.units)}.'
         )
+
+    def output_axis(self, tensor: str) -> int:
+        """Return the axis of a weight that its layer gives out: 1 of a transposed convolution, 0 of most others."""
+        return int(tensor in self.trace.second)
 
     def fit(self, lengths: Mapping[str, int], rounding: int = 1) -> dict[str, int]:
         """Return the nearest lengths of all units that satisfy every tie and minimum.

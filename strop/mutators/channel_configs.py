@@ -222,7 +222,8 @@ def unit_of(graph: ChannelGraph, name: str) -> str:
     module = _module(name)
     if module in graph.units:
         return module
-    found = [unit.name for unit in graph for place in unit.placements if place.axis == 0 and place.tensor == f'{module}.weight']
+    outputs = f'{module}.weight', graph.output_axis(f'{module}.weight')
+    found = [unit.name for unit in graph for place in unit.placements if (place.tensor, place.axis) == outputs]
     if len(found) == 1:
         return found[0]
     return graph.unit(module).name  # raises, with the reason where the axis is frozen
@@ -236,7 +237,8 @@ def kept_whole(graph: ChannelGraph, name: str, settings: Any) -> bool:
     module = _module(name)
     if name in graph.units or module in graph.units:
         return False
-    sizes = [axis.size for axis in graph.frozen if axis.axis == 0 and axis.tensor in (f'{module}.weight', f'{module}.bias')]
+    outputs = {(f'{module}.weight', graph.output_axis(f'{module}.weight')), (f'{module}.bias', 0)}
+    sizes = [axis.size for axis in graph.frozen if (axis.tensor, axis.axis) in outputs]
     settings = settings if isinstance(settings, Mapping) else {'choice': settings}
     arguments = {**settings, **settings.get('init_args', {})}
     said = [arguments['choice']] if arguments.get('choice') is not None else []

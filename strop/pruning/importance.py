@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from strop.errors import ConfigError, listed, near
-from strop.graph.forward import training_mode_kept
+from strop.graph.forward import gives_second_axis, training_mode_kept
 from strop.pruning.placements import (
     batches_of,
     chosen,
@@ -590,16 +590,9 @@ def _sites(unit: ChannelUnit, model: nn.Module) -> dict[tuple[str, int], list[Pl
         name, axis = placement.tensor, placement.axis
         if last in ('bias', 'in_proj_bias'):
             name = f'{name.removesuffix("bias")}weight'
-            axis = 1 if _gives_second_axis(model.get_submodule(path)) else axis
+            axis = 1 if gives_second_axis(model.get_submodule(path)) else axis
         sites[name, axis].append(placement)
     return dict(sites)
-
-
-def _gives_second_axis(module: nn.Module) -> bool:
-    """Whether a layer's weight has its outputs on axis 1."""
-    # transformers' Conv1D is told by what it is, because transformers is optional.
-    conv1d = type(module).__name__ == 'Conv1D' and hasattr(module, 'nf') and hasattr(module, 'nx')
-    return conv1d or isinstance(module, _ConvTransposeNd)
 
 
 def _gradients(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 
 from strop.errors import ConfigError
-from strop.graph.forward import moved_to
+from strop.graph.forward import gives_second_axis, moved_to
 
 if TYPE_CHECKING:
     from strop.graph import ChannelUnit, Placement
@@ -72,15 +72,15 @@ def is_norm(module: nn.Module) -> bool:
 def gives(model: nn.Module, placement: Placement) -> bool:
     """Whether the placement is an axis that its layer gives out, and not one that it takes in.
 
-    Axis 0 of a convolution or linear layer, axis 1 of a transposed convolution or an embedding, and every vector. Of a
-    tensor that belongs to no layer of torch.nn both cannot be told apart, and every axis counts as given out.
+    Axis 0 of a convolution or linear layer, axis 1 of a transposed convolution, of transformers' `Conv1D` or an embedding, and
+    every vector. Of a tensor that belongs to no such layer both cannot be told apart, and every axis counts as given out.
     """
     path, _, last = placement.tensor.rpartition('.')
     try:
         module = model.get_submodule(path)
     except AttributeError:
         return True
-    if isinstance(module, (_ConvTransposeNd, nn.Embedding, nn.EmbeddingBag)) and last == 'weight':
+    if last == 'weight' and (gives_second_axis(module) or isinstance(module, (nn.Embedding, nn.EmbeddingBag))):
         return placement.axis == 1
     if isinstance(module, (_ConvNd, nn.Linear)) and last == 'weight':
         return placement.axis == 0

@@ -6,7 +6,7 @@ import torch
 from engine.tiny import preprocessor, supernet, train_config
 from mmengine.config import Config
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -295,6 +295,13 @@ def test_components_of_the_wrong_class_are_type_errors(name):
     with pytest.raises(TypeError, match=f'`{name}` must be') as caught:
         BaseAlgorithm(model, **{name: wrong})
     assert isinstance(caught.value, ComponentTypeError)
+
+
+def test_several_optimizers_are_refused_where_one_trains_all():
+    algorithm = BaseAlgorithm(nn.Linear(4, 2))
+    several = OptimWrapperDict(architecture=OptimWrapper(torch.optim.SGD(algorithm.parameters(), lr=0.1)))
+    with pytest.raises(ComponentTypeError, match=r'needs one OptimWrapper.*got OptimWrapperDict.*paramwise_cfg'):
+        algorithm.train_step((torch.zeros(3, 4), torch.tensor([0, 1, 0])), several)
 
 
 def test_mutator_without_anything_to_decide_is_refused():

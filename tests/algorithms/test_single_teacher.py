@@ -285,6 +285,34 @@ def test_models_of_openmmlab_run_their_heads_and_draws_are_handed_over():
     assert not algorithm.distiller.deliveries.deliveries['draw'].data_queue
 
 
+def test_a_student_that_learns_alone_draws_for_itself():
+    draws = dict(draw=dict(type='MethodOutputs', max_keep_data=1, method_path=f'{__name__}.Classifier.draw'))
+    algorithm = make(
+        teacher=Classifier(8), student=Classifier(4), distiller=distiller('head', 'head', distill_deliveries=draws)
+    )
+    algorithm.stop_distillation()
+    torch.manual_seed(7)
+    losses = algorithm(*DATA, mode='loss')
+    torch.manual_seed(7)
+    drawn = 1 + torch.randn(8, 1)
+    logits = algorithm.student.head(algorithm.student.backbone(DATA[0]) * drawn)
+    assert set(losses) == {'student.loss_cls'}
+    torch.testing.assert_close(losses['student.loss_cls'], F.cross_entropy(logits, DATA[1]))
+
+
+def test_several_teachers_and_the_student_share_the_draws():
+    draws = dict(draw=dict(type='MethodOutputs', max_keep_data=1, method_path=f'{__name__}.Classifier.draw'))
+    both = distiller('1.head', 'head', distill_deliveries=draws)
+    algorithm = make(teacher=[Classifier(8), Classifier(8)], student=Classifier(4), distiller=both)
+    torch.manual_seed(7)
+    losses = algorithm(*DATA, mode='loss')
+    torch.manual_seed(7)
+    drawn = 1 + torch.randn(8, 1)
+    models = algorithm.student, algorithm.teachers['1']
+    logits = [model.head(model.backbone(DATA[0]) * drawn) for model in models]
+    torch.testing.assert_close(losses['distill.loss_mse'], F.mse_loss(*logits))
+
+
 def test_a_distiller_may_hand_over_draws_and_compare_nothing():
     path = f'{__name__}.Classifier.draw'
     draws = dict(draw=dict(type='MethodOutputs', max_keep_data=10000, method_path=path))

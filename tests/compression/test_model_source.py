@@ -42,6 +42,17 @@ def test_registered_types_are_built_and_unknown_ones_have_near_matches():
         ModelSource.of('ConvModul').check()
 
 
+@pytest.mark.parametrize(
+    'given', ['strange', 'strange.Net', 'strange.nets.Net', {'type': 'PlainArchitecture', 'module': {'cfg_path': 'strange.py'}}]
+)
+def test_a_type_that_nobody_trusts_runs_nothing(given, package):
+    (package / 'strange.py').write_text("open('ran', 'w').close()\nmodel = dict(type='torch.nn.Linear')\n")
+    for call in (ModelSource.check, ModelSource.build, ModelSource.rebuild):
+        with pytest.raises(UnsafeFileError, match='the recipe'):
+            call(ModelSource.of(given))
+    assert not (package / 'ran').exists()
+
+
 @pytest.mark.parametrize('ending', ['safetensors', 'npz', 'pth'])
 def test_weights_are_read_without_unpickling(package, ending):
     net = nn.Linear(3, 2)

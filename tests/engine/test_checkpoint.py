@@ -88,6 +88,7 @@ def test_malicious_pickle_of_a_url(malicious, tmp_path, monkeypatch):
         url = f'http://127.0.0.1:{server.server_port}/'
         with pytest.raises(UnsafeFileError, match=REFUSED):
             load_checkpoint(nn.Linear(1, 1), url + 'evil.pth')
+        assert not list((tmp_path / 'home').rglob('evil.pth'))
         torch.save(nn.Linear(1, 1).state_dict(), tmp_path / 'good.pth')
         assert set(load_checkpoint(nn.Linear(1, 1), url + 'good.pth')) == {'weight', 'bias'}
         server.shutdown()

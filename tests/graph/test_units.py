@@ -367,3 +367,21 @@ class TestDevices:
         graph = channel_units(Deep(), TOKENS)
         assert len(graph.units) == 1
         assert len(graph.units['stem'].placements) == 2 + 2 * 1100
+
+
+class TestNames:
+    """A unit is named after the layer whose outputs it is."""
+
+    def test_transposed_convolutions(self):
+        net = nn.Sequential(
+            nn.ConvTranspose2d(3, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, bias=False), nn.ReLU(), nn.Conv2d(6, 4, 1)
+        )
+        graph = channel_units(net, IMAGE)
+        assert {name: unit.size for name, unit in graph.units.items()} == {'0': 8, '2': 6}
+        slim = graph.shrink(net, {'2': [0, 3]})
+        assert (slim[0].out_channels, slim[2].out_channels, slim[4].in_channels) == (8, 2, 2)
+
+    def test_linear_layers_of_transformers(self):
+        conv1d = pytest.importorskip('transformers.pytorch_utils').Conv1D
+        graph = channel_units(nn.Sequential(conv1d(10, 12), nn.ReLU(), conv1d(6, 10), nn.ReLU(), conv1d(4, 6)), TOKENS)
+        assert {name: unit.size for name, unit in graph.units.items()} == {'0': 10, '2': 6}

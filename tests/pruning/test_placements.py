@@ -66,6 +66,11 @@ def test_which_axis_of_a_layer_gives_channels_out(layer, out):
     assert not gives(net, Place([0], axis=1 - out, tensor='0.weight'))
 
 
+def test_linear_layers_of_transformers_give_out_their_second_axis():
+    conv1d = pytest.importorskip('transformers.pytorch_utils').Conv1D
+    test_which_axis_of_a_layer_gives_channels_out(conv1d(4, 3), 1)
+
+
 def test_vectors_and_loose_parameters_are_given_out():
     net = nn.Sequential(nn.Linear(3, 4))
     net.token = nn.Parameter(torch.zeros(1, 1, 4))
