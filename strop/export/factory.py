@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,11 +150,11 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
     if _registered(name, (MODELS.parent,)) is not None or (_registered(name) is not None and (rest or not _importable(top))):
         return
     if rest and (name.startswith(tuple(f'{own}.' for own in _OWN)) or trust.permits(name) or trust.permits(top)):
-        # As the registry does it, which prefers a function to a module of its name.
         hidden = any(part.startswith('__') for part in name.split('.'))
-        target = None if hidden else get_object_from_string(name)
-        _check_reader(target, f'type={name!r}', origin)
-        if (target is None and not hidden) or _own_module(target) or trust.permits_object(target):
+        targets = [] if hidden else _leads_to(name)
+        for target in targets:
+            _check_reader(target, f'type={name!r}', origin)
+        if not hidden and all(_own_module(target) or trust.permits_object(target) for target in targets):
             return  # a name that leads nowhere is for the registry to refuse
         raise _unsafe(origin, f'type={name!r}, which is no class of a module of that package', top)
     if trust.permits(top):
@@ -164,6 +165,15 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
         raise _unsafe(origin, f'type={name!r}, registered by {missing[0]!r}', missing[0].partition('.')[0])
     if rest or _importable(top):
         raise _unsafe(origin, f'type={name!r}', top)
+
+
+def _leads_to(name: str) -> list[Any]:
+    """Return what a dotted name leads to, as the registry follows it (a function before a module) and as Python does."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    return [target for target in (get_object_from_string(name), found) if target is not None]
 
 
 def _check_reader(target: Any, what: str, origin: object) -> None:

@@ -231,7 +231,7 @@ def test_train_step_by_hand(wrap):
 
 
 def test_train_step_needs_an_optimizer():
-    with pytest.raises(TypeError, match='OptimWrapper or a torch optimizer, but got dict'):
+    with pytest.raises(TypeError, match='needs one OptimWrapper or torch optimizer, but got dict'):
         BaseAlgorithm(Toy()).train_step(batch(), {'type': 'SGD'})
 
 

@@ -302,7 +302,7 @@ def test_a_student_that_learns_alone_draws_for_itself():
 
 def test_several_teachers_and_the_student_share_the_draws():
     draws = dict(draw=dict(type='MethodOutputs', max_keep_data=1, method_path=f'{__name__}.Classifier.draw'))
-    both = distiller('1.head', 'head', distill_deliveries=draws)
+    both = distiller('head', '1.head', distill_deliveries=draws)
     algorithm = make(teacher=[Classifier(8), Classifier(8)], student=Classifier(4), distiller=both)
     torch.manual_seed(7)
     losses = algorithm(*DATA, mode='loss')

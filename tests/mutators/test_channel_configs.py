@@ -113,11 +113,11 @@ def test_an_axis_that_is_kept_may_be_named_at_its_full_width_only():
 
 
 def test_the_outputs_of_a_transposed_convolution_have_its_name():
-    upwards = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 4, 1))
-    mutator = ChannelMutator(dict(units={'2': 4}), PARSE, model=upwards)
+    layers = nn.Conv2d(3, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2), nn.ReLU(), nn.ConvTranspose2d(8, 4, 1)
+    whole = dict(init_args=dict(num_channels=4), choice=4)
+    mutator = ChannelMutator(dict(units={'2': 4, '4': whole}), PARSE, model=nn.Sequential(*layers))
     assert mutator.widths.current['2'] == 4
     assert mutator.widths.current.get('0', 8) == 8
-    ChannelMutator(dict(units={'2': 4, '4': dict(init_args=dict(num_channels=4), choice=4)}), PARSE, model=upwards)
 
 
 def test_a_parse_config_is_a_dict():
