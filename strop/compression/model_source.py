@@ -18,7 +18,7 @@ from torch import nn
 from strop.architectures import create_timm
 from strop.engine import load_pretrained
 from strop.errors import ComponentTypeError, ConfigError, StropError, UnsafeFileError, listed, near, try_import
-from strop.export.factory import Trust, build, check_names, describe, portable
+from strop.export.factory import Trust, build, check_names, describe, portable, without_weights
 from strop.export.recipe import plain_of
 from strop.export.weights import digest_of
 from strop.randomness import seeded
@@ -177,7 +177,7 @@ class ModelSource:
                 )
         elif self.kind == 'type':
             # Before the registry looks the name up, which imports what it could be.
-            check_names({'type': self.name, **self.args}, Trust(everything=trust), 'the recipe')
+            check_names(without_weights({'type': self.name, **self.args}), Trust(everything=trust), 'the recipe')
             if self.name not in MODELS:
                 MODELS.get(self.name)  # whose error names near matches
         if self.weights is not None and not Path(self.weights).expanduser().is_file():

@@ -81,8 +81,8 @@ class DistillDelivery(ABC):
         if self.override_data:
             if self._handed >= len(self.data_queue):
                 raise TrainingError(
-                    f'{self} kept {len(self.data_queue)} outputs of the teacher, but the student asks for one more. Both '
-                    'must call it equally often; and the teacher goes first, with `override_data` False.'
+                    f'{self} kept {len(self.data_queue)} outputs of the teacher, but the student, or another teacher, asks for '
+                    'one more. All must call it equally often; and the teacher goes first, with `override_data` False.'
                 )
             self._handed += 1
             return self.data_queue[self._handed - 1]

@@ -210,10 +210,13 @@ class Inputs:
     def in_order(self, example: tuple[tuple[Any, ...], dict[str, Any]]) -> Inputs:
         """Return the same in the order of the arguments that a file was written with.
 
+        Arguments by name and those by position are taken for the same, by their places.
+
         Raises:
             DataError: If there are other tensors than in these, and more than one.
         """
-        if len(self.tensors()) == 1:
+        by_place = bool(self.kwargs) != bool(example[1]) and len(self.tensors()) == len(Inputs(*example).tensors())
+        if len(self.tensors()) == 1 or by_place:
             return self
         return Inputs(*in_order(example, self.args, self.kwargs), self.names)
 

@@ -32,9 +32,11 @@ from strop.registry import MODELS
 _NAME = re.compile(r'[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*')
 _OWN = ('strop', 'torch.nn')
 _PATHS = ('func_path', 'method_path', 'source')
-# Arguments that name files, or addresses, of weights.
-_CHECKPOINTS = ('init_weight_from_supernet', 'checkpoint_path', 'teacher_ckpt', 'float_checkpoint', 'ckpt_path')
-_FETCHED = ('pretrained_cfg', 'pretrained_cfg_overlay')
+# Arguments that name files, or addresses, of weights: of any class, of Strop's, and what timm fetches by.
+_CHECKPOINTS = ('init_weight_from_supernet', 'checkpoint_path')
+_OWN_CHECKPOINTS = ('teacher_ckpt', 'float_checkpoint', 'ckpt_path')
+_PRETRAINED = ('pretrained_cfg', 'pretrained_cfg_overlay')
+_FETCHING = ('url', 'file', 'source', 'custom_load', 'state_dict', 'hf_hub_id', 'hf_hub_filename')
 _REGISTRIES = tuple(registry for registry in vars(roots).values() if isinstance(registry, roots.Registry))
 
 
@@ -93,7 +95,7 @@ def build(supernet: Mapping[str, Any], trust: Trust, origin: object) -> nn.Modul
         call = lambda: _from_config(supernet['config'])  # noqa: E731
     else:
         what = f'the factory {supernet["factory"]!r}'
-        check_names(supernet.get('args', {}), trust, origin)
+        check_names(supernet.get('args', {}), trust, origin, permitted=trust.permits(supernet['factory'].partition(':')[0]))
         function = _located(supernet['factory'], trust, origin)
         call = lambda: function(**supernet.get('args', {}))  # noqa: E731
     try:
@@ -115,8 +117,15 @@ def checked(built: Any, what: str) -> nn.Module:
     return built
 
 
-def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str] = ()) -> None:
+def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str] = (), *, permitted: bool = False) -> None:
     """Check every type, scope, import path, other config and checkpoint inside arguments, importing permitted `imports`.
+
+    Args:
+        value: The arguments.
+        trust: What they may name.
+        origin: Where they come from, for messages.
+        imports: Modules that register classes.
+        permitted: Whether they are of a function that `trust` permits: how it calls its weights is its own affair.
 
     Raises:
         UnsafeFileError: If one of them is not permitted.
@@ -126,7 +135,7 @@ def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str]
         return
     known = [module for module in imports if trust.permits(module)]
     _import(known, origin)
-    for key, name in _names_in(value):
+    for key, name in _names_in(value, trust, permitted):
         if key == '_scope_':
             if name not in MODELS.parent.children and name != MODELS.parent.scope and not trust.permits(name):
                 raise _unsafe(origin, f'the scope {name!r}', name)
@@ -150,7 +159,7 @@ def _check_type(name: str, trust: Trust, origin: object, imports: Sequence[str])
     if _registered(name, (MODELS.parent,)) is not None or (_registered(name) is not None and (rest or not _importable(top))):
         return
     if rest and (name.startswith(tuple(f'{own}.' for own in _OWN)) or trust.permits(name) or trust.permits(top)):
-        hidden = any(part.startswith('__') for part in name.split('.'))
+        hidden = any(part.startswith('__') for part in rest.split('.'))
         targets = [] if hidden else _leads_to(name)
         for target in targets:
             _check_reader(target, f'type={name!r}', origin)
@@ -244,20 +253,32 @@ def _unsafe(origin: object, what: str, package: str) -> UnsafeFileError:
     )
 
 
-def _names_in(value: Any) -> Iterator[tuple[str, str]]:
+def _names_in(value: Any, trust: Trust | None = None, permitted: bool = False) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
+        permitted = permitted or (trust is not None and _is_permitted(value.get('type'), trust))
         records_calls = str(value.get('type')).rpartition('.')[2].startswith(('Function', 'Method'))
         names = {'type', '_scope_', *_PATHS} - ({'source'} if not records_calls else set())
         for key, item in value.items():
             if isinstance(item, str) and key in names:
                 yield key, item
-            elif item and (key in (*_CHECKPOINTS, *_FETCHED, 'cfg_path') or (key == 'pretrained' and isinstance(item, str))):
+            elif (item and key in (*_CHECKPOINTS, 'cfg_path')) or (
+                item and not permitted and (key in _OWN_CHECKPOINTS or (key == 'pretrained' and isinstance(item, str)))
+            ):
                 yield key, str(item)
+            elif key in _PRETRAINED and isinstance(item, Mapping):
+                yield from ((f'{key}.{entry}', str(item[entry])) for entry in _FETCHING if item.get(entry))
             else:
-                yield from _names_in(item)
+                yield from _names_in(item, trust)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _names_in(item)
+            yield from _names_in(item, trust)
+
+
+def _is_permitted(kind: Any, trust: Trust) -> bool:
+    """Whether the class of a config is of a package that the reader permits."""
+    if not isinstance(kind, str):
+        return False
+    return trust.permits(kind) or trust.permits(str(getattr(_registered(kind), '__module__', '')))
 
 
 def _import(modules: Sequence[str], origin: object) -> None:
@@ -367,21 +388,15 @@ def portable(value: Any, place: str, config: bool = False) -> Any:
     """
     if isinstance(value, Mapping):
         result = {}
-        if config and 'cfg_path' in value and 'type' not in value:
-            value = model_config(value)[0]
+        if config:
+            value = without_weights(model_config(value)[0] if 'cfg_path' in value and 'type' not in value else value)
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f'{place} has the key {key!r}; the keys in a recipe are strings.')
-            if not config:
-                pass
-            elif key == 'init_cfg':
-                item = _without_pretrained(item)
-            elif key == 'fix_subnet' and isinstance(item, str):
+            if config and key == 'fix_subnet' and isinstance(item, str):
                 item = choices_of(read_document(item, 'a subnet file'))
-            elif key == 'fix_subnet' and isinstance(item, Subnet):
+            elif config and key == 'fix_subnet' and isinstance(item, Subnet):
                 item = dict(item)
-            elif key in (*_CHECKPOINTS, *_FETCHED) or (key == 'pretrained' and item):
-                continue
             result[key] = portable(item, f'{place}[{key!r}]', config)
         return result
     if isinstance(value, (list, tuple)):
@@ -432,6 +447,26 @@ def supernet_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         )
     config, deeper = supernet_config(inner)
     return config, deeper if deeper is not None else subnet
+
+
+def without_weights(value: Any) -> Any:
+    """Return a config without what would read weights from elsewhere, and change nothing else of the model.
+
+    >>> without_weights({'type': 'Net', 'pretrained': 'x.pth', 'init_cfg': {'type': 'Pretrained', 'checkpoint': 'x.pth'}})
+    {'type': 'Net', 'init_cfg': None}
+    """
+    if isinstance(value, Mapping):
+        result = {}
+        for key, item in value.items():
+            if key in _CHECKPOINTS or (key == 'pretrained' and item):
+                continue
+            if key == 'init_cfg':
+                item = _without_pretrained(item)
+            elif key in _PRETRAINED and isinstance(item, Mapping):
+                item = {entry: each for entry, each in item.items() if entry not in _FETCHING}
+            result[key] = without_weights(item)
+        return result
+    return [without_weights(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _without_pretrained(init_cfg: Any) -> Any:

@@ -38,6 +38,10 @@ def test_a_function_of_a_module_is_called_with_its_arguments_where_it_is_trusted
 def test_registered_types_are_built_and_unknown_ones_have_near_matches():
     config = {'type': 'ConvModule', 'in_channels': 3, 'out_channels': 4, 'kernel_size': 1}
     assert ModelSource.of(config).build().conv.out_channels == 4
+    # What would fetch weights is left out, as wherever a model is described.
+    head = {'type': 'LinearClsHead', 'num_classes': 2, 'in_channels': 3, 'init_cfg': {'type': 'Pretrained', 'checkpoint': 'x'}}
+    source = ModelSource.of(head)
+    assert source.build().fc.out_features == source.rebuild().fc.out_features == 2
     with pytest.raises(UnknownTypeError, match='ConvModule'):
         ModelSource.of('ConvModul').check()
 

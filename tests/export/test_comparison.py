@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, DataError
 from strop.export import ExportedFile, Inputs, random_inputs
 from strop.export.comparison import compared, named_outputs
 
@@ -135,3 +135,13 @@ def test_inputs_are_drawn_alike_whatever_the_default_device_is():
         again, other = given.with_batch(5), random_inputs(linear, (2, 3))
     assert torch.equal(again.args[0], expected.args[0])
     assert torch.equal(other, drawn)
+
+
+def test_arguments_come_in_the_order_of_a_file():
+    one, two = torch.zeros(2, 1), torch.ones(2, 1)
+    named = Inputs.of({'second': two, 'first': one})
+    found = named.in_order(((), {'first': two, 'second': one}))
+    assert [float(value[0]) for value in found.tensors().values()] == [0.0, 1.0]
+    assert named.in_order(((two, one), {})) is named
+    with pytest.raises(DataError, match='as the calibration data had them'):
+        named.in_order(((), {'first': two, 'third': one}))

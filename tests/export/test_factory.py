@@ -259,6 +259,31 @@ def test_portable_takes_files_out_of_configs_and_leaves_arguments_alone():
     assert portable({'pretrained': 'x.pth'}, 'args') == {'pretrained': 'x.pth'}
 
 
+def test_how_a_permitted_function_calls_its_weights_is_its_own_affair(tmp_path):
+    save_recipe(Net(), None, tmp_path / 'net', factory=make_net, factory_args={'pretrained': 'imagenet', 'ckpt_path': 'x'})
+    assert isinstance(load_recipe(tmp_path / 'net', allow=TOP), Net)
+    nested = {'backbone': {'type': 'ImageClassifier', 'pretrained': 'x.pth'}}
+    with pytest.raises(UnsafeFileError, match=r"pretrained='x\.pth' would read another"):
+        check_names(nested, Trust((TOP,)), 'the recipe', permitted=True)
+
+
+def test_what_timm_fetches_by_is_taken_out_and_the_rest_of_its_settings_stays():
+    config = {'type': 'TimmModel', 'pretrained_cfg_overlay': {'num_classes': 10, 'url': 'http://localhost/x.pth'}}
+    kept = {'type': 'TimmModel', 'pretrained_cfg_overlay': {'num_classes': 10}}
+    assert portable(config, 'cfg', config=True) == kept
+    check_names(kept, Trust(), 'the recipe')
+    with pytest.raises(UnsafeFileError, match=r'pretrained_cfg_overlay\.url'):
+        check_names(config, Trust(), 'the recipe')
+
+
+def test_classes_of_a_script_need_consent_to_it(monkeypatch):
+    made = type('Scripted', (nn.Module,), {'__module__': '__main__'})
+    monkeypatch.setattr(sys.modules['__main__'], 'Scripted', made, raising=False)
+    check_names({'type': '__main__.Scripted'}, Trust(('__main__',)), 'the recipe')
+    with pytest.raises(UnsafeFileError, match='__main__'):
+        check_names({'type': '__main__.Scripted'}, Trust(), 'the recipe')
+
+
 def test_the_model_of_another_config_is_put_in(tmp_path):
     (tmp_path / 'net.py').write_text("model = dict(type='torch.nn.Linear', in_features=3, out_features=4)\n")
     config = {'type': 'PlainArchitecture', 'module': {'cfg_path': str(tmp_path / 'net.py'), 'out_features': 2}}
