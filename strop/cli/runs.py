@@ -125,7 +125,7 @@ def search(
     cfg.load_from = checkpoint or cfg.get('load_from')
     if cfg.load_from is None:
         note('no --checkpoint is given: the supernet that is searched has the weights that it is initialized with.')
-    if task == 'test' and resume:
+    if task == 'test' and resume and not cfg.test_cfg.get('resume_from'):
         cfg.test_cfg.resume_from = True
     runner = build_runner(cfg, task, resume=resume, launcher=launcher)
     if cfg.load_from is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mmengine.runner import ValLoop
+from mmengine.runner import TestLoop, ValLoop
 from mmengine.runner.amp import autocast
 from torch import nn
 
@@ -19,9 +19,14 @@ from strop.registry import LOOPS
 class CombinedLoop(ValLoop):
     """A loop whose metrics are put together before hooks see them; it serves for validation and for test."""
 
+    @property
+    def stage(self) -> str:
+        """'val' or 'test'."""
+        return 'val' if self.runner.val_loop is self else 'test'
+
     def run(self) -> dict[str, float]:
         """Validate and return the metrics."""
-        stage = 'val' if self.runner.val_loop is self else 'test'
+        stage = self.stage
         self.runner.call_hook(f'before_{stage}')
         self.runner.call_hook(f'before_{stage}_epoch')
         algorithm = unwrapped(self.runner.model)
@@ -38,8 +43,12 @@ class CombinedLoop(ValLoop):
     def evaluated(self, algorithm: Any) -> dict[str, float]:
         """Run the algorithm over the data and return the metrics."""
         algorithm.eval()
+        # Hooks look at the loader of the stage that they are called for.
+        one: Any = ValLoop if self.stage == 'val' else TestLoop
+        self.val_loss: dict[str, Any] = {}
+        self.test_loss: dict[str, Any] = {}
         for index, batch in enumerate(self.dataloader):
-            self.run_iter(index, batch)
+            one.run_iter(self, index, batch)
         return dict(self.evaluator.evaluate(len(self.dataloader.dataset)))
 
 

@@ -156,7 +156,8 @@ def build_runner(
         cfg: A config, of a file or in memory.
         task: 'train', 'search' (a `train_cfg` with a search loop) or 'test'.
         work_dir: Folder of logs, checkpoints and results; the config's own by default.
-        resume: Go on with what the work directory holds: the furthest checkpoint, or the trials of a search.
+        resume: Go on with what the work directory holds: the furthest checkpoint of a training, or the trials of a search. Of
+            a search that is the loop of a test, `test_cfg.resume_from` says so.
         launcher: 'pytorch' under `torchrun`, else 'none'.
 
     Raises:
@@ -174,8 +175,10 @@ def build_runner(
     if task == 'search':
         # The supernet comes by load_from; what is resumed is the search, by its own store.
         config.resume = False
-        if resume:
+        if resume and not config.train_cfg.get('resume_from'):
             config.train_cfg['resume_from'] = True
+    elif task == 'test':
+        config.resume = False  # there is no training; a search that is a test goes on by its own store
     elif resume:
         found = find_checkpoint(config.work_dir, strict=True)
         config.resume = found is not None

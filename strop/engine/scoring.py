@@ -145,6 +145,8 @@ class Scorer:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self.algorithm.eval()
+        for metric in self.evaluator.metrics:
+            metric.results.clear()  # where scoring failed, it holds what the subnet before gave
         device = next(self.algorithm.parameters()).device.type
         with torch.autocast(device, dtype=torch.bfloat16 if device == 'cpu' else torch.float16, enabled=self.fp16):
             for batch in self.dataloader:

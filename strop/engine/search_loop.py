@@ -183,8 +183,8 @@ class SearchLoop(BaseLoop):
             return self.resume_from
         if store.exists() and not self.resume_from:
             raise StoreError(
-                f'{store} holds a search already. Resume it (--resume, or resume_from=True in train_cfg), or give another '
-                'work_dir.'
+                f'{store} holds a search already. Resume it (--resume, or resume_from=True beside the type of the loop), or '
+                'give another work_dir.'
             )
         return str(store)
 

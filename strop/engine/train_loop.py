@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.dist import get_rank
@@ -74,7 +75,7 @@ class Orders:
         self._parts: list[Any] = list({id(part): part for part in (*loaders, *samplers, *batched)}.values())
         generators = [getattr(part, 'generator', None) for part in self._parts]
         found = {id(one): one for one in generators if isinstance(one, torch.Generator)}
-        self._generators = [(one, one.initial_seed()) for one in found.values()]
+        self._generators = [(one, _given_seed(one)) for one in found.values()]
 
     def begin(self, epoch: int) -> None:
         """Begin an epoch."""
@@ -83,6 +84,18 @@ class Orders:
                 part.set_epoch(epoch)
         for generator, seed in self._generators:
             generator.manual_seed(derive_seed(seed, 'order', epoch))
+            _SEEDS[generator] = seed, generator.initial_seed()
+
+
+# Generator -> the seed that it was given, and the one that an epoch has put in its place.
+_SEEDS: WeakKeyDictionary[torch.Generator, tuple[int, int]] = WeakKeyDictionary()
+
+
+def _given_seed(generator: torch.Generator) -> int:
+    """Return the seed that a user gave a generator, also if a training has begun epochs with it since."""
+    given, last = _SEEDS.get(generator, (None, None))
+    now = generator.initial_seed()
+    return now if given is None or now != last else given
 
 
 class _Batches:

@@ -72,6 +72,23 @@ def test_student_and_teacher_are_validated_on_the_same_data(tmp_path, checkpoint
     assert set(runner.test()) == set(metrics)
 
 
+def test_a_test_alone_needs_no_validation(tmp_path, checkpoint):
+    config = train_config(model=model(teacher_ckpt=str(checkpoint)), test_cfg=dict(type='SingleTeacherDistillValLoop'))
+    stages = []
+
+    class Listening(Hook):
+        def after_val_iter(self, runner, **rest):
+            stages.append('val')
+
+        def after_test_iter(self, runner, **rest):
+            stages.append('test')
+
+    runner = build_runner(config, task='test', work_dir=tmp_path)
+    runner.register_hook(Listening())
+    assert set(runner.test()) == {'accuracy/top1', 'teacher.accuracy/top1'}
+    assert set(stages) == {'test'}
+
+
 def test_each_of_several_teachers_is_validated(tmp_path, checkpoint):
     distiller = dict(KD, teacher_recorders=dict(fc=dict(type='ModuleOutputs', source='b.head.fc')))
     config = train_config(

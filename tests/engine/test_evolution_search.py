@@ -235,6 +235,24 @@ def test_score_that_raises_for_some_subnets_is_recorded(tmp_path, metrics):
     assert result.best.number == 7
 
 
+def test_a_failed_subnet_leaves_nothing_to_the_next(tmp_path, metrics):
+    @METRICS.register_module()
+    class Counting(BaseMetric):
+        def process(self, data_batch, data_samples):
+            self.results.append(1)
+            Counting.calls = getattr(Counting, 'calls', 0) + 1
+            if Counting.calls == 2:
+                raise ZeroDivisionError('the second batch breaks')
+
+        def compute_metrics(self, results):
+            return {'score': float(Counting.calls), 'held': len(self.results)}
+
+    batches = loader('val', 60, 20)
+    _, result = searched(tmp_path, dataloader=batches, evaluator=dict(type='Counting'), score_key='score')
+    assert [trial.number for trial in result.failed] == [0]
+    assert len({trial.info['held'] for trial in result.complete}) == 1
+
+
 def test_score_that_is_nan_is_a_failed_trial(tmp_path, metrics):
     @METRICS.register_module()
     class Sometimes(BaseMetric):

@@ -115,6 +115,22 @@ def test_resume_takes_the_furthest_checkpoint_or_begins(tmp_path):
     assert again._load_from == str(tmp_path / 'epoch_2.pth')
 
 
+def test_a_test_does_not_go_on_with_a_training(tmp_path):
+    build_runner(train_config(), work_dir=tmp_path).train()
+    config = train_config(load_from=str(tmp_path / 'epoch_1.pth'))
+    tester = build_runner(config, task='test', work_dir=tmp_path, resume=True)
+    assert (tester._resume, tester._load_from) == (False, str(tmp_path / 'epoch_1.pth'))
+    tester.model.mutator.set_min_subnet()
+    assert tester.test()
+
+
+def test_the_store_that_a_config_names_is_the_one_that_a_search_resumes(tmp_path):
+    loop = dict(type='EvolutionSearchLoop', resume_from=str(tmp_path / 'mine.journal'))
+    config = train_config(train_cfg=loop)
+    prepared = build_runner(config, task='search', work_dir=tmp_path / 'work', resume=True)
+    assert prepared._train_loop['resume_from'] == str(tmp_path / 'mine.journal')
+
+
 def test_testing_leaves_training_out(tmp_path):
     trainer = build_runner(train_config(), work_dir=tmp_path / 'a')
     trainer.train()

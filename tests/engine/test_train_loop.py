@@ -18,7 +18,7 @@ from strop.engine import (
     find_checkpoint,
     load_checkpoint_file,
 )
-from strop.engine.train_loop import _check_finite
+from strop.engine.train_loop import Orders, _check_finite
 from strop.errors import DataError, TrainingError
 from strop.mutables import LayerChoice
 from strop.registry import LOOPS
@@ -166,6 +166,20 @@ def test_loaders_given_as_objects_resume(tmp_path, loader, by_epoch):
     shutil.copy(tmp_path / 'whole' / 'iter_5.pth', tmp_path / 'part')
     train({**noisy_config(by_epoch), 'train_dataloader': loader()}, tmp_path / 'part', resume=True)
     assert_equal(tmp_path / 'whole' / 'iter_9.pth', tmp_path / 'part' / 'iter_9.pth')
+
+
+def test_a_loader_that_was_used_before_begins_with_the_same_seed():
+    data = shuffled_by_its_own_generator()
+    firsts = []
+    for _ in range(2):
+        orders = Orders(data)
+        orders.begin(0)
+        firsts.append(data.generator.initial_seed())
+        orders.begin(1)
+    assert firsts[0] == firsts[1]
+    data.generator.manual_seed(4)
+    Orders(data).begin(0)
+    assert data.generator.initial_seed() != firsts[0]
 
 
 def test_a_loss_scale_of_one_of_several_optimizers_takes_a_loss_that_is_not_finite():
