@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, is_distributed
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from strop.codebases import codebase_of
 from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
-from strop.errors import BindingError, ConfigError, listed, near
+from strop.errors import BindingError, ConfigError, StropError, listed, near
 from strop.estimators import SpaceEstimator, example_arguments
 from strop.mutables import Subnet, extract
 from strop.randomness import seeded
@@ -28,6 +30,51 @@ UNITS = {'flops': ('macs', 1e6), 'macs': ('macs', 1e6), 'params': ('params', 1e6
 
 #: How the message begins that no other subnet can escape.
 NO_SUCH_KEY = '`score_key`'
+
+
+def _on_all_ranks(work: Callable[[], Any]) -> Any:
+    """Do something; what fails on one rank fails on all, so that none waits for another."""
+    if not is_distributed():
+        return work()
+    found, error = None, None
+    try:
+        found = work()
+    except Exception as caught:
+        error = caught
+    told = all_gather_object(None if error is None else f'{type(error).__name__}: {error}')
+    if error is not None:
+        raise error
+    other = next((text for text in told if text is not None), None)
+    if other is not None:
+        raise StropError(f'Scoring failed on another rank: {other}')
+    return found
+
+
+def _evaluated(evaluator: Any, size: int) -> dict[str, float]:
+    """Return the metrics; rank 0 computes them, and the others hear of it where it cannot."""
+    if not is_distributed():
+        return dict(evaluator.evaluate(size))
+    failures: list[Exception] = []
+
+    def noting(compute: Callable[[Any], Any], results: Any) -> Any:
+        try:
+            return compute(results)
+        except Exception as error:
+            failures.append(error)
+            return {}
+
+    with ExitStack() as stack:
+        for metric in evaluator.metrics:
+            stack.callback(vars(metric).pop, 'compute_metrics', None)
+            metric.compute_metrics = partial(noting, metric.compute_metrics)
+        found = dict(evaluator.evaluate(size))
+
+    def told() -> dict[str, float]:
+        if failures:
+            raise failures[0]
+        return found
+
+    return dict(_on_all_ranks(told))
 
 
 def mutator_of(algorithm: Any) -> Any:
@@ -149,9 +196,12 @@ class Scorer:
             metric.results.clear()  # where scoring failed, it holds what the subnet before gave
         device = next(self.algorithm.parameters()).device.type
         with torch.autocast(device, dtype=torch.bfloat16 if device == 'cpu' else torch.float16, enabled=self.fp16):
-            for batch in self.dataloader:
-                self.evaluator.process(data_samples=self.model.val_step(batch), data_batch=batch)
-        return self.evaluator.evaluate(len(self.dataloader.dataset))
+            _on_all_ranks(self._process)
+        return _evaluated(self.evaluator, len(self.dataloader.dataset))
+
+    def _process(self) -> None:
+        for batch in self.dataloader:
+            self.evaluator.process(data_samples=self.model.val_step(batch), data_batch=batch)
 
     def _forward(self, batch: Any) -> int:
         data = self.algorithm.data_preprocessor(batch, False)

@@ -2,13 +2,15 @@ import json
 
 import pytest
 import torch
+from mmengine.dist import get_rank
+from mmengine.evaluator import BaseMetric
 from torch import nn
 
 from strop.algorithms import SPOS, AutoSlim, BaseAlgorithm, MMArchitectureQuant, SlimmableNetwork
 from strop.engine import DistributedAlgorithm, build_runner, start_process_group
 from strop.errors import ConfigError
 from strop.mutables import LayerChoice
-from strop.registry import MODEL_WRAPPERS, MODELS
+from strop.registry import METRICS, MODEL_WRAPPERS, MODELS
 
 from .forked import in_group
 from .tiny import search_config, train_config
@@ -112,6 +114,27 @@ def on_one_of_two(rank, out):
     search = build_runner(search_config(), task='search', work_dir=f'{out}/search', launcher='pytorch')
     search.train()
     assert (search.train_loop.result is None) == (rank == 1)
+    METRICS.register_module(module=Fragile)
+    config = search_config(evaluator=dict(type='Fragile'), score_key='score')
+    build_runner(config, task='search', work_dir=f'{out}/fragile', launcher='pytorch').train()
+
+
+class Fragile(BaseMetric):
+    """A metric that rank 0, which computes it, cannot compute for every third subnet, and that breaks once on rank 1."""
+
+    seen = computed = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+        Fragile.seen += 1
+        if Fragile.seen == 2 and get_rank() == 1:
+            raise ZeroDivisionError('rank 1 breaks')
+
+    def compute_metrics(self, results):
+        Fragile.computed += 1
+        if Fragile.computed % 3 == 1:
+            raise ZeroDivisionError('no score for this one')
+        return {'score': float(Fragile.computed)}
 
 
 @pytest.fixture(scope='module')
@@ -163,6 +186,15 @@ def test_steps_and_observed_ranges_are_equal_on_all_ranks(two_processes, name):
     states = [torch.load(two_processes / f'{name}_{rank}.pt') for rank in (0, 1)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert any('input_fake_quant' in key for key in states[0])
+
+
+def test_a_failure_on_one_rank_is_one_of_the_trial(two_processes):
+    trials = json.loads((two_processes / 'fragile' / 'search.json').read_text())['trials']
+    failed = {trial['number']: trial['error'] for trial in trials if trial['state'] == 'failed'}
+    assert len(trials) == 8
+    assert 'another rank: ZeroDivisionError: rank 1 breaks' in failed.pop(1)
+    assert list(failed) == [0, 4, 7]
+    assert all('no score for this one' in error for error in failed.values())
 
 
 def test_search_on_two_ranks_is_the_search_of_one(two_processes, tmp_path):
