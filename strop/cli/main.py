@@ -106,9 +106,7 @@ class Commands(click.Group):
 
 
 # What a group raises that is called without a command: its help, as an error (click 8.2 and later).
-_NO_ARGUMENTS: tuple[type[click.UsageError], ...] = tuple(
-    getattr(click.exceptions, name) for name in ('NoArgsIsHelpError',) if hasattr(click.exceptions, name)
-)
+_NO_ARGUMENTS: Any = getattr(click.exceptions, 'NoArgsIsHelpError', ())
 
 
 def _end(error: BaseException, debug: bool) -> NoReturn:

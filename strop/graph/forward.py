@@ -96,9 +96,17 @@ def gives_second_axis(module: nn.Module) -> bool:
     >>> gives_second_axis(nn.ConvTranspose2d(3, 8, 2)), gives_second_axis(nn.Conv2d(3, 8, 2))
     (True, False)
     """
+    return is_conv1d(module) or isinstance(module, _ConvTransposeNd)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a layer is transformers' `Conv1D`, which GPT-2 is made of: a linear one with a transposed weight.
+
+    >>> is_conv1d(nn.Conv1d(3, 8, 1))
+    False
+    """
     # It is told by what it is, because transformers is optional.
-    conv1d = type(module).__name__ == 'Conv1D' and hasattr(module, 'nf') and hasattr(module, 'nx')
-    return conv1d or isinstance(module, _ConvTransposeNd)
+    return type(module).__name__ == 'Conv1D' and hasattr(module, 'nf') and hasattr(module, 'nx')
 
 
 def module_paths(model: nn.Module) -> dict[int, str]:

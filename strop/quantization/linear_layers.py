@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from strop.errors import ConfigError, DataError, listed, near
+from strop.graph.forward import is_conv1d
 from strop.quantization.grouping import Grid, Rounded
 from strop.quantization.packed import PackedLinear, packed_layers
 from strop.quantization.patterns import matched, patterns_of
@@ -90,7 +91,7 @@ def select(
             left[path] = 'its weight is computed by a parametrization'
         else:
             own = grids.get(matched(path, grids) or '', grid)
-            targets.append(Target(path, layer, own, _transposed(layer)))
+            targets.append(Target(path, layer, own, is_conv1d(layer)))
     if not targets:
         raise ConfigError(f'No linear layer is left to round: {listed(f"{path}: {why}" for path, why in left.items())}.')
     for target in targets:
@@ -140,12 +141,7 @@ def _is_linear(layer: nn.Module) -> bool:
         return True
     if weight is None or weight.dim() != 2 or not weight.is_floating_point() or type(weight.data) is not Tensor:
         return False
-    return (isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward) or _transposed(layer)
-
-
-def _transposed(layer: nn.Module) -> bool:
-    # transformers' Conv1D, which GPT-2 is made of; told by what it is, because transformers is optional.
-    return type(layer).__name__ == 'Conv1D' and hasattr(layer, 'nf') and hasattr(layer, 'nx')
+    return (isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward) or is_conv1d(layer)
 
 
 def _near_layers(pattern: str, candidates: Iterable[str]) -> str:

@@ -61,7 +61,8 @@ def run(
 
     An evaluation that raises, or returns anything but finite numbers, makes a failed trial with its reason, and
     the search goes on. One that a pruner stops makes a stopped trial; neither is tried again. Ctrl-C leaves a store
-    from which the search resumes.
+    from which the search resumes. Where nothing is left to propose while other processes evaluate trials of the same
+    search, it waits for them: a strategy may know more then, and trials of a process that dies are taken over.
 
     Args:
         space: What to search.
