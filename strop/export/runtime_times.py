@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +19,15 @@ from strop.errors import ConfigError, EstimateError, StropError, listed, near
 from strop.estimators import Latency, measure, ratio, runtimes
 from strop.estimators.latency import Machine, settling_ms
 from strop.estimators.runtimes import check_positive, onnx_bytes
-from strop.estimators.sessions import Call, Run, bound
+from strop.estimators.sessions import Run, bound
 from strop.export.comparison import Inputs
 from strop.export.layer_times import Positional
 from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
+from strop.export.runtime_models import Eager, Reordered, RuntimeModel, ordered
 from strop.graph.forward import copied
 from strop.quantization import Quantized, backends
 from strop.quantization.backends import Frozen, prepared
-from strop.quantization.flow import tensors_of
 
 if TYPE_CHECKING:
     from strop.quantization import Backend
@@ -168,48 +167,6 @@ class RuntimeTimes:
         return table
 
 
-class RuntimeModel(nn.Module):
-    """A model as a runtime computes it, for scoring: takes the arguments of the model, gives its tensor, or a list of them.
-
-    Runtimes that compile do so once for each batch size, which may take a minute; other sizes are put together from those that
-    have run.
-
-    Args:
-        run: Runs the model.
-        names: Of keyword arguments, in the order in which `run` takes their tensors.
-        batches: Batch sizes that have run.
-    """
-
-    def __init__(self, run: Run, names: Sequence[str] = (), batches: Sequence[int] = ()) -> None:
-        super().__init__()
-        self._run = run
-        self._names = tuple(names)
-        self._batches = sorted(batches, reverse=True)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute it."""
-        kwargs = {name: kwargs[name] for name in dict.fromkeys((*self._names, *kwargs)) if name in kwargs}
-        found = self._in_parts([tensor.contiguous() for tensor in tensors_of((args, kwargs))])
-        return found[0] if len(found) == 1 else found
-
-    def _in_parts(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        sizes = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
-        (size,) = sizes if len(sizes) == 1 else (0,)
-        if not size or not self._batches or size in self._batches:
-            return self._run(tensors)
-        parts: list[list[torch.Tensor]] = []
-        start = 0
-        while start < size:
-            batch = next((batch for batch in self._batches if batch <= size - start), self._batches[-1])
-            rows = torch.arange(start, start + batch).clamp_max(size - 1)  # a last part that is short repeats a sample
-            found = self._run([tensor[rows] for tensor in tensors])
-            if any(not tensor.ndim or len(tensor) != batch for tensor in found):
-                return self._run(tensors)  # outputs of the whole batch, not of samples
-            parts.append([tensor[: size - start] for tensor in found])
-            start += batch
-        return [torch.cat(found) for found in zip(*parts)]
-
-
 def measure_runtimes(
     models: Mapping[str, Subject | Sequence[Subject]],
     inputs: Any,
@@ -262,10 +219,11 @@ def measure_runtimes(
     for name in wanted:
         if name not in known:
             raise ConfigError(f'A runtime to measure is one of {listed(known)}, but got {name!r}.{near(name, known)}')
-    floats = tuple(precisions)
-    for precision in floats:
+    given_floats = tuple(precisions)
+    for precision in given_floats:
         if precision not in FLOATS:
             raise ConfigError(f'Floats are measured in {listed(FLOATS)}, but got {precision!r}.{near(precision, FLOATS)}')
+    floats = [precision for precision in FLOATS if precision in given_floats]  # f32 first: others are judged by it
     subjects = {stage: _subjects(stage, found) for stage, found in models.items()}
     if not subjects:
         raise ConfigError('There is no model to measure: `models` is a mapping of names to models.')
@@ -284,12 +242,11 @@ def measure_runtimes(
         jobs = [job for stage, found in subjects.items() for subject in found for job in bench.jobs(stage, subject)]
         _check_twins([job[:3] for job in jobs])
         total = len(jobs)
-        ready: list[_Ready] = []
         for number, job in enumerate(jobs):
             if tell is not None:
                 tell(number, total)
-            ready += bench.prepared(job)
-        ready = bench.worthwhile(ready)
+            bench.prepare(job)
+        ready = bench.worthwhile
         scores, peaks = bench.scores(ready, score), bench.memory(ready) if memory else {}
         rows: list[RuntimeTime] = []
         for batch in batches:
@@ -341,6 +298,8 @@ class _Bench:
         self._folder, self._missing, self._batches = folder, missing, batches
         self._written: dict[int, list[tuple[Path, int | None]]] = {}
         self._numbers = itertools.count()
+        self._ready: list[_Ready] = []
+        self._imitated: set[tuple[str, str]] = set()
 
     def jobs(self, stage: str, subject: Subject) -> list[Job]:
         """Return (stage, runtime, precision, what prepares it) for everything that a subject can be measured as."""
@@ -370,9 +329,14 @@ class _Bench:
             if precision in entry.precisions
         ]
 
-    def prepared(self, job: Job) -> list[_Ready]:
-        """Return what a job prepares, after it has run once at each batch size; what fails is listed as missing."""
+    def prepare(self, job: Job) -> None:
+        """Prepare what a job does, and run it once at each batch size; what fails is listed as missing.
+
+        A float that an earlier job has shown to be imitated is not prepared again: a compiler may take a minute for it.
+        """
         stage, runtime, precision, make = job
+        if (runtime, precision) in self._imitated:
+            return
         found = []
         try:
             for ready in make():
@@ -382,30 +346,38 @@ class _Bench:
         except Exception as error:
             reason = f'{type(error).__name__}: {" ".join(str(error).split())[:400]}'
             self._missing.append({'runtime': runtime, 'reason': f'{stage} in {precision}: {reason}', 'extra': ''})
-            return []
-        return found
+            return
+        self._ready += found
+        for each in found:
+            self._compare(each)
 
-    def worthwhile(self, ready: Sequence[_Ready]) -> list[_Ready]:
-        """Return all but floats that take far longer than `f32` in the same runtime; these are listed as missing."""
-        plain = {(each.stage, each.runtime): each for each in ready if each.precision == 'f32' and each.batch is None}
-        left: dict[tuple[str, str], str] = {}
-        for each in ready:
-            beside, what = plain.get((each.stage, each.runtime)), (each.runtime, each.precision)
-            if each.precision in ('f32', 'int8') or beside is None or each.batch is not None or what in left:
-                continue
-            batch = max(self._batches)
-            tensors = self.tensors(each.stage, batch)
-            times = measure(
-                {entry.precision: bound(entry.run, tensors) for entry in (beside, each)},
-                runs=1, warmup=0, settle=0, threads=self._threads,
-            )  # fmt: skip
-            before, after = (times[entry.precision].median_ms for entry in (beside, each))
-            if after > _IMITATED * before and after - before > _WASTED_MS:
-                left[what] = (
-                    f'{each.precision} takes {after / before:.1f} times as long as f32 there ({each.stage}, batch {batch})'
-                )
-        self._missing += [{'runtime': runtime, 'reason': reason, 'extra': ''} for (runtime, _), reason in left.items()]
-        return [each for each in ready if (each.runtime, each.precision) not in left]
+    @property
+    def worthwhile(self) -> list[_Ready]:
+        """What is ready, but for floats that take far longer than `f32` in the same runtime, with any of the models."""
+        return [each for each in self._ready if (each.runtime, each.precision) not in self._imitated]
+
+    def _compare(self, each: _Ready) -> None:
+        """Compare a shorter float with `f32` in the same runtime; one that takes far longer is listed as missing."""
+        beside = next(
+            (
+                entry for entry in self._ready
+                if entry.batch is None and entry.key == (each.stage, each.runtime, 'f32')
+            ),
+            None,
+        )  # fmt: skip
+        if each.precision in ('f32', 'int8') or each.batch is not None or beside is None:
+            return
+        batch = max(self._batches)
+        tensors = self.tensors(each.stage, batch)
+        times = measure(
+            {entry.precision: bound(entry.run, tensors) for entry in (beside, each)},
+            runs=1, warmup=0, settle=0, threads=self._threads,
+        )  # fmt: skip
+        before, after = (times[entry.precision].median_ms for entry in (beside, each))
+        if after > _IMITATED * before and after - before > _WASTED_MS:
+            reason = f'{each.precision} takes {after / before:.1f} times as long as f32 there ({each.stage}, batch {batch})'
+            self._missing.append({'runtime': each.runtime, 'reason': reason, 'extra': ''})
+            self._imitated.add((each.runtime, each.precision))
 
     def tensors(self, stage: str, batch: int) -> list[torch.Tensor]:
         """Return the tensors of a model's inputs of a batch size."""
@@ -442,7 +414,7 @@ class _Bench:
         for each in ready:
             if each.path is not None and each.batch in (None, 1):
                 tensors = self.tensors(each.stage, 1)
-                tensors = each.run.ordered(tensors) if isinstance(each.run, _Reordered) else tensors
+                tensors = each.run.ordered(tensors) if isinstance(each.run, Reordered) else tensors
                 peak = process_memory_mb(each.path, each.runtime, tensors, self._threads, each.precision)
                 if peak is not None:
                     found[each.key] = peak
@@ -472,7 +444,7 @@ class _Bench:
     def _plain(self, stage: str, model: nn.Module, runtime: str, precision: str) -> list[_Ready]:
         inputs = self._inputs[stage]
         if runtime == 'eager':
-            return [_Ready(stage, runtime, precision, _Eager(model, inputs, precision))]
+            return [_Ready(stage, runtime, precision, Eager(model, inputs, precision))]
         if runtime == 'compile':
             # Of inputs that nobody calls it with: a program for the very ones that it holds would serve no others.
             alone = Positional(model, inputs.map(torch.clone))
@@ -483,7 +455,7 @@ class _Bench:
         for path, batch in self._onnx(stage, model):
             run = load(path, self._threads, precision)
             in_file = inputs if batch else inputs.bound(model)[0]
-            found.append(_Ready(stage, runtime, precision, _ordered(run, inputs, in_file), path, batch))
+            found.append(_Ready(stage, runtime, precision, ordered(run, inputs, in_file), path, batch))
         return found
 
     def _onnx(self, stage: str, model: nn.Module) -> list[tuple[Path, int | None]]:
@@ -512,7 +484,7 @@ class _Bench:
             entry.write(graph, quantized.example if batch is None else (inputs.args, inputs.kwargs), path)
             run = prepared(entry, path, self._threads)
             in_file = inputs if batch is not None else inputs.in_order(quantized.example)
-            found.append(_Ready(stage, runtime, precision, _ordered(run, inputs, in_file), path, batch))
+            found.append(_Ready(stage, runtime, precision, ordered(run, inputs, in_file), path, batch))
         return found
 
     def _unused(self, suffix: str) -> Path:
@@ -526,50 +498,6 @@ class _Bench:
         run = prepared(entry, file.path, self._threads, floats)
         batch = None if entry.open_batch else 1
         return [_Ready(stage, runtime, file.precision, run, file.path, batch)]
-
-
-def _ordered(run: Run, inputs: Inputs, in_file: Inputs) -> Run:
-    """Give a file its tensors in the order that it was written with, which that of keyword arguments may not be."""
-    tensors = list(inputs.tensors().values())
-    order = [next(i for i, tensor in enumerate(tensors) if tensor is each) for each in in_file.tensors().values()]
-    return run if order == sorted(order) else _Reordered(run, order)
-
-
-class _Reordered:
-    """A file that takes its tensors in another order."""
-
-    def __init__(self, run: Run, order: Sequence[int]) -> None:
-        self._run, self._order = run, order
-
-    def ordered(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [tensors[index] for index in self._order]
-
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return self._run(self.ordered(tensors))
-
-    def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
-        return bound(self._run, self.ordered(tensors))
-
-
-class _Eager:
-    """A model as PyTorch runs it."""
-
-    def __init__(self, model: nn.Module, inputs: Inputs, precision: str) -> None:
-        self._model, self._inputs, self._precision = model, inputs, precision
-
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return tensors_of(self.bind(tensors)())
-
-    def bind(self, tensors: Sequence[torch.Tensor]) -> Call:
-        given = iter(tensors)
-        filled = self._inputs.map(lambda _: next(given))
-
-        def call() -> Any:
-            lower = torch.autocast('cpu', torch.bfloat16) if self._precision == 'bf16' else nullcontext()
-            with torch.inference_mode(), lower:
-                return self._model(*filled.args, **filled.kwargs)
-
-        return call
 
 
 def _subjects(stage: str, found: Any) -> list[Subject]:
@@ -636,4 +564,4 @@ def _speedup(what: str, before: RuntimeTime, after: RuntimeTime, confidence: flo
     return {'what': what, 'value': found.value, 'low': found.low, 'high': found.high, 'confidence': confidence}
 
 
-__all__ = ['FLOATS', 'RuntimeFile', 'RuntimeModel', 'RuntimeTime', 'RuntimeTimes', 'measure_runtimes']
+__all__ = ['FLOATS', 'RuntimeFile', 'RuntimeTime', 'RuntimeTimes', 'measure_runtimes']

@@ -16,7 +16,7 @@ from strop.estimators import Latency
 from strop.estimators.latency import Machine
 from strop.estimators.sessions import openvino_core
 from strop.export.layer_times import layer_times
-from strop.export.runtime_times import RuntimeFile, RuntimeModel, RuntimeTime, RuntimeTimes, _size_of, measure_runtimes
+from strop.export.runtime_times import RuntimeFile, RuntimeTime, RuntimeTimes, _size_of, measure_runtimes
 from strop.quantization import quantize
 from strop.report import CompressionResult
 
@@ -119,6 +119,22 @@ def test_a_float_that_is_only_imitated_is_left_out_with_the_reason(ms: float, me
     reasons = [entry['reason'] for entry in times.missing]
     assert len(reasons) == 2 - len(measured)
     assert all(re.fullmatch(r'bf16 takes [\d.]+ times as long as f32 there \(a, batch 4\)', reason) for reason in reasons)
+
+
+def test_a_float_that_is_imitated_is_prepared_for_one_model_only() -> None:
+    lower = []
+
+    class Seen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            lower.append(torch.is_autocast_enabled('cpu'))
+            return x + 1
+
+    models = {'a': Imitated(120), 'b': Seen()}
+    # However the precisions are given: the first is judged by 32-bit floats.
+    times = measure_runtimes(models, ROWS, batches=(1,), only=('eager',), precisions=('bf16', 'f32'), rounds=1, seconds=1)
+    assert [(row.stage, row.precision) for row in times.rows] == [('a', 'f32'), ('b', 'f32')]
+    assert lower
+    assert not any(lower)
 
 
 def test_keyword_arguments_reach_every_runtime_under_their_names() -> None:
@@ -331,38 +347,6 @@ def test_a_model_of_other_inputs_is_measured_and_scored_on_them() -> None:
         assert scores[stage, 'onnxruntime'] == pytest.approx(expected, abs=1e-5)
     with pytest.raises(ConfigError, match="`inputs_of` names 'hal'"):
         measure_runtimes({'half': pooled}, images, inputs_of={'hal': images}, rounds=1)
-
-
-@pytest.mark.parametrize(
-    ('batches', 'size', 'ran'),
-    [
-        ((1, 4), 11, [4, 4, 1, 1, 1]),
-        ((4,), 11, [4, 4, 4]),  # the last part repeats a sample
-        ((8, 3), 4, [3, 3]),
-        ((4, 11), 11, [11]),
-        ((), 11, [11]),
-    ],
-)
-def test_a_score_needs_no_batch_size_but_those_that_have_run(batches: tuple[int, ...], size: int, ran: list[int]) -> None:
-    seen = []
-
-    def run(tensors: Any) -> list[torch.Tensor]:
-        seen.append(len(tensors[0]))
-        return [tensors[0] - 2 * tensors[1], tensors[1].sum(1)]
-
-    first, second = torch.rand(size, 3), torch.rand(size, 3)
-    found = RuntimeModel(run, ('b', 'a'), batches)(a=second, b=first)
-    assert seen == ran
-    assert torch.equal(found[0], first - 2 * second)
-    assert torch.equal(found[1], second.sum(1))
-
-
-def test_what_gives_one_value_for_a_batch_is_scored_on_the_whole_batch() -> None:
-    rows = torch.rand(11, 3)
-    total = RuntimeModel(lambda tensors: [tensors[0].sum()], batches=(1, 4))
-    assert float(total(rows)) == float(rows.sum())
-    transposed = RuntimeModel(lambda tensors: [tensors[0].T], batches=(4,))
-    assert torch.equal(transposed(rows), rows.T)
 
 
 def test_weights_beside_a_file_count(tmp_path: Path) -> None:
