@@ -25,6 +25,7 @@ from torch import nn
 from strop.algorithms import BaseAlgorithm
 from strop.engine import Trainer
 from strop.errors import BindingError, ModeError, NotDecidedError, SubnetError, TrainingError
+from strop.graph.forward import evaluated
 from strop.mutables import (
     AnyOf,
     Guard,
@@ -82,7 +83,7 @@ def check_mutable(make: Callable[[], Mutable], *inputs: Any) -> None:
             _require(copied.choice.choice() == mutable.choice(), f'a copy of {name} must keep the decision')
             _require(copied.choice.owner is None, f'a copy of {name} must not be bound')
             _require(_equal(output, copied(*inputs)), f'a copy of {name} must give the same output')
-        plain = extract(model, subnet).eval()
+        plain = evaluated(extract(model, subnet))
         _require(not mutables_of(plain), f'{name} must be gone from an extracted model')
         _require(_equal(output, plain(*inputs)), f'the extracted model must give the output of {name}')
     _require(_same_state(state, model.state_dict()), f'decisions of {name} must not be in its state_dict')

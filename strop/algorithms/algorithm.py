@@ -152,21 +152,36 @@ class BaseAlgorithm(BaseModel):
                 return own(self, data, optim_wrapper)
 
             cls.train_step = functools.wraps(own)(train_step)  # type: ignore[method-assign]
+        written: Any = cls.__dict__.get('forward')
+        names = () if written is None else inspect.signature(written).parameters
+        if 'batch_inputs' in names and 'inputs' not in names:
+            # Batches of today's data preprocessors name their `inputs`; code written for MMRazor 0.x has another name.
+            def forward(self: BaseAlgorithm, *args: Any, **kwargs: Any) -> Any:
+                if 'inputs' in kwargs:
+                    kwargs['batch_inputs'] = kwargs.pop('inputs')
+                return written(self, *args, **kwargs)
+
+            cls.forward = functools.wraps(written)(forward)  # type: ignore[method-assign]
 
     # -- forward ---------------------------------------------------------------------------
 
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
+    def forward(self, inputs: Any = ..., data_samples: Any = None, mode: str = 'tensor', batch_inputs: Any = ...) -> Any:
         """Compute one of three things.
 
         Args:
             inputs: A batch of inputs, as the data preprocessor gives it.
             data_samples: Labels or data samples of the batch.
             mode: 'loss' for a dict of losses, 'tensor' for raw outputs, 'predict' for a list of predictions.
+            batch_inputs: Another name of `inputs`.
 
         Raises:
             ModeError: For any other mode.
+            ConfigError: If there are no inputs.
         """
         check_mode(mode)
+        inputs = batch_inputs if inputs is ... else inputs
+        if inputs is ...:
+            raise ConfigError(f'{type(self).__name__} needs a batch of `inputs`.')
         method = {'loss': self.loss, 'tensor': self._forward, 'predict': self._predict}[mode]
         return method(inputs, data_samples) if _takes_two(method) else method(inputs)  # type: ignore[call-arg]
 

@@ -25,6 +25,7 @@ from strop.algorithms.algorithm import BaseAlgorithm, LossResults
 from strop.algorithms.single_teacher import build_teachers, prefixed
 from strop.distill import ConfigurableDistiller
 from strop.errors import ComponentTypeError, ConfigError, listed
+from strop.graph.forward import evaluated
 from strop.randomness import derive_seed
 from strop.registry import MODELS
 
@@ -403,7 +404,7 @@ def _teachers(given: Any) -> nn.Module:
     teachers = build_teachers(
         {name: model for name, (model, _) in split.items()}, {name: path for name, (_, path) in split.items() if path}
     )
-    return teachers.requires_grad_(False).eval()
+    return evaluated(teachers.requires_grad_(False))
 
 
 def _has_weights(teacher: Any) -> bool:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 _OTHER_PACKAGES = re.compile(r'\b(mmrazor|mmcls|mmpretrain|mmdet|mmseg|mmcv|nni)\b')
+# What users put classes of their own into: a package's folder, beside the config or in the current one.
+_OLD_FOLDERS = ('mmrazor', 'mmcls', 'nni')
 # Top-level keys that a config may have without MMEngine's Runner taking them as arguments.
 _KEYS = (
     'algorithm',
@@ -37,7 +39,8 @@ def load_config(name: str, settings: Mapping[str, Any] | None = None) -> Config:
     """Read a config, apply `--cfg-options`, and import what its `custom_imports` name.
 
     The folder of the config and the current one can be imported from. Old import lines of MMRazor, NNI and mmcls, and configs
-    and types of mmpretrain, mmdet and mmseg, work where the config names these packages.
+    and types of mmpretrain, mmdet and mmseg, work where the config names these packages or has `custom_imports`, and where one
+    of these folders has a `mmrazor`, `mmcls` or `nni` of the user's, whose packages are imported.
 
     Args:
         name: A file, or `package::path` for a config of an installed package.
@@ -50,10 +53,12 @@ def load_config(name: str, settings: Mapping[str, Any] | None = None) -> Config:
     from mmengine.config import Config
 
     path = find_config(name)
-    for folder in (str(path.parent.resolve()), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    _activate_old_names(f'{path.read_text(encoding="utf-8", errors="replace")} {settings or ""}')
+    folders = (path.parent.resolve(), Path.cwd())
+    for folder in folders:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    own = any((folder / name).is_dir() for folder in folders for name in _OLD_FOLDERS)
+    _activate_old_names(f'{path.read_text(encoding="utf-8", errors="replace")} {settings or ""}', own)
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except (SyntaxError, FileNotFoundError, ModuleNotFoundError) as error:
@@ -64,7 +69,7 @@ def load_config(name: str, settings: Mapping[str, Any] | None = None) -> Config:
         raise ConfigError(f'{_place_in(path, error)}: {type(error).__name__}: {error}') from error
     if not isinstance(config._cfg_dict, Mapping):
         raise ConfigError(f'{path} must hold keys and values, but holds a {type(config._cfg_dict).__name__}.')
-    _activate_old_names(config.text or '')
+    _activate_old_names(config.text or '', bool(config.get('custom_imports')))
     if settings:
         change(config, settings)
     if 'algorithm' in config:
@@ -121,8 +126,8 @@ def _packaged(name: str) -> Path:
         raise ConfigError(f'The package {package!r} ships no config {wanted!r}.{hint}') from None
 
 
-def _activate_old_names(text: str) -> None:
-    if _OTHER_PACKAGES.search(text):
+def _activate_old_names(text: str, anyway: bool) -> None:
+    if anyway or _OTHER_PACKAGES.search(text):
         importlib.import_module('strop.compat').activate()
 
 

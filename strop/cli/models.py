@@ -14,6 +14,7 @@ from torch import nn
 from strop.cli.configs import SUFFIXES, load_config
 from strop.cli.console import note
 from strop.errors import ComponentTypeError, ConfigError, UnsafeFileError
+from strop.graph.forward import evaluated
 
 DEFAULT_SHAPE = (1, 3, 224, 224)
 
@@ -90,7 +91,7 @@ def open_target(
 
     model = ModelSource.of(name).build(trust=True)
     shape = input_shape or _own_shape(model)
-    return Target(name, model.eval(), torch.zeros(tuple(shape), device=_device(model)))
+    return Target(name, evaluated(model), torch.zeros(tuple(shape), device=_device(model)))
 
 
 def _of_recipe(
@@ -122,7 +123,7 @@ def _of_config(name: str, settings: Mapping[str, Any] | None, input_shape: Seque
         inputs: Any = _of_shape(algorithm, input_shape)
     else:
         inputs = _sample(config, algorithm)
-    return Target(name, getattr(algorithm, 'architecture', algorithm).eval(), inputs, algorithm, config)
+    return Target(name, evaluated(getattr(algorithm, 'architecture', algorithm)), inputs, algorithm, config)
 
 
 def build_model(config: Any) -> nn.Module:

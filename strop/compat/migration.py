@@ -382,7 +382,7 @@ def _type(
         if not _SHORT.search(settings.parent) and name not in _UNWRAPPED:
             yield from _unknown_type(node, kind, home, own, near(name, known))
     elif settings.whole and not _has_first(home):
-        yield from _arguments(settings, name, kinds)
+        yield from _arguments(settings, name, kinds, own)
 
 
 def _is_foreign(scope: str) -> bool:
@@ -395,7 +395,8 @@ def _has_first(scope: str | None) -> bool:
 
 
 def _unknown_type(node: ast.expr, kind: str, home: str | None, own: bool, hint: str) -> Iterator[Change]:
-    if home and is_codebase(home):
+    # Without mmpretrain what `mmcls` names is looked up in Strop's registries, where the user's classes are.
+    if home and is_codebase(home) and not (own and not _has_first(home)):
         yield from _foreign_type(node, kind, home)
     elif own:
         yield Change(node.lineno, 'note', f'the type {kind!r} is none of Strop; `custom_imports` is to register it')
@@ -408,7 +409,7 @@ def _unknown_type(node: ast.expr, kind: str, home: str | None, own: bool, hint: 
         yield Change(node.lineno, 'by hand', f'the type {kind!r} is not known.{hint}'.rstrip('.'))
 
 
-def _arguments(settings: Settings, name: str, kinds: list[Any]) -> Iterator[Change]:
+def _arguments(settings: Settings, name: str, kinds: list[Any], own: bool) -> Iterator[Change]:
     if any(getattr(each, 'makes_decisions', False) for each in kinds):
         for old, new in FIRST_RELEASE.items():
             if old in settings.values:
@@ -421,8 +422,15 @@ def _arguments(settings: Settings, name: str, kinds: list[Any]) -> Iterator[Chan
             yield Change(settings.values[argument].lineno, 'by hand', f'{name} takes no {argument!r}: {MOVED[argument]}')
             continue
         names = set().union(*(parameters_of(each) or () for each in kinds))
-        text = f'{name} takes no argument {argument!r}.{near(argument, names)}'
-        yield Change(settings.values[argument].lineno, 'by hand', text.rstrip('.'))
+        hint = near(argument, names)
+        line = settings.values[argument].lineno
+        if own:
+            text = (
+                f'{name} of Strop takes no argument {argument!r}, but `custom_imports` may register a class of this name.{hint}'
+            )
+            yield Change(line, 'note', text.rstrip('.'))
+        else:
+            yield Change(line, 'by hand', f'{name} takes no argument {argument!r}.{hint}'.rstrip('.'))
 
 
 def _foreign_type(node: ast.expr, kind: str, scope: str) -> Iterator[Change]:

@@ -169,6 +169,7 @@ class Planner:
         for key, entry in self._tried.items():
             entry.chosen = key == chosen.rung.key
         planned.tried = list(self._tried.values())
+        planned.explanation += [self.shop.sampled] if self.shop.sampled and planned.tried else []
         self._explain(chosen)
         return planned
 
@@ -310,7 +311,7 @@ class Planner:
         limit = ladder[0].milliseconds / max(self._excess(ladder[0]), 1e-9)
         likely = next((rung for rung in ladder if rung.milliseconds <= limit), ladder[-1])
         last = sorted((self.shop.untaught(found.rung) for found in candidates), reverse=True)[_TAUGHT - 1]
-        return self.shop.untaught(likely) < last - max(_BEHIND, 3 * self.around.judge.error(last))
+        return self.shop.untaught(likely) < last - max(_BEHIND, 3 * self.shop.screen.error(last))
 
     def _timed_alone(self) -> bool:
         return self.around.budget.timed and not self.shop.counted
@@ -391,7 +392,7 @@ class Planner:
         As good are those within the standard error of the best score; they are ranked by how near they are to the original.
         """
         best = max(found.score or 0.0 for found in candidates)
-        error = self.around.judge.error(best)
+        error = self.shop.judge.error(best)
         level = [found for found in candidates if (found.score or 0.0) >= best - error]
         others = [found for found in candidates if (found.score or 0.0) < best - error]
         nearest = sorted(level, key=lambda found: (found.gap or 0.0, found.harm))
@@ -426,7 +427,7 @@ class Planner:
         """Go down the ladder as far as models that were taught for some steps keep the limit of the drop."""
         planned = self.planned
         (label, ladder), drop = next(iter(self._ladders.items())), float(self.around.budget.accuracy_drop or 0.0)
-        whole = self.around.at(None).judge.score(self.around.original, 'validation')
+        whole = self.shop.judge.at(None).score(self.around.original, 'validation')
         low, high = 0, len(ladder)
         while high - low > 1 and len(planned.candidates) < max(1, self.tries):
             middle = (low + high) // 2

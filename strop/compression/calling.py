@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map_on
 
 from strop.errors import ConfigError, DataError, StropError
 from strop.estimators.runtimes import quiet
+from strop.graph.forward import evaluated
 
 
 def call(model: Callable[..., Any], inputs: Any) -> Any:
@@ -159,7 +160,7 @@ def layout_for(model: nn.Module, inputs: Any, weights: bool = False) -> torch.me
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.no_grad():
-            call(model.eval(), laid(few, torch.channels_last))
+            call(evaluated(model), laid(few, torch.channels_last))
     except StropError:
         raise
     except Exception:  # whatever it is, the layout that models are written for will tell

@@ -45,6 +45,7 @@ from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
 from strop.export.recipe import contiguous, plain_of
 from strop.files import atomic_write, json_text, read_json
+from strop.graph.forward import evaluated
 from strop.mutables import extract, space_of
 from strop.randomness import derive_seed, seeded
 from strop.report import compression_result as results
@@ -143,13 +144,13 @@ class Compression:
         """
         torch.set_num_threads(self.threads)
         if self.given_model is not None:
-            self.supernet: nn.Module = plain_of(copy.deepcopy(self.given_model)).cpu().eval()
+            self.supernet: nn.Module = evaluated(plain_of(copy.deepcopy(self.given_model)).cpu())
             if self.source is not None:
                 self.source.check_like(self.supernet)
         else:
             assert self.recipe.model is not None, 'checked when it was made'
             with seeded(self.recipe.seed, 'model'):
-                self.supernet = plain_of(self.recipe.model.build(self._trusts('model'))).cpu().eval()
+                self.supernet = evaluated(plain_of(self.recipe.model.build(self._trusts('model'))).cpu())
             self.source = self.recipe.model.known(self.supernet)
         contiguous(self.supernet)
         searches = any(stage.kind == 'search' for stage in self.recipe.stages)
@@ -163,7 +164,7 @@ class Compression:
         #: What the reader of the result should know of how the model and the data were read.
         self.notes: list[str] = []
         self._whole = True
-        self.original = extract(self.supernet, space_of(self.supernet).extreme()).eval() if undecided else self.supernet
+        self.original = evaluated(extract(self.supernet, space_of(self.supernet).extreme())) if undecided else self.supernet
         self.data = self._data()
         self.judge = Judge(self.data, self.original)
         for stage in self.recipe.stages:
@@ -436,7 +437,7 @@ class Compression:
     def _outcome(self, stage: NamedStage, found: Outcome, state: State, before: Mapping[str, Any], folder: Path) -> Finished:
         side = found.side or state.side
         example = self.data.at(side).example(1)
-        model = state.model if found.model is None else contiguous(found.model.eval())
+        model = state.model if found.model is None else contiguous(evaluated(found.model))
         entry = results.Stage(
             stage.name,
             stage.kind,

@@ -249,7 +249,8 @@ def _estimated(job: Compression) -> Estimate:
 
 
 def _step_seconds(model: nn.Module, inputs: Any) -> float:
-    twin = copy.deepcopy(model).train()
+    twin = copy.deepcopy(model)
+    twin.train()
     if not any(parameter.requires_grad for parameter in twin.parameters()):
         raise ConfigError('The model has no parameter that can be trained.')
     best = float('inf')

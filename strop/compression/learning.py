@@ -18,6 +18,7 @@ from strop.compression.stage import Outcome, StageSettings, State, Surroundings
 from strop.compression.training import Objective, Schedule, forget, train
 from strop.distill import distiller_for
 from strop.errors import ConfigError
+from strop.graph.forward import evaluated
 from strop.randomness import derive_seed, seeded
 
 
@@ -231,7 +232,7 @@ class DistillStage(LearningStage):
     ) -> tuple[Objective, nn.Module | None]:
         """Return the divergence from the original, and what else is to be learned."""
         judge = around.judge
-        teacher = copy.deepcopy(around.original).eval().requires_grad_(False)
+        teacher = evaluated(copy.deepcopy(around.original)).requires_grad_(False)
         layout = layout_for(teacher, around.data.at(None).example(2), weights=True)
         teacher.to(memory_format=layout)
         taught: Callable[..., Any] = teacher

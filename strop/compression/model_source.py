@@ -21,6 +21,7 @@ from strop.errors import ComponentTypeError, ConfigError, StropError, UnsafeFile
 from strop.export.factory import Trust, build, check_names, describe, portable, without_weights
 from strop.export.recipe import plain_of
 from strop.export.weights import digest_of
+from strop.graph.forward import evaluated
 from strop.randomness import seeded
 from strop.registry import MODELS
 
@@ -202,7 +203,7 @@ class ModelSource:
             model = self._registered(trust)
         if self.weights is not None:
             load_pretrained(model, self.weights)
-        return model.eval()
+        return evaluated(model)
 
     def rebuild(self, trust: bool = False) -> nn.Module:
         """Build a model of the same class and sizes, without its weights and without a network.

@@ -66,6 +66,14 @@ class DataParts:
         """Return the same samples as a model of images with another short side sees them; None are whole ones."""
         return replace(self, side=side)
 
+    def fewer(self, most: int) -> DataParts:
+        """Return the same with so many validation samples at most, drawn from all of them."""
+        count = len(self.validation)
+        if count <= most:
+            return self
+        drawn = counter_rng(0, 'fewer').choice(count, most, replace=False)
+        return replace(self, validation=Subset(self.validation, sorted(drawn.tolist())))
+
     def seen(self, inputs: Any) -> Any:
         """Return whole inputs as the model sees them."""
         return inputs if self.side is None else smaller_images(inputs, self.side)

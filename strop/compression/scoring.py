@@ -91,6 +91,15 @@ class Judge:
         other.data = self.data.at(side)
         return other
 
+    def fewer(self, most: int) -> Judge:
+        """Return a judge that chooses by so many validation samples at most, drawn from all of them."""
+        data = self.data.fewer(most)
+        if data is self.data:
+            return self
+        other = copy.copy(self)
+        other.data, other._answers = data, {}
+        return other
+
     @property
     def metric(self) -> str:
         """The name of the main score on the test part."""

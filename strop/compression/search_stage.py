@@ -15,6 +15,7 @@ from strop.compression.training import Schedule, train
 from strop.engine import kept_batch_norms
 from strop.errors import BudgetError, ConfigError
 from strop.estimators import SpaceEstimator
+from strop.graph.forward import evaluated
 from strop.mutables import Subnet, extract, space_of
 from strop.mutables.binding import bind
 from strop.pruning import recalibrate
@@ -132,7 +133,7 @@ class SearchStage(StageSettings):
             best, trials = smallest.subnet, []
         else:
             best, trials = found.best.subnet, found.complete
-        model = extract(supernet, best).eval()
+        model = evaluated(extract(supernet, best))
         recalibrate(model, as_batches(batches))
         around.progress.done(around.name)
         costs = resources_of(model, example)

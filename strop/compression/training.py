@@ -19,6 +19,7 @@ from strop.compression.calling import Compiled, laid
 from strop.engine import build_runner
 from strop.errors import ConfigError, listed, near
 from strop.files import atomic_write
+from strop.graph.forward import evaluated
 from strop.quantization.qat import freeze_batch_norms
 from strop.randomness import seeded
 
@@ -259,7 +260,7 @@ def train(
         finally:
             if schedule.compile:
                 torch.compiler.reset()  # what it made is of no use to the next stages, which share its limit of programs
-    model = student.cpu().eval()
+    model = evaluated(student.cpu())
     model.zero_grad(set_to_none=True)
     return Trained(model, watch.points)
 

@@ -15,14 +15,17 @@ from strop.compression.calling import as_batches, call, main_output
 from strop.compression.clock import Clock, Pace
 from strop.compression.ladder import Rung
 from strop.compression.plan import Notes, record_of
-from strop.compression.scoring import with_better_norms
+from strop.compression.scoring import Judge, with_better_norms
 from strop.compression.stage import Surroundings, resources_of
 from strop.graph import verify
+from strop.graph.forward import evaluated
 from strop.pruning import Ranking, recalibrate, remove_blocks
 from strop.report.compression_result import StageResources
 
 #: Seconds that finding out what units are worth may take, about.
 _SECONDS = 120.0
+#: So many validation samples at most tell which models are far behind without training, and which of those taught are best.
+_SCREENED, _JUDGED = 1_000, 10_000
 
 
 class Workshop:
@@ -35,6 +38,10 @@ class Workshop:
         importance: By what they were ranked, for records.
         recalibrate: Whether norms are measured again where that does better.
         calibration: Batches of inputs.
+
+    Attributes:
+        screen: Scores models that were not taught, on few validation samples where there are many.
+        judge: Scores those that were taught, on more.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Workshop:
         calibration: list[Any],
     ) -> None:
         self.around, self.ranking, self.importance = around, ranking, importance
+        self.screen, self.judge = (around.judge.fewer(most) for most in (_SCREENED, _JUDGED))
         self.clock = Clock(around)
         self.counted = around.counted_limits()
         self._model, self._graph, self._recalibrates = model, ranking.graph, recalibrate
@@ -64,6 +72,15 @@ class Workshop:
     def view(self, rung: Rung) -> Surroundings:
         """Return the data and the judge for the images that a rung's model takes."""
         return self.around if rung.side is None else self.around.at(rung.side)
+
+    @property
+    def sampled(self) -> str | None:
+        """What models are scored on where there are more validation samples than that, in a sentence."""
+        whole, few, more = (len(judge.data.validation) for judge in (self.around.judge, self.screen, self.judge))
+        if few == whole:
+            return None
+        taught = f', those that were taught on {more:,} of them' if more < whole else ', those that were taught on all'
+        return f'Models were scored on {few:,} of the {whole:,} validation samples{taught}.'
 
     # -- models ----------------------------------------------------------------------------
 
@@ -93,7 +110,7 @@ class Workshop:
         if rung.removed:
             smaller, record = remove_blocks(smaller, self.around.data.example(2), names=list(rung.removed))
             records.append(record)
-        return (copy.deepcopy(smaller) if smaller is self._model else smaller).eval(), records
+        return evaluated(copy.deepcopy(smaller) if smaller is self._model else smaller), records
 
     # -- what they take --------------------------------------------------------------------
 
@@ -181,7 +198,7 @@ class Workshop:
         """Return the score of a rung's model on the validation samples."""
 
         def find() -> float:
-            return self.view(rung).judge.score(self._normed(rung), 'validation')
+            return self._of(self.screen, rung).score(self._normed(rung), 'validation')
 
         known = self._norms(rung)[1] if self._recalibrates else None
         return float(self._notes.recall(_mark('untaught', rung), find)) if known is None else known
@@ -194,12 +211,15 @@ class Workshop:
             smaller = self._normed(rung)
             if around.follows is not None and steps:
                 smaller = around.follows.rehearse(smaller, around, steps)
-            return list(around.judge.score_and_gap(smaller, 'validation'))
+            return list(self._of(self.judge, rung).score_and_gap(smaller, 'validation'))
 
         score, gap = self._notes.recall(_mark(f'taught for {steps} steps', rung), find)
         return float(score), float(gap)
 
     # -- internals -------------------------------------------------------------------------
+
+    def _of(self, judge: Judge, rung: Rung) -> Judge:
+        return judge if rung.side is None else judge.at(rung.side)
 
     def _calibration(self, rung: Rung) -> list[Any]:
         around = self.view(rung)
@@ -219,7 +239,7 @@ class Workshop:
         """Return whether a rung's model does better with its norms measured again, and what it scores, if that was needed."""
 
         def find() -> tuple[bool, float | None]:
-            found = with_better_norms(self.model(rung), self._calibration(rung), self.view(rung).judge)
+            found = with_better_norms(self.model(rung), self._calibration(rung), self._of(self.screen, rung))
             return found.again, found.score
 
         again, score = self._notes.recall(_mark('norms', rung), find)

@@ -132,7 +132,8 @@ class CompressionStep:
         self._running = False
         self._keywords: set[str] | None = None
         if teacher is not None:
-            teacher.requires_grad_(False).eval()
+            teacher.requires_grad_(False)
+            teacher.eval()
             signature = inspect.signature(teacher.forward)
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
                 self._keywords = set(signature.parameters)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from pprint import pformat
 from typing import Any
@@ -33,6 +33,7 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     - the default scope is `strop`, the seed 0;
     - `train_cfg = dict(by_epoch=True, ...)` uses the loop that resumes inside an epoch;
     - where there is data to validate or test on but no evaluator, the metric of a plain module is used;
+    - `NaiveVisualizationHook` is Strop's in every scope: MMEngine's fails on today's batches;
     - for testing, training parts are left out.
 
     Raises:
@@ -58,6 +59,10 @@ def prepare_config(cfg: Config | Mapping[str, Any], task: str = 'train') -> Conf
     if train_cfg and 'type' not in train_cfg:
         by_epoch = train_cfg.pop('by_epoch', True)
         config.train_cfg = {**train_cfg, 'type': f'strop.{"EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"}'}
+    drawing = 'NaiveVisualizationHook'
+    for hook in config.get('custom_hooks') or ():
+        if isinstance(hook, MutableMapping) and hook.get('type') in (drawing, f'mmengine.{drawing}'):
+            hook['type'] = f'strop.{drawing}'
     for name in ('val', 'test'):
         # `val_cfg = dict()` in a search config means the default loop.
         if config.get(f'{name}_dataloader') is None:

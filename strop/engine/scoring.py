@@ -20,6 +20,7 @@ from strop.engine.calibration import kept_batch_norms, recalibrate_batch_norms
 from strop.engine.train_loop import unwrapped
 from strop.errors import BindingError, ConfigError, StropError, listed, near
 from strop.estimators import SpaceEstimator, example_arguments
+from strop.graph.forward import evaluated
 from strop.mutables import Subnet, extract
 from strop.randomness import seeded
 from strop.search import Constraint
@@ -312,7 +313,9 @@ class ResourceMeter:
         if name == 'latency':
             return [self._latency(subnet) for subnet in subnets]
         if name == 'flops' and self._user_flops is not None:
-            return [self._counted_by_user(subnet) for subnet in subnets]
+            counted = [self._counted_by_user(subnet) for subnet in subnets]
+            if None not in counted:  # which a method that is still empty returns
+                return counted  # type: ignore[return-value]
         resource, unit = UNITS[name]
         own = [self.estimator.space.subnet(subnet) for subnet in subnets]
         return [float(value) / unit for value in self.estimator.estimate_many(own, [resource])[resource]]
@@ -337,21 +340,22 @@ class ResourceMeter:
         return result
 
     @property
-    def _user_flops(self) -> Callable[[], float] | None:
+    def _user_flops(self) -> Callable[[], float | None] | None:
         own = [getattr(self.algorithm, name, None) for name in ('get_subnet_flops', '_init_flops')]
         if all(method is None or method.__module__.split('.')[0] == 'strop' for method in own):
             return None
         return own[0]
 
-    def _counted_by_user(self, subnet: Subnet) -> float:
+    def _counted_by_user(self, subnet: Subnet) -> float | None:
         set_subnet(self.algorithm, subnet)
         assert self._user_flops is not None, 'called only where a user overrode it'
-        return float(self._user_flops()) / 1e6
+        counted = self._user_flops()
+        return None if counted is None else float(counted) / 1e6
 
     def _latency(self, subnet: Subnet) -> float:
         from strop.estimators import measure
 
-        model = extract(self.model, subnet).eval()
+        model = evaluated(extract(self.model, subnet))
         return float(measure({'subnet': (model, self.inputs)}, runs=20, warmup=3)['subnet'].median_ms)
 
 

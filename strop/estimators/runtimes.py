@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from strop.errors import ConfigError, EstimateError, MissingDependencyError, StropError, listed, near, try_import
 from strop.estimators.sessions import Call, OnnxRuntimeSession, OpenVinoSession
-from strop.graph.forward import copied
+from strop.graph.forward import copied, evaluated
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Runtime:
         try:
             arguments = tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), arguments)
             with quiet():
-                return self.make(copied(plain).eval(), arguments, threads, precision)
+                return self.make(evaluated(copied(plain)), arguments, threads, precision)
         except MissingDependencyError:
             raise
         except Exception as error:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from strop.errors import ConfigError, ExportError
 from strop.estimators import counting
-from strop.graph.forward import copied, output_tensors
+from strop.graph.forward import copied, evaluated, output_tensors
 from strop.quantization.batches import in_order
 from strop.randomness import derive_seed
 
@@ -269,7 +269,7 @@ def source_of(model: nn.Module) -> nn.Module:
             f'{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and an export never '
             'touches the model itself.'
         ) from error
-    twin = twin.cpu().requires_grad_(False).eval()
+    twin = evaluated(twin.cpu().requires_grad_(False))
     return TensorForward(twin).eval() if isinstance(model, BaseModel) else twin
 
 

@@ -24,7 +24,7 @@ from strop.estimators.counting import human
 from strop.estimators.runtimes import check_positive, computing_with, onnx_bytes, quiet
 from strop.estimators.sessions import OnnxRuntimeSession, OpenVinoSession
 from strop.export.comparison import Inputs
-from strop.graph.forward import copied
+from strop.graph.forward import copied, evaluated
 
 if TYPE_CHECKING:
     from strop.quantization import Quantized
@@ -192,7 +192,7 @@ def layer_times(
         )
     given = Inputs.of(inputs).to('cpu')
     try:
-        plain = copied(getattr(model, '_orig_mod', model)).cpu().eval()
+        plain = evaluated(copied(getattr(model, '_orig_mod', model)).cpu())
         owners = {path: module for path, module in plain.named_modules() if _is_layer(module)}
         with computing_with(threads):
             if runtime == 'eager':

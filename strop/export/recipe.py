@@ -25,6 +25,7 @@ from strop.export.factory import Trust, build, checked, describe, found_by_name,
 from strop.export.folder import atomic_folder
 from strop.export.weights import FILE, digest_of, load_weights, read_weights, same_bits, write_weights
 from strop.files import read_text
+from strop.graph.forward import evaluated
 from strop.mutables import (
     Attachment,
     Space,
@@ -553,7 +554,7 @@ def load_recipe(
             'they were saved. '
             'strict=False loads them all the same.'
         )
-    return contiguous(model).to(device).eval()
+    return evaluated(contiguous(model).to(device))
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:

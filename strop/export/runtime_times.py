@@ -25,7 +25,7 @@ from strop.export.layer_times import Positional
 from strop.export.process_memory import process_memory_mb
 from strop.export.programs import export_onnx
 from strop.export.runtime_models import Eager, Reordered, RuntimeModel, ordered
-from strop.graph.forward import copied
+from strop.graph.forward import copied, evaluated
 from strop.quantization import Quantized, backends
 from strop.quantization.backends import Frozen, prepared
 
@@ -316,7 +316,7 @@ class _Bench:
                 found.append((stage, runtime, 'f32', partial(self._quantized, stage, subject, 'f32')))
             return found
         try:
-            plain = copied(getattr(subject, '_orig_mod', subject)).cpu().eval()
+            plain = evaluated(copied(getattr(subject, '_orig_mod', subject)).cpu())
         except Exception as error:
             reason = f'{stage} cannot be copied: {type(error).__name__}: {" ".join(str(error).split())[:400]}'
             self._missing += [{'runtime': name, 'reason': reason, 'extra': ''} for name in runtimes() if name in self._wanted]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from strop.errors import GraphError
+
+Model = TypeVar('Model', bound=nn.Module)
 
 
 @contextmanager
@@ -31,6 +33,19 @@ def training_mode_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def evaluated(model: Model) -> Model:
+    """Put a model into eval mode and return it; `model.eval()` returns None where a `train` of the user's returns nothing.
+
+    >>> class Frozen(nn.Linear):
+    ...     def train(self, mode=True):
+    ...         super().train(mode)
+    >>> print(Frozen(2, 2).eval(), evaluated(Frozen(2, 2)).training)
+    None False
+    """
+    model.eval()
+    return model
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from strop.graph.autograd_functions import whole_functions
 from strop.graph.forward import (
     arguments_of,
     copied,
+    evaluated,
     in_double,
     map_tensors,
     module_paths,
@@ -400,7 +401,7 @@ def randomized(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float
     Freshly made models hide errors: a bias of zeros, a scale of ones or a token of zeros is the same in every order, and
     a head that starts near zero drowns in its bias.
     """
-    model = converted(model, dtype).eval()
+    model = evaluated(converted(model, dtype))
     generator = torch.Generator('cpu').manual_seed(seed)
 
     def drawn(like: torch.Tensor) -> torch.Tensor:

@@ -284,11 +284,12 @@ class Domain(ABC):
         if 'chosen' in choice:
             return self.parse(choice['chosen'])
         if '_idx' in choice:
-            indices = choice['_idx'] if isinstance(choice['_idx'], list) else [choice['_idx']]
+            given = choice['_idx']
+            indices = list(given) if isinstance(given, (list, tuple, np.ndarray)) else [given]
             for index in indices:
-                if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self):
-                    raise SubnetError(f'`_idx` must hold indices in 0..{len(self) - 1}, but got {choice["_idx"]!r}.')
-            return self._checked(tuple(sorted(set(indices))), choice)
+                if not isinstance(index, (int, np.integer)) or isinstance(index, bool) or not 0 <= index < len(self):
+                    raise SubnetError(f'`_idx` must hold indices in 0..{len(self) - 1}, but got {given!r}.')
+            return self._checked(tuple(sorted({int(index) for index in indices})), choice)
         raise SubnetError(
             f"A mapping given as a choice must have the key 'weights', 'chosen' or '_idx', but got {dict(choice)!r}."
         )

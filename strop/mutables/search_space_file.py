@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Union
 from warnings import warn
 
+import numpy as np
 from torch import nn
 
 from strop.errors import SpaceError, SubnetError, UnknownKeyError, listed, near
@@ -217,7 +218,7 @@ class SearchSpaceFile:
             raise SubnetError(f'{key!r}: an alternative may be chosen once, but `_idx` is {value["_idx"]!r}.')
         if '_value' in value:
             self._check_names(key, _items(value['_value']), indices)
-        return {'_idx': value['_idx']}
+        return {'_idx': indices if isinstance(value['_idx'], (list, tuple, np.ndarray)) else indices[0]}
 
     def _check_names(self, key: str, names: list[Any], indices: list[Any]) -> None:
         """Refuse a pair of `_value` and `_idx` that mean different alternatives."""
@@ -344,4 +345,7 @@ def _candidates(entry: Entry) -> list[Any]:
 
 
 def _items(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [item.item() if isinstance(item, np.generic) else item for item in items]

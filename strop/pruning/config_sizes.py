@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from strop.errors import ConfigError, listed, near
+from strop.graph.forward import evaluated
 from strop.graph.terms import Atom, Term, atoms, length
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def built(model: nn.Module, config: Any, meta: bool = False) -> nn.Module:
             f'{advice(model.config)}'
         ) from error
     first = next(model.parameters())
-    return result.eval() if meta else result.to(first.device, first.dtype).eval()
+    return evaluated(result if meta else result.to(first.device, first.dtype))
 
 
 def head_dim_of(config: Any) -> int | None:

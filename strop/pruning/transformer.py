@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from strop.errors import BudgetError, ConfigError, VerificationError, listed, near, try_import
 from strop.estimators import count
 from strop.graph import ChannelGraph, channel_units, verify
-from strop.graph.forward import arguments_of, in_double, moved_to, output_tensors, untouched
+from strop.graph.forward import arguments_of, evaluated, in_double, moved_to, output_tensors, untouched
 from strop.pruning.budgets import Budget, BudgetLike
 from strop.pruning.config_sizes import (
     advice,
@@ -106,7 +106,7 @@ def prune_transformer(
             'Say how small the model is to be: sizes=dict(intermediate_size=512, num_hidden_layers=4), or a budget.'
         )
     wanted = check_sizes(model.config, sizes) if sizes is not None else {}
-    source, inputs = copy.deepcopy(model).eval(), moved_to(model, inputs)
+    source, inputs = evaluated(copy.deepcopy(model)), moved_to(model, inputs)
     target = unquantized(model, configured(model.config, wanted))
     caches = _without_cache(source)
     given_loss = None if loss is None else (lambda probe, batch: loss_of(probe.model, batch, loss))

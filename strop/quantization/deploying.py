@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from strop.errors import ConfigError, listed
+from strop.graph.forward import evaluated
 from strop.quantization.backends import Backend, backends
 from strop.quantization.backends import backend as backend_of
 from strop.quantization.batches import Batches, Call, taken_by
@@ -78,7 +79,7 @@ def deploy(
     entry.require()
     used = Batches.of(data, batches, torch.device('cpu'))
     check_copyable(model)
-    twin = copy.deepcopy(model).cpu().eval()
+    twin = evaluated(copy.deepcopy(model).cpu())
     example = used.example(twin)
     with torch.no_grad(), taken_by(type(model).__name__, example):
         twin(*example[0], **example[1])

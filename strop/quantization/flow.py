@@ -106,7 +106,8 @@ def capture(model: nn.Module, example: Call, *, training: bool = False, dynamic_
     torch.Size([5, 2])
     """
     check_copyable(model)
-    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).train(training)
+    twin = copy.deepcopy(getattr(model, '_orig_mod', model))
+    twin.train(training)
     program = traced(twin, example, dynamic_batch, type(model).__name__)
     graph = program.module(check_guards=False) if _takes_check_guards(program) else program.module()
     if not isinstance(graph, GraphModule):

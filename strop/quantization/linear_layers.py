@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from strop.errors import ConfigError, DataError, listed, near
-from strop.graph.forward import is_conv1d
+from strop.graph.forward import evaluated, is_conv1d
 from strop.quantization.grouping import Grid, Rounded
 from strop.quantization.packed import PackedLinear, packed_layers
 from strop.quantization.patterns import matched, patterns_of
@@ -124,7 +124,7 @@ def copied(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
 def memory_shared(model: nn.Module) -> Iterator[nn.Module]:
     """Yield a copy that has its own modules and shares every parameter and buffer, in eval mode, without key-value caches."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    work = copy.deepcopy(model, memo).eval()
+    work = evaluated(copy.deepcopy(model, memo))
     for module in work.modules():
         config: Any = getattr(module, 'config', None)
         if config is not None and hasattr(config, 'use_cache'):

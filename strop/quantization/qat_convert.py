@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils._pytree import tree_leaves
 
 from strop.errors import ConfigError, VerificationError, listed
+from strop.graph.forward import evaluated
 from strop.quantization.fake_quantize import FakeQuantizer
 from strop.quantization.flow import pt2e
 from strop.quantization.qat import INPUT, WEIGHT, detach, fake_quantizers
@@ -189,12 +190,12 @@ def convert(model: nn.Module, example_inputs: Any = None) -> nn.Module:
         id(layer): QuantizedLayer(layer) for layer in model.modules() if WEIGHT in layer._modules or INPUT in layer._modules
     }
     if id(model) in memo:
-        return memo[id(model)].eval()  # type: ignore[no-any-return]
-    twin = copy.deepcopy(model, memo).eval()
+        return evaluated(memo[id(model)])  # type: ignore[no-any-return]
+    twin = evaluated(copy.deepcopy(model, memo))
     twin._load_state_dict_pre_hooks.clear()
     if example_inputs is not None:
         _fold_batch_norms(twin, example_inputs)
-    return twin.eval()
+    return evaluated(twin)
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

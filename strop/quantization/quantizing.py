@@ -19,6 +19,7 @@ from strop.estimators import Measurements, measure
 from strop.estimators.runtimes import check_positive, quiet
 from strop.estimators.sessions import bound
 from strop.files import atomic_path
+from strop.graph.forward import evaluated
 from strop.graph.statistics import measure_again, tracking_norms
 from strop.quantization.backends import Backend, Run, check_structure
 from strop.quantization.backends import backend as backend_of
@@ -154,7 +155,7 @@ def quantize(
     given = Batches.of(data, batches, torch.device('cpu'))
     used, held = given.split() if max_drop is not None or sensitivity else (given, Batches(given.calls[-1:]))
     _check_model(model, given)
-    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
+    twin = evaluated(copy.deepcopy(getattr(model, '_orig_mod', model)))
     passes: list[str] = []
     if recalibrate_norms:
         measured_on = measure_again(twin, used, lambda call: twin(*call[0], **call[1]))
@@ -565,7 +566,7 @@ def _literal(name: str) -> str:
 def _check_model(model: nn.Module, batches: Batches) -> None:
     args, kwargs = batches[0]
     check_copyable(model)
-    twin = copy.deepcopy(getattr(model, '_orig_mod', model)).eval()
+    twin = evaluated(copy.deepcopy(getattr(model, '_orig_mod', model)))
     with torch.no_grad(), taken_by(type(model).__name__, (args, kwargs)):
         outputs = twin(*args, **kwargs)
     check_outputs(outputs, type(model).__name__)

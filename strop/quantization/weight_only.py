@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from strop.errors import ConfigError, DataError, listed, near
+from strop.graph.forward import evaluated
 from strop.quantization.blockwise import Options, round_by_blocks
 from strop.quantization.grouping import Grid, round_weight
 from strop.quantization.linear_layers import Target, copied, memory_shared, select, stand_in
@@ -188,7 +189,7 @@ def _forward_of(model: nn.Module, inputs: Any) -> Any:
 
     def call() -> Any:
         with torch.no_grad(), training_mode_kept(model):
-            return model.eval()(*args, **kwargs)
+            return evaluated(model)(*args, **kwargs)
 
     return call
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ class Parcel:
     """What `pack` returns; `open()` in another process gives the evaluation.
 
     Args:
-        content: The evaluation without its shared tensors, pickled.
+        content: The evaluation without its shared tensors, pickled, behind the names of the modules to import before.
         block: Memory of the shared tensors, bytes of shape `(size,)`.
     """
 
@@ -40,7 +42,10 @@ class Parcel:
 
     def open(self) -> Any:
         """Return the evaluation, its shared tensors lying in the block."""
-        return _Unpickler(self.content, self.block).load()
+        stream = io.BytesIO(self.content)
+        for name in pickle.load(stream):
+            importlib.import_module(name)
+        return _Unpickler(stream, self.block).load()
 
 
 def pack(evaluate: Any, picklers: Iterable[Any] | None = None) -> Parcel:
@@ -92,8 +97,15 @@ def _packed(pickler: Any, evaluate: Any) -> Parcel:
             return memory.place(value)
 
     stream = io.BytesIO()
+    pickle.dump(_finders(), stream)
     Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(evaluate)
     return Parcel(stream.getvalue(), memory.block())
+
+
+def _finders() -> list[str]:
+    """Return the modules of Strop that find other modules here, such as those of old packages, and so must there."""
+    modules = (getattr(finder, '__module__', '') for finder in sys.meta_path)
+    return sorted({name for name in modules if name.startswith('strop.')})
 
 
 class _Memory:
@@ -137,8 +149,8 @@ class _Memory:
 class _Unpickler(pickle.Unpickler):
     """Reads a parcel: our own bytes, from the process that sent us here."""
 
-    def __init__(self, content: bytes, block: torch.Tensor) -> None:
-        super().__init__(io.BytesIO(content))
+    def __init__(self, content: io.BytesIO, block: torch.Tensor) -> None:
+        super().__init__(content)
         self._storage = block.untyped_storage()
         self._made: dict[int, torch.Tensor] = {}
 

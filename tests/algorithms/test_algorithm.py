@@ -491,3 +491,29 @@ def test_config_of_a_file_with_custom_imports(tmp_path, registries, monkeypatch)
     config = train_config(model=loaded.model, custom_imports=loaded.custom_imports)
     runner = build_runner(config, work_dir=tmp_path / 'work')
     assert type(runner.model).__name__ == 'OfUsers'
+
+
+def test_inputs_may_be_called_as_mmrazor_calls_them():
+    algorithm = BaseAlgorithm(nn.Linear(4, 2))
+    x = torch.rand(3, 4)
+    assert torch.equal(algorithm(batch_inputs=x), algorithm(x))
+    with pytest.raises(ConfigError, match='needs a batch of `inputs`'):
+        algorithm()
+
+
+def test_an_old_forward_gets_the_batches_of_today():
+    class Old(BaseAlgorithm):
+        def forward(self, batch_inputs, data_samples=None, mode='tensor'):
+            return super().forward(2 * batch_inputs, data_samples, mode)
+
+    class Older(Old):
+        """Its forward is inherited."""
+
+    for kind in (Old, Older):
+        algorithm, plain = kind(Toy()), BaseAlgorithm(Toy())
+        optimizer = torch.optim.SGD(algorithm.parameters(), lr=0.0)
+        assert float(algorithm.train_step(batch(), optimizer)['loss_a']) == 2 * float(
+            plain.train_step(batch(), torch.optim.SGD(plain.parameters(), lr=0.0))['loss_a']
+        )
+        assert torch.equal(algorithm(torch.ones(2, 1)), plain(2 * torch.ones(2, 1)))
+        assert torch.equal(algorithm(batch_inputs=torch.ones(2, 1)), algorithm(inputs=torch.ones(2, 1)))

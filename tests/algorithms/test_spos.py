@@ -226,6 +226,25 @@ def test_overridden_verbs_and_flops_take_effect_in_the_search_loop(tmp_path, reg
     assert len({trial.subnet for trial in trials}) == 8
 
 
+def test_a_count_that_is_still_empty_is_made_by_strop(tmp_path, registries):
+    @MODELS.register_module()
+    class Template(SPOS):
+        def _init_flops(self):
+            pass
+
+        def get_subnet_flops(self):
+            pass
+
+    config = search_config()
+    config.model.type = 'Template'
+    config.train_cfg.constraints_range = dict(flops=(0.0, 1e3))
+    runner = build_runner(config, task='search', work_dir=tmp_path)
+    runner.train()
+    for trial in runner.train_loop.result.trials:
+        plain = extract(runner.model.architecture, trial.subnet)
+        assert trial.info['flops'] * 1e6 == pytest.approx(count(plain, torch.zeros(1, 1, 8, 8)).macs)
+
+
 def test_overridden_init_flops():
     class Own(SPOS):
         def _init_flops(self):

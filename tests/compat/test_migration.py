@@ -131,6 +131,17 @@ val_cfg = dict(type='mmrazor.SlimmableValLoop')
         ("launcher = 'pytorch'", 'note', '`--launcher pytorch` under torchrun'),
         ("hook = dict(type='CheckpointHook', file_client_args=dict())", 'note', 'files are written to the local disk'),
         ("custom_imports = dict(imports=['mine'])\nmodel = dict(type='MyNet')", 'note', '`custom_imports` is to register it'),
+        (
+            "custom_imports = dict(imports=['mine'])\ndefault_scope = 'mmcls'\nmodel = dict(type='MyNet')",
+            'note',
+            '`custom_imports` is to register it',
+        ),
+        (
+            "custom_imports = dict(imports=['mine'])\nmodel = dict(type='mmrazor.SearchableShuffleNetV2', arg1=1)",
+            'note',
+            '`custom_imports` may register a class of this name',
+        ),
+        ("model = dict(type='mmrazor.SearchableShuffleNetV2', arg1=1)", 'by hand', "takes no argument 'arg1'"),
     ],
 )
 def test_what_a_line_is_told(tmp_path: Path, line: str, kind: str, words: str) -> None:

@@ -555,3 +555,89 @@ def test_old_modules_are_attributes_of_their_packages() -> None:
     assert nni.nas.pytorch.fixed.apply_fixed_architecture.__name__ == 'apply_fixed_architecture'
     assert (mmrazor.__version__, mmrazor.version.version_info) == ('1.0.0', (1, 0, 0))
     assert not hasattr(nni, '__version__')
+
+
+# -- on the command line ------------------------------------------------------------------------
+
+
+def test_a_config_that_names_no_old_package_finds_the_users_classes(workspace: Workspace) -> None:
+    workspace.put('mmrazor/models/algorithms/spos.py', SPOS)
+    workspace.put('mmrazor/models/algorithms/__init__.py', 'from .spos import SPOS\n')
+    workspace.put('mmrazor/models/mutators/one_shot_mutator.py', ONE_SHOT_MUTATOR)
+    workspace.put('mmrazor/models/mutators/__init__.py', 'from .one_shot_mutator import OneShotMutator\n')
+    workspace.put(
+        'config.py',
+        """
+        mutator = dict(type='OneShotMutator')
+        algorithm = dict(type='SPOS', mutator=mutator, architecture=dict())
+        """,
+    )
+    # Wherever the folder lies: MMEngine puts the path of a config into its text.
+    out = workspace.run("""
+        from strop.cli import configs
+        configs._OTHER_PACKAGES = __import__('re').compile('(?!)')
+        config = configs.load_config('config.py')
+        from strop.registry import MODELS, MUTATORS
+        print(MODELS.get(config.model.type).__module__, MUTATORS.get(config.mutator.type).__module__)
+    """)
+    assert out.split()[-2:] == ['mmrazor.models.algorithms.spos', 'mmrazor.models.mutators.one_shot_mutator']
+
+
+def test_custom_imports_may_have_old_import_lines_that_the_config_does_not_tell_of(workspace: Workspace) -> None:
+    workspace.put(
+        'my_net.py',
+        """
+        from mmrazor.registry import MODELS
+        from torch import nn
+
+
+        @MODELS.register_module()
+        class MyNet(nn.Identity):
+            pass
+        """,
+    )
+    workspace.put(
+        'config.py',
+        """
+        custom_imports = dict(imports=['my_net'], allow_failed_imports=False)
+        model = dict(type='MyNet')
+        """,
+    )
+    out = workspace.run("""
+        from strop.cli.configs import load_config
+        from strop.registry import MODELS
+        print(MODELS.get(load_config('config.py').model.type).__module__)
+    """)
+    assert out.split()[-1] == 'my_net'
+
+
+def test_what_old_import_lines_define_can_be_sent_to_another_process(workspace: Workspace) -> None:
+    workspace.put(
+        'mmrazor/models/backbones/mine.py',
+        """
+        from mmcls.models.backbones.base_backbone import BaseBackbone
+
+
+        class Mine(BaseBackbone):
+            def forward(self, x):
+                return x
+        """,
+    )
+    workspace.run("""
+        import pickle
+        import strop.compat
+        from mmrazor.models.backbones.mine import Mine
+        from strop.search.parcel import pack
+
+        parcel = pack(Mine())
+        with open('parcel', 'wb') as file:
+            pickle.dump((parcel.content, parcel.block.numpy()), file)
+    """)
+    out = workspace.run("""
+        import pickle
+        from strop.search.parcel import Parcel
+
+        with open('parcel', 'rb') as file:
+            print(type(Parcel.on(*pickle.load(file)).open()).__module__)
+    """)
+    assert out.split()[-1] == 'mmrazor.models.backbones.mine'

@@ -123,8 +123,9 @@ def _teaching(taught):
     """Return what `Planner._best` needs, where `taught(rung, steps)` gives score and gap."""
     planner = SimpleNamespace(
         around=SimpleNamespace(
-            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy', error=lambda score: 0.01),
-        ), rehearse=30, planned=Planned(None), shop=SimpleNamespace(taught=taught), _advance=lambda: None,
+            follows=SimpleNamespace(kind='distill'), judge=SimpleNamespace(choice='accuracy'),
+        ), rehearse=30, planned=Planned(None), _advance=lambda: None,
+        shop=SimpleNamespace(taught=taught, judge=SimpleNamespace(error=lambda score: 0.01)),
     )  # fmt: skip
     planner._teach, planner._ranked = partial(Planner._teach, planner), partial(Planner._ranked, planner)
     return planner
@@ -223,8 +224,10 @@ def test_ladders_that_are_far_behind_are_not_measured(likely, number, rehearse, 
     ladder = [Rung({}, (), 1.0, 0.0), Rung({}, ('b',), 0.5, 1.0), Rung({}, ('c',), 0.2, 2.0)]
     planner = SimpleNamespace(
         planned=SimpleNamespace(candidates=candidates), rehearse=rehearse, _excess=lambda rung: 1.5, _timed_alone=lambda: True,
-        around=SimpleNamespace(follows=object(), judge=SimpleNamespace(error=lambda score: 0.01)),
-        shop=SimpleNamespace(untaught=lambda rung: scores.get(rung.removed[0], likely)),
+        around=SimpleNamespace(follows=object()),
+        shop=SimpleNamespace(
+            untaught=lambda rung: scores.get(rung.removed[0], likely), screen=SimpleNamespace(error=lambda score: 0.01)
+        ),
     )  # fmt: skip
     assert Planner._is_behind(planner, ladder) is expected
 

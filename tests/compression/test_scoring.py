@@ -364,3 +364,23 @@ def test_a_wrong_label_is_found_before_the_loss_is_computed(monkeypatch):
     monkeypatch.setattr('strop.compression.scoring.F.cross_entropy', fails)
     with pytest.raises(DataError, match='has the label 7'):
         judge.loss(torch.zeros(2, 2), torch.tensor([0, 7]))
+
+
+def test_a_judge_of_fewer_samples_draws_them_from_all(pictures):
+    images, labels = (tensor[:100] for tensor in pictures['train'])
+    order = labels.argsort()  # in the order of their classes, as in folders
+    parts = given_parts({'train': (images, labels), 'validation': (images[order], labels[order]), 'test': (images, labels)})
+    original = small_net()
+    judge, few = Judge(parts, original), Judge(parts, original).fewer(40)
+    assert judge.fewer(100) is judge
+    assert (few.data.counts()['validation'], parts.counts()['validation']) == (40, 100)
+    drawn = [few.data.validation[index] for index in range(40)]
+    assert len({int(target) for _, target in drawn}) == 4
+    student = small_net(8)
+    with torch.no_grad():
+        right = [float(student(image[None])[0].argmax() == target) for image, target in drawn]
+        same = [float(student(image[None])[0].argmax() == original(image[None])[0].argmax()) for image, _ in drawn]
+    assert few.scores(student, 'validation') == pytest.approx({'accuracy': sum(right) / 40, 'agreement': sum(same) / 40})
+    assert few.error(0.5) == pytest.approx((0.25 / 40) ** 0.5)
+    assert few.at(4).data.counts() == few.data.counts()
+    assert few.scores(student, 'test') == judge.scores(student, 'test')

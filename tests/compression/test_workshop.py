@@ -139,3 +139,27 @@ def test_without_leave_to_measure_norms_they_stay(shop, monkeypatch):
     rung = _narrow(found)
     assert found.untaught(rung) == found.around.judge.score(found.model(rung))
     assert found.taught(rung, 0)[0] == found.untaught(rung)
+
+
+def test_many_validation_samples_are_drawn_from(shop, monkeypatch):
+    found = shop()
+    whole, rung = len(found.around.data.validation), _narrow(found)
+    assert found.sampled is None
+    assert found.screen is found.judge is found.around.judge
+    monkeypatch.setattr('strop.compression.workshop._SCREENED', 5)
+    found = shop(DistillStage())
+    assert found.sampled == f'Models were scored on 5 of the {whole} validation samples, those that were taught on all.'
+    monkeypatch.setattr('strop.compression.workshop._JUDGED', 7)
+    found = shop(DistillStage())
+    assert found.sampled == f'Models were scored on 5 of the {whole} validation samples, those that were taught on 7 of them.'
+    seen = []
+    monkeypatch.setattr('strop.compression.scoring.Judge.score', lambda self, *_: seen.append(len(self.data.validation)) or 0.5)
+    monkeypatch.setattr(
+        'strop.compression.scoring.Judge.score_and_gap', lambda self, *_: seen.append(len(self.data.validation)) or (0.5, 0.1)
+    )
+    monkeypatch.setattr(DistillStage, 'rehearse', lambda self, model, around, steps: model)
+    found.untaught(rung)
+    assert set(seen) == {5}
+    seen.clear()
+    found.taught(rung, 2)
+    assert seen == [7]

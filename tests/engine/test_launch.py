@@ -142,6 +142,14 @@ def test_testing_leaves_training_out(tmp_path):
     assert tester.test() == trainer.test()
 
 
+@pytest.mark.parametrize('given', ['NaiveVisualizationHook', 'mmengine.NaiveVisualizationHook'])
+def test_pictures_are_drawn_by_strop_in_every_scope(given):
+    hooks = [dict(type=given, priority='LOWEST'), dict(type='EmptyCacheHook')]
+    prepared = prepare_config(train_config(custom_hooks=hooks))
+    assert [hook['type'] for hook in prepared.custom_hooks] == ['strop.NaiveVisualizationHook', 'EmptyCacheHook']
+    assert hooks[0]['type'] == given
+
+
 def test_what_a_base_left_beside_its_architecture_is_left_out(tmp_path):
     (tmp_path / 'net.py').write_text(
         "model = dict(type='Net', backbone=dict(type='VGG', depth=11), data_preprocessor=dict(mean=[0]))\n"

@@ -10,6 +10,7 @@ from torch import nn
 from strop.errors import GraphError
 from strop.graph.forward import (
     arguments_of,
+    evaluated,
     first_line,
     map_tensors,
     module_paths,
@@ -128,3 +129,15 @@ def test_mappings_stay_what_they_are_when_they_are_moved():
         assert moved['input_ids'].is_meta
         assert moved['length'] == 3
     assert not given['input_ids'].is_meta
+
+
+def test_a_train_that_returns_nothing_gives_no_model_away():
+    class Frozen(nn.Linear):
+        def train(self, mode=True):
+            super().train(mode)
+
+    layer = Frozen(2, 2)
+    assert layer.eval() is None
+    layer.train()
+    assert evaluated(layer) is layer
+    assert not layer.training

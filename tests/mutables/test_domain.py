@@ -79,6 +79,7 @@ class TestParse:
             ({'weights': [True, False, False]}, 'list of numbers'),
             ({'weights': 3}, 'list of numbers'),
             ({'_idx': 3}, '`_idx` must hold'),
+            ({'_idx': True}, '`_idx` must hold'),
             ({'_idx': '1'}, '`_idx` must hold'),
             ({'_idex': [1]}, "must have the key 'weights', 'chosen' or '_idx'"),
             (object(), 'is none of the alternatives'),
@@ -175,3 +176,9 @@ def test_draws_are_uniform() -> None:
         expected = 3000 / domain.size
         # chi-square at p = 0.001 for 3 degrees of freedom
         assert sum((count - expected) ** 2 / expected for count in counts.values()) < 16.27
+
+
+@pytest.mark.parametrize('given', [(0, 2), [np.int64(0), np.int64(2)], np.array([0, 2])])
+def test_indices_may_be_what_numpy_and_itertools_give(given: object) -> None:
+    assert KOf(('a', 'b', 'c'), k=2).parse({'_idx': given}) == (0, 2)
+    assert OneOf(('a', 'b', 'c')).parse({'_idx': np.int64(1)}) == (1,)

@@ -294,3 +294,12 @@ def test_a_route_chooses_as_many_edges_as_it_has_to(tmp_path: Path) -> None:
     assert again.space.count() == file.space.count() == 6
     drawn = again.space.sample(np.random.default_rng(0))
     assert len(dict(file.subnet(json.loads(json.dumps(again.parameters(drawn)))))['r']) == 2
+
+
+@pytest.mark.parametrize('given', [(1,), np.array([1]), [np.int64(1)], np.int64(1), 1])
+def test_indices_of_tuners_may_be_what_numpy_and_itertools_give(given):
+    file = SearchSpaceFile(CONTENT)
+    second = {'_value': ['in2_key'], '_idx': given}
+    assert file.subnet({**PARAMETERS, 'second': second}) == file.subnet(PARAMETERS)
+    with pytest.raises(SubnetError, match='`_value` .* and `_idx` 1 do not belong together'):
+        file.subnet({**PARAMETERS, 'second': {**second, '_value': ['in1_key']}})

@@ -597,3 +597,17 @@ def test_labels_alone_may_differ_in_a_fifth_of_them():
         compared(lambda x: x.argmax(1), wrong(3), backend('onnxruntime'), calls, 0.02)
     with pytest.raises(ExportError, match=r'differs in 100\.0% of its values'):
         compared(lambda x: x > 0.5, lambda tensors: [tensors[0] < 0.5], backend('onnxruntime'), calls, 0.02)
+
+
+def test_a_backbone_whose_train_returns_nothing():
+    """As those of mmpretrain and mmdet do, of which `eval()` gives None."""
+
+    class Backbone(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+
+    torch.manual_seed(0)
+    net = Backbone(nn.Linear(8, 4), nn.ReLU())
+    found = quantize(net, [torch.rand(4, 8)], backend='onnxruntime', activation='min_max')
+    x = torch.rand(4, 8)
+    assert (found.prepare()(x)[0] - net(x)).abs().max() < 0.05
