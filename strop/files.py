@@ -7,6 +7,7 @@ import json
 import math
 import numbers
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ConfigError, StropError, UnsafeFileError
+
+# What `atomic_path` writes to, and what folders are made as, before they are renamed.
+_TEMPORARY = re.compile(r'\..+\.[0-9a-f]{12}(\.[^.]+)*')
 
 
 @contextmanager
@@ -54,6 +58,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the temporary files and folders that killed processes left, or others are just writing, in a folder.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ('a.txt', '.a.0123456789ab.txt', '.hidden', '.model.0123456789ab'):
+    ...     _ = (folder / name).write_text('')
+    >>> sorted(path.name for path in leftovers(folder))
+    ['.a.0123456789ab.txt', '.model.0123456789ab']
+    """
+    return [path for path in Path(folder).iterdir() if _TEMPORARY.fullmatch(path.name)]
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> None:

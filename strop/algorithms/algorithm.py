@@ -6,7 +6,8 @@ import functools
 import inspect
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Union
 
 import torch
@@ -103,6 +104,11 @@ class BaseAlgorithm(BaseModel):
         self.retraining = retraining
         self.step = 0
         self._wrapper: weakref.ref[nn.Module] | None = None
+        self._inside = False
+        self._draws = (0, 0)
+        self._users_step = type(self).train_step.__module__.split('.')[0] != 'strop'
+        if self._users_step:
+            self.data_preprocessor.register_forward_hook(_unpackable)
         self._bad_losses = 0
         self.mutator: Any = None
         if mutable_cfg is not None:
@@ -163,7 +169,60 @@ class BaseAlgorithm(BaseModel):
 
             cls.forward = functools.wraps(written)(forward)  # type: ignore[method-assign]
 
+    # -- subnets ---------------------------------------------------------------------------
+
+    def sample_subnet(self) -> Mapping[str, Any]:
+        """Draw a subnet, as the mutator does.
+
+        Raises:
+            ConfigError: If there is no mutator; so do the others.
+        """
+        return self._deciding().sample_subnet()  # type: ignore[no-any-return]
+
+    def set_subnet(self, subnet: Mapping[str, Any]) -> None:
+        """Make a subnet current."""
+        self._deciding().set_subnet(subnet)
+
+    def set_max_subnet(self) -> None:
+        """Make the largest subnet current."""
+        self._deciding().set_max_subnet()
+
+    def set_min_subnet(self) -> None:
+        """Make the smallest subnet current."""
+        self._deciding().set_min_subnet()
+
+    def _deciding(self) -> Any:
+        if self.mutator is None:
+            raise ConfigError(f'{type(self).__name__} has no subnets to choose from: it was given no `mutator`.')
+        return self.mutator
+
+    def _drawn(self) -> int:
+        """Return how many subnets were drawn before in this step; counted on where nothing counts steps."""
+        step, count = self._draws
+        self._draws = (self.step, count + 1 if step == self.step else 1)
+        return self._draws[1] - 1
+
     # -- forward ---------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward.
+
+        Where a training step of the user's calls it under DDP, it goes through the wrapper, or gradients would not be reduced.
+        """
+        wrapper = self._wrapper() if self._wrapper is not None and self._users_step else None
+        if wrapper is None or self._inside or not self.training or not torch.is_grad_enabled():
+            return super().__call__(*args, **kwargs)
+        with self._inside_wrapper():
+            return wrapper(*args, **kwargs)
+
+    @contextmanager
+    def _inside_wrapper(self) -> Iterator[None]:
+        """Let calls reach the forward itself."""
+        before, self._inside = self._inside, True
+        try:
+            yield
+        finally:
+            self._inside = before
 
     def forward(self, inputs: Any = ..., data_samples: Any = None, mode: str = 'tensor', batch_inputs: Any = ...) -> Any:
         """Compute one of three things.
@@ -233,7 +292,8 @@ class BaseAlgorithm(BaseModel):
         wrapper = self._wrapper() if self._wrapper is not None and mode == 'loss' else None
         if wrapper is None:
             return super()._run_forward(data, mode)
-        return wrapper(**data, mode=mode) if isinstance(data, dict) else wrapper(*data, mode=mode)
+        with self._inside_wrapper():
+            return wrapper(**data, mode=mode) if isinstance(data, dict) else wrapper(*data, mode=mode)
 
     def train(self, mode: bool = True) -> BaseAlgorithm:
         """Set the mode; with `norm_training`, batch norms of the architecture stay in training mode."""
@@ -315,6 +375,17 @@ def built_model(architecture: Any) -> Any:
             config = dict(config['model'])
         return MODELS.build(config)
     return architecture
+
+
+class _Batch(dict[str, Any]):
+    """A batch of `inputs` and `data_samples` that can be unpacked into these two, as MMRazor's preprocessors gave them."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values())
+
+
+def _unpackable(preprocessor: nn.Module, args: Any, batch: Any) -> Any:
+    return _Batch(batch) if type(batch) is dict and list(batch) == ['inputs', 'data_samples'] else batch
 
 
 def _takes_two(method: Callable[..., Any]) -> bool:

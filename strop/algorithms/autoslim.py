@@ -96,6 +96,11 @@ class AutoSlim(SeveralSubnets):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(architecture, (BaseMutator, ConfigurableDistiller)):
+            raise ConfigError(
+                f'AutoSlim takes the architecture, the mutator and the distiller in this order, but its first argument is a '
+                f'{type(architecture).__name__}. Give them by name: AutoSlim(mutator=..., distiller=..., architecture=...).'
+            )
         if architecture is None:
             raise ConfigError("AutoSlim needs an `architecture`, for example dict(type='ImageClassifier', ...).")
         super().__init__(architecture, data_preprocessor, init_cfg, **kwargs)
@@ -149,22 +154,12 @@ class AutoSlim(SeveralSubnets):
 
     # -- widths ----------------------------------------------------------------------------
 
-    def sample_subnet(self, number: int = 0) -> Mapping[str, Any]:
-        """Draw random widths: number `number` of the current step."""
-        with seeded(self.seed or 0, 'subnet', self.step * self.num_samples + number, gpus=False):
-            return self.mutator.sample_subnet()
-
-    def set_subnet(self, subnet: Mapping[str, Any]) -> None:
-        """Make widths current."""
-        self.mutator.set_subnet(subnet)
-
-    def set_max_subnet(self) -> None:
-        """Make the largest widths current."""
-        self.mutator.set_max_subnet()
-
-    def set_min_subnet(self) -> None:
-        """Make the smallest widths current."""
-        self.mutator.set_min_subnet()
+    def sample_subnet(self, number: int | None = None) -> Mapping[str, Any]:
+        """Draw random widths: number `number` of the current step; by default the next ones."""
+        number = self._drawn() if number is None else number
+        more, own = divmod(number, max(self.num_samples, 1))
+        with seeded(self.seed or 0, f'subnet/{more}' if more else 'subnet', self.step * self.num_samples + own, gpus=False):
+            return self._deciding().sample_subnet()  # type: ignore[no-any-return]
 
     # -- training --------------------------------------------------------------------------
 

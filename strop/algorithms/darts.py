@@ -299,7 +299,9 @@ class Darts(BaseAlgorithm):
         def total(batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             # Not through the distributed wrapper, whose reduction comes with backward(); gradients are averaged here.
             with logits.optim_context(self):
-                return self.parse_losses(BaseModel._run_forward(self, self.data_preprocessor(batch, True), mode='loss'))
+                with self._inside_wrapper():
+                    losses = BaseModel._run_forward(self, self.data_preprocessor(batch, True), mode='loss')
+                return self.parse_losses(losses)
 
         if self.unroll:
             if getattr(logits, 'loss_scaler', None) is not None:

@@ -75,13 +75,10 @@ class SPOS(BaseAlgorithm):
         return self.mutator is not None and not self.retraining
 
     def sample_subnet(self) -> Mapping[str, Any]:
-        """Draw the subnet of the current step."""
-        with seeded(self.seed or 0, 'subnet', self.step, gpus=False):
-            return self.mutator.sample_subnet()
-
-    def set_subnet(self, subnet: Mapping[str, Any]) -> None:
-        """Make a subnet current."""
-        self.mutator.set_subnet(subnet)
+        """Draw the subnet of the current step, and then others."""
+        number = self._drawn()
+        with seeded(self.seed or 0, f'subnet/{number}' if number else 'subnet', self.step, gpus=False):
+            return self._deciding().sample_subnet()  # type: ignore[no-any-return]
 
     def loss(self, batch_inputs: Any, data_samples: Any = None) -> LossResults:
         """Draw a subnet, make it current, and return its losses."""

@@ -33,6 +33,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from strop.compression.clock import Pace
@@ -60,6 +61,8 @@ _DEPTH_WEIGHTS = (1.0, 0.25, 4.0, math.inf)
 _NEAR, _FAR, _MORE = 0.97, 0.8, 6
 #: An end of a ladder that is expected to take no more than this share of the limit is not measured for that.
 _SURE = 0.5
+#: Nor is a beginning that others measured let expect to take at least so much of it.
+_CLEAR = 1.1
 #: Of more models within the budget than this only the best without training are taught.
 _TAUGHT = 6
 #: A model so far below those, or three standard errors below, is not measured.
@@ -327,7 +330,7 @@ class Planner:
         for side in between(self.sides, None if index is None else index - 1):
             ladder = sized(self._ladders[first], side, whole)
             labels = [f'images of {side}, {step}' for step in _steps(first, ladder)]
-            found = self._first_within(labels, ladder, self.tries)
+            found = self._first_within(labels, ladder, self.tries, self._foreseen(ladder[0], images))
             if found is None:
                 self._missed.append((labels[-1], ladder[-1]))
                 continue
@@ -336,6 +339,14 @@ class Planner:
             larger = [sized([self._ladders[first][found]], each, whole)[0] for each in sides]
             step = _steps(first, ladder)[found]
             self._reach([f'images of {each}, {step}' for each in sides], larger, tries=len(larger))
+
+    def _foreseen(self, rung: Rung, others: Sequence[Rung]) -> float | None:
+        """Return what a rung is expected to take as a share of the limit, by others measured; None if it may be within it."""
+        known = sorted((each.milliseconds, self._excess(each)) for each in others if each.key in self._tried)
+        if not self._timed_alone() or not known[0][0] <= rung.milliseconds <= known[-1][0]:
+            return None
+        expected = float(np.interp(rung.milliseconds, [time for time, _ in known], [share for _, share in known]))
+        return expected if expected > _CLEAR else None
 
     def _best(self, candidates: list[Candidate]) -> Candidate:
         """Return the candidate that learns best; without a stage that trains the one that is harmed least."""
@@ -398,14 +409,23 @@ class Planner:
         nearest = sorted(level, key=lambda found: (found.gap or 0.0, found.harm))
         return nearest + sorted(others, key=lambda found: -(found.score or 0.0)), len(level), error
 
-    def _first_within(self, labels: Sequence[str], ladder: Sequence[Rung], tries: int) -> int | None:
-        """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not."""
+    def _first_within(
+        self, labels: Sequence[str], ladder: Sequence[Rung], tries: int, begin: float | None = None
+    ) -> int | None:
+        """Return the first rung within the budget, or near it, by measuring some of them; None if the last one is not.
+
+        Args:
+            labels: What the reader calls the rungs.
+            ladder: The rungs.
+            tries: How many are measured beside the ends.
+            begin: What the first one is expected to take as a share of the limit, if it need not be measured.
+        """
         low, high = 0, len(ladder) - 1
-        if self._excess(ladder[low], labels[low]) <= 1:
+        shares = {low: self._excess(ladder[low], labels[low]) if begin is None else begin}
+        if shares[low] <= 1:
             return low
         if high == 0:
             return None
-        shares = {low: self._excess(ladder[low])}
         shares[high] = shares[low] * ladder[high].milliseconds / max(ladder[low].milliseconds, 1e-9)
         foreseen = self._timed_alone() and shares[high] <= _SURE
         if not foreseen:

@@ -44,7 +44,7 @@ from strop.estimators.runtimes import computing_with
 from strop.export import load_recipe, save_slim
 from strop.export.folder import atomic_folder
 from strop.export.recipe import contiguous, plain_of
-from strop.files import atomic_write, json_text, read_json
+from strop.files import atomic_write, json_text, leftovers, read_json
 from strop.graph.forward import evaluated
 from strop.mutables import extract, space_of
 from strop.randomness import derive_seed, seeded
@@ -225,8 +225,8 @@ class Compression:
     def _claimed_run(self, begun: bool, from_stage: str | None) -> Compressed:
         lock = locked(self.folder / STAGES)
         try:
-            for left in (self.folder / STAGES).glob('.[0-9]*'):
-                shutil.rmtree(left, ignore_errors=True)  # of a stage that was killed while it was written
+            for left in (*leftovers(self.folder / STAGES), *leftovers(self.folder)):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
             self.progress.plan(['source', *(stage.name for stage in self.recipe.stages), 'measure'])
             try:
                 self.open()
@@ -251,18 +251,19 @@ class Compression:
             if from_stage == self.recipe.stages[0].name:
                 self._forget_from(0)
         finished: list[Finished] = [self._source()]
-        again = False
+        before = ''  # the checkpoint that a stage begins with: what is made anew may be another model, as after a new plan
         for number, (stage, digest) in enumerate(zip(self.recipe.stages, digests), 1):
             folder = self.folder / STAGES / f'{number:02d}-{stage.name}'
             if stage.name == from_stage:
                 self._forget_from(number)
-            done = None if again else Finished.read(folder, digest)
+            digest = f'{digest}-{before}'
+            done = Finished.read(folder, digest)
             kept = done is not None and done.entry.status == 'done'
             if done is None or not kept:  # what was left out may be possible by now
                 if folder.exists():
                     remove(folder)
                 done = self._stage(stage, digest, folder, state)
-                again = again or done.entry.status == 'done'  # what follows was made from what is made anew
+            before = done.mark if done.entry.status == 'done' else before
             self._take(done, state)
             finished.append(done)
             self.result.stages.append(done.entry)
@@ -301,7 +302,7 @@ class Compression:
                     f'{identity["model"]} on '
                     f'{identity["data"]}. Give another output.'
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and set(self.folder.iterdir()) - set(leftovers(self.folder)):
             raise StoreError(f'{self.folder} is not empty and holds no compression. Give another output.')
         else:
             atomic_write(mark, json.dumps(identity, indent=1) + '\n')
@@ -310,8 +311,8 @@ class Compression:
 
     def _release(self) -> None:
         """Take back what `_claim` made."""
-        (self.folder / _OWNER).unlink(missing_ok=True)
         shutil.rmtree(self.folder / STAGES, ignore_errors=True)
+        (self.folder / _OWNER).unlink(missing_ok=True)  # last: without it the folder would be taken for somebody else's
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
@@ -554,8 +555,9 @@ class Compression:
         folder, source = self.folder, self.source
         example = self.data.at(state.side).example(2)
         factory, args = source.factory if source is not None else (None, None)
-        # The mark of a whole artefact goes first and comes last.
-        (folder / FILE).unlink(missing_ok=True)
+        # The mark of a whole artefact goes first and comes last; what describes it is written when it was measured.
+        for name in (FILE, 'README.md', 'report.html'):
+            (folder / name).unlink(missing_ok=True)
         if (folder / MODEL).exists():
             shutil.rmtree(folder / MODEL)
         contiguous(state.model)

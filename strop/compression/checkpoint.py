@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -54,7 +55,7 @@ class Finished:
 
         Args:
             folder: Where to.
-            digest: Hash of what it was made from; see `Recipe.digests`.
+            digest: Hash of what it was made from: of the recipe (`Recipe.digests`) and of the checkpoint before it.
         """
         content = {
             'digest': digest,
@@ -68,6 +69,11 @@ class Finished:
             'documents': self.documents,
         }
         atomic_write(folder / _DONE, json.dumps(content, indent=1) + '\n')
+
+    @property
+    def mark(self) -> str:
+        """A hash of what its checkpoint says, seconds included, so that the same stage made anew has another one."""
+        return hashlib.sha256((self.folder / _DONE).read_bytes()).hexdigest()[:16]
 
     @classmethod
     def read(cls, folder: Path, digest: str) -> Finished | None:

@@ -35,6 +35,9 @@ def outcome_of(
     if budget.timed:
         times = {(entry.stage, entry.precision): entry.median_ms for entry in alone}
         own = {precision: ms for (stage, precision), ms in times.items() if stage != reference and precision in ('int8', 'f32')}
+        floats = [stage for stage in result.stages if stage.kind not in ('export', 'quantize')]
+        if not own and floats[-1].name == reference and (reference, 'f32') in times:
+            own = {'f32': times[reference, 'f32']}  # nothing came after it: it is what came out
         if own:
             after['latency_ms'] = own.get('int8', own.get('f32', 0.0))
         share_of = times.get((reference, 'int8' if budget.relative_to == 'quantized' else 'f32'))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader
 from strop.compression.calling import Compiled, laid
 from strop.engine import build_runner
 from strop.errors import ConfigError, listed, near
-from strop.files import atomic_write
 from strop.graph.forward import evaluated
 from strop.quantization.qat import freeze_batch_norms
 from strop.randomness import seeded
@@ -133,22 +131,16 @@ class Lesson(BaseModel):
 class _Watch(Hook):
     """Write the losses down and tell how far the training is."""
 
-    def __init__(self, file: Path, total: int, tell: Callable[[int, int], None] | None) -> None:
-        self.file, self.total, self.tell = file, total, tell
+    def __init__(self, total: int, tell: Callable[[int, int], None] | None) -> None:
+        self.total, self.tell = total, tell
         self.every = max(1, total // _POINTS)
         self.points: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
         self._count = 0
 
     def before_train(self, runner: Any) -> None:
-        done = int(runner.iter)
-        if self.file.is_file() and done:
-            kept = json.loads(self.file.read_text(encoding='utf-8'))
-            self.points = [point for point in kept['points'] if point['step'] <= done]
-            if kept.get('at') == done:
-                self._sums, self._count = dict(kept['sums']), int(kept['count'])
         if self.tell is not None:
-            self.tell(done, self.total)
+            self.tell(int(runner.iter), self.total)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         step = int(runner.iter) + 1
@@ -164,10 +156,12 @@ class _Watch(Hook):
             self.tell(step, self.total)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        # The checkpoint of step n is written after this step's point was made.
-        at = int(checkpoint['meta']['iter'])
-        content = {'at': at, 'points': self.points, 'sums': self._sums, 'count': self._count}
-        atomic_write(self.file, json.dumps(content))
+        # Inside the checkpoint: a file of its own would be of another step where the process dies between the two.
+        checkpoint['curve'] = {'points': list(self.points), 'sums': dict(self._sums), 'count': self._count}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint['curve']
+        self.points, self._sums, self._count = list(kept['points']), dict(kept['sums']), int(kept['count'])
 
 
 @dataclass
@@ -232,7 +226,7 @@ def train(
     schedulers.append(
         {'type': 'CosineAnnealingLR', 'by_epoch': False, 'begin': rising, 'end': total, 'T_max': max(1, total - rising)}
     )
-    watch = _Watch(folder / 'curve.json', total, tell)
+    watch = _Watch(total, tell)
     config = {
         'model': lesson,
         'train_dataloader': loader,

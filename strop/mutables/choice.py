@@ -310,7 +310,7 @@ class InputChoice(Mutable):
             labels = tuple(self.choose_from)
         if self.n_chosen is None:
             return AnyOf(labels)
-        return OneOf(labels) if self.n_chosen == 1 else KOf(labels, k=self.n_chosen)
+        return OneOf(labels, inputs=True) if self.n_chosen == 1 else KOf(labels, k=self.n_chosen)
 
     @property
     def length(self) -> int:

@@ -107,6 +107,7 @@ class Domain(ABC):
 
     kind = 'domain'
     mixable = False
+    inputs = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'labels', tuple(as_label(label) for label in self.labels))
@@ -348,6 +349,7 @@ class OneOf(Domain):
     Args:
         mixable: Accept several at once, too, as a sum of theirs (`Weights` of ones), and a mask of zeros for none:
             what a `LayerChoice` can run.
+        inputs: The alternatives are inputs, as those of an `InputChoice`; files of search spaces tell them apart.
 
     >>> OneOf(('a', 'b')).size
     2
@@ -356,6 +358,7 @@ class OneOf(Domain):
     """
 
     mixable: bool = field(default=False, compare=False)
+    inputs: bool = field(default=False, compare=False)
     kind = 'one_of'
 
     def _checked(self, picks: Picks, given: Any) -> Choice:
@@ -364,7 +367,7 @@ class OneOf(Domain):
         return super()._checked(picks, given)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), 'mixable': True} if self.mixable else super().to_dict()
+        return {**super().to_dict(), **{name: True for name in ('mixable', 'inputs') if getattr(self, name)}}
 
     @property
     def size(self) -> int:

@@ -298,9 +298,9 @@ def _entry(domain: Domain) -> Entry:
     if isinstance(domain, Numeric):
         return {'_type': domain.law, '_value': list(domain.arguments)}
     labels = [plain(label) for label in domain.labels]
-    if isinstance(domain, (KOf, AnyOf)):
+    if isinstance(domain, (KOf, AnyOf)) or domain.inputs:
         named = all(isinstance(label, str) for label in labels)
-        chosen_number = domain.k if isinstance(domain, KOf) else None
+        chosen_number = None if isinstance(domain, AnyOf) else getattr(domain, 'k', 1)
         return {'_type': INPUT, '_value': {'candidates': labels if named else [''] * len(labels), 'n_chosen': chosen_number}}
     if domain.mixable:
         return {'_type': LAYER, '_value': [str(label) for label in labels]}

@@ -1,7 +1,7 @@
 """Mutators bind a search space to a model: draw subnets, apply them, export the final one."""
 
 from strop.mutators.channel import ChannelAnalyzer, ChannelMutator, OneShotChannelMutator, SlimmableChannelMutator
-from strop.mutators.differentiable import DartsMutator, DifferentiableMutator, GumbelMutator, ProxylessMutator
+from strop.mutators.differentiable import DartsMutator, DifferentiableMutator, GumbelMutator, KeyedParameters, ProxylessMutator
 from strop.mutators.fixed import FixedArchitecture, apply_fixed_architecture, get_and_apply_next_architecture
 from strop.mutators.mutator import BaseMutator, Mutator
 from strop.mutators.random import NasMutator, OneShotModuleMutator, OneShotMutator, RandomMutator
@@ -14,6 +14,7 @@ __all__ = [
     'DifferentiableMutator',
     'FixedArchitecture',
     'GumbelMutator',
+    'KeyedParameters',
     'Mutator',
     'NasMutator',
     'OneShotChannelMutator',

@@ -23,10 +23,22 @@ from strop.mutators.mutator import Mutator
 from strop.registry import MODELS
 
 
-def _parameter_name(key: str) -> str:
-    """Return a key as the name of a parameter: without dots, and none that a ParameterDict has for itself."""
-    name = key.replace('%', '%25').replace('.', '%2E')
-    return f'%{name}' if hasattr(nn.ParameterDict, name) or name.startswith('_') else name
+class KeyedParameters(nn.ParameterDict):
+    """Parameters by the keys of decisions, for mutators that learn some.
+
+    A key may be the path of a module, such as `cells.0.op`; names of parameters have no dots, so that a plain `ParameterDict`
+    refuses it. Checkpoints have the key with its dots as `%2E`.
+
+    >>> logits = KeyedParameters({'cells.0.op': torch.zeros(2), 'act': torch.zeros(3)})
+    >>> sorted(logits), sorted(name for name, _ in logits.named_parameters())
+    (['act', 'cells.0.op'], ['act', 'cells%2E0%2Eop'])
+    >>> logits['cells.0.op'].shape
+    torch.Size([2])
+    """
+
+    def _key_to_attr(self, key: str) -> str:
+        name = super()._key_to_attr(key).replace('%', '%25').replace('.', '%2E')
+        return f'%{name}' if hasattr(nn.ParameterDict, name) or name.startswith('_') else name
 
 
 @MODELS.register_module(name=['DifferentiableMutator', 'DiffModuleMutator'])
@@ -72,7 +84,7 @@ class DifferentiableMutator(Mutator):
         self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         self.init_std = init_std
         super().__init__(None, init_cfg, custom_groups)
-        self.arch_params = nn.ParameterDict()
+        self.arch_params = KeyedParameters()
         if model is not None:
             self.prepare_from_supernet(model)
 
@@ -97,7 +109,7 @@ class DifferentiableMutator(Mutator):
         for key, mutable in self._deciding():
             if self.learns(mutable):
                 logits = self.init_std * torch.randn(self._number_of_logits(mutable))
-                self.arch_params[_parameter_name(key)] = nn.Parameter(logits.to(device))
+                self.arch_params[key] = nn.Parameter(logits.to(device))
 
     def _deciding(self) -> Iterator[tuple[str, Mutable]]:
         return ((key, mutables[0]) for key, mutables in self.binding.by_key.items())
@@ -115,15 +127,14 @@ class DifferentiableMutator(Mutator):
         Raises:
             UnknownKeyError: If it has none.
         """
-        name = _parameter_name(key)
-        if name not in self.arch_params:
+        if key not in self.arch_params:
             raise UnknownKeyError(f'There are no architecture parameters of {key!r}.{near(key, self.choices)}')
-        return self.arch_params[name]
+        return self.arch_params[key]
 
     @property
     def choices(self) -> dict[str, nn.Parameter]:
         """Key -> logits, for every decision that has some."""
-        return {key: self.logits(key) for key in self.space if _parameter_name(key) in self.arch_params}
+        return {key: self.logits(key) for key in self.space if key in self.arch_params}
 
     # -- in search -------------------------------------------------------------------------
 

@@ -517,3 +517,43 @@ def test_an_old_forward_gets_the_batches_of_today():
         )
         assert torch.equal(algorithm(torch.ones(2, 1)), plain(2 * torch.ones(2, 1)))
         assert torch.equal(algorithm(batch_inputs=torch.ones(2, 1)), algorithm(inputs=torch.ones(2, 1)))
+
+
+# -- what training steps of users call -------------------------------------------------------------
+
+
+def test_verbs_of_the_mutator_are_those_of_the_algorithm():
+    torch.manual_seed(0)
+    choice = LayerChoice([nn.Linear(4, 4), nn.Identity()])
+    algorithm = BaseAlgorithm(nn.Sequential(choice, nn.Linear(4, 2)), mutator=OneShotMutator())
+    algorithm.set_subnet(algorithm.sample_subnet())
+    assert set(algorithm.mutator.current_subnet()) == {'module.0'}
+    algorithm.set_max_subnet()
+    largest = algorithm.mutator.current_subnet()
+    algorithm.set_min_subnet()
+    assert algorithm.mutator.current_subnet() != largest
+    for verb in ('sample_subnet', 'set_max_subnet', 'set_min_subnet'):
+        with pytest.raises(ConfigError, match='no subnets to choose from'):
+            getattr(BaseAlgorithm(nn.Linear(4, 2)), verb)()
+
+
+def test_a_step_of_the_users_unpacks_batches_of_either_form():
+    class Unpacking(BaseAlgorithm):
+        def train_step(self, data, optim_wrapper):
+            batch_inputs, data_samples = self.data_preprocessor(data, True)
+            seen.append((batch_inputs, data_samples))
+            again = {**self.data_preprocessor(data, True)} if isinstance(data, dict) else None
+            assert again is None or list(again) == ['inputs', 'data_samples']
+            return self.parse_losses(self(batch_inputs, data_samples, mode='loss'))[1]
+
+    seen = []
+    algorithm = Unpacking(Toy())
+    inputs, samples = batch().values()
+    logs = [
+        algorithm.train_step(data, optim_wrapper=None)
+        for data in ({'inputs': inputs, 'data_samples': samples}, (inputs, samples))
+    ]
+    assert logs[0] == logs[1]
+    assert all(torch.equal(first, inputs) and second == samples for first, second in seen)
+    assert len(seen) == 2
+    assert BaseAlgorithm(Toy()).data_preprocessor(batch()).keys() == batch().keys()

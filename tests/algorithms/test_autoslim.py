@@ -382,3 +382,22 @@ class TestTheRealThing:
         runner = build_runner(cfg, work_dir=tmp_path / 'two')
         assert sum(p.numel() for p in runner.model.parameters()) < sum(p.numel() for p in supernet.parameters())
         runner.train()
+
+
+def test_a_step_of_the_users_draws_other_widths_each_time():
+    drawn = autoslim(num_samples=2, seed=3)
+    fixed = [drawn.sample_subnet(number) for number in range(2)]
+    first = [drawn.mutator.space.subnet(drawn.sample_subnet()) for _ in range(6)]
+    assert [drawn.mutator.space.subnet(subnet) for subnet in fixed] == first[:2], 'as the sandwich of this step would'
+    assert len(set(first)) > 3
+    drawn.step = 1
+    second = [drawn.mutator.space.subnet(drawn.sample_subnet()) for _ in range(6)]
+    assert second != first
+    again = autoslim(num_samples=2, seed=3)
+    assert [again.mutator.space.subnet(again.sample_subnet()) for _ in range(6)] == first
+
+
+def test_parts_in_another_order_are_refused_with_the_names():
+    mutator = OneShotChannelMutator(**{key: value for key, value in MUTATOR.items() if key != 'type'})
+    with pytest.raises(ConfigError, match='Give them by name'):
+        AutoSlim(mutator, copy.deepcopy(DISTILLER), net())

@@ -249,6 +249,7 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
     planner._excess = excess
     planner._first_within = partial(Planner._first_within, planner)
     planner._reach = partial(Planner._reach, planner)
+    planner._foreseen = partial(Planner._foreseen, planner)
     Planner._smaller_images(planner)
     # 23 pixels alone have 0.517 of the time; without one block 26 have 0.528, without two all have less than 0.4.
     found = {(candidate.rung.side, len(candidate.rung.removed)): candidate.label for candidate in planner.planned.candidates}
@@ -257,6 +258,7 @@ def test_a_block_that_went_with_smaller_images_makes_room_for_larger_ones():
         (26, 1): 'images of 26, least harm, step 1 of 2',
         (31, 2): 'images of 31, least harm, step 2 of 2',
     }
+    assert not any('step 0 of' in entry.label for entry in planner._tried.values()), 'known from images alone'
 
 
 @pytest.mark.parametrize(('drop', 'expected'), [(0.0, 0), (2.0, 2), (100.0, None)])
@@ -503,3 +505,15 @@ def test_blocks_stay_whose_features_are_distilled(tmp_path, pictures, by_count):
         budget={'runtime': 'eager', 'latency': 0.6}, runtimes=['eager'], progress='quiet',
     )  # fmt: skip
     assert isinstance(found.model[3].body[0], nn.Conv2d)
+
+
+@pytest.mark.parametrize(
+    ('milliseconds', 'expected'),
+    [(4.0, 2.0), (3.0, 1.5), (2.1, None), (5.0, None), (0.5, None)],
+)
+def test_a_beginning_is_foreseen_from_others_unless_it_is_near_the_limit(milliseconds, expected):
+    others = [Rung({}, (), time, 0.0, side) for side, time in ((32, 4.0), (20, 1.5), (24, 2.0), (8, 0.1))]
+    planner = SimpleNamespace(
+        _excess=lambda rung: rung.milliseconds / 2, _tried={rung.key: None for rung in others[:3]}, _timed_alone=lambda: True,
+    )  # fmt: skip
+    assert Planner._foreseen(planner, Rung({}, (), milliseconds, 0.0, 28), others) == expected

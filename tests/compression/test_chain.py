@@ -50,6 +50,17 @@ class Listener(Progress):
         self.kept[stage] = kept
 
 
+class Began(Listener):
+    """Write down with which step each stage that takes steps began."""
+
+    def __init__(self, began: list[tuple[str, int]], other: Listener) -> None:
+        self.began, self.kept = began, other.kept
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        if stage != 'measure' and stage not in dict(self.began) and done:
+            self.began.append((stage, done))
+
+
 def compress(folder: Path, pictures, **options):
     return strop.compress(small_net(), pictures, **{'stages': STAGES, 'output': folder, **QUICK, **options})
 
@@ -276,6 +287,49 @@ def test_a_run_from_a_stage_that_was_killed_behind_it_leaves_nothing_of_the_old_
     assert (stages / '02-prune').is_dir()
     assert not (stages / '03-distill').exists()
     assert same(compress(tmp_path / 'out', pictures).model, whole.model)
+
+
+@pytest.mark.parametrize('where', ['prune', 'distill'])
+def test_a_stage_goes_on_only_from_the_checkpoint_that_it_began_with(whole, pictures, tmp_path, where):
+    """A plan that is measured again may cut otherwise, where the recipe is what it was."""
+    output, last = tmp_path / 'out', ('distill', 3 if where == 'distill' else None)
+    with pytest.raises(Killed):
+        compress(output, pictures, progress=KillAt(*last))
+    before = output / 'stages' / '02-prune' / 'stage.json'
+    before.write_text(before.read_text().replace('"seconds": ', '"seconds": 1'))
+    listener = Listener()
+    began = []
+    again = compress(output, pictures, progress=Began(began, listener))
+    assert began == [('distill', 1)], 'from its first step'
+    assert listener.kept == {'source': True, 'finetune': True, 'prune': True, 'distill': False, 'measure': False}
+    assert same(again.model, whole.model)
+
+
+def test_a_folder_whose_first_file_was_not_finished_is_taken(pictures, tmp_path):
+    output = tmp_path / 'out'
+    output.mkdir()
+    for name in ('.run.0123456789ab.json', '.model.0123456789ab'):
+        (output / name).write_text('{')
+    compress(output, pictures, stages=[{'prune': {'ratio': 0.5}}])
+    assert not list(output.glob('.run.*')) + list(output.glob('.model.*'))
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'other' / '.mine').write_text('{')
+    with pytest.raises(StoreError, match='is not empty'):
+        compress(tmp_path / 'other', pictures)
+
+
+def test_what_describes_an_older_model_goes_before_another_one_comes(pictures, tmp_path):
+    output = tmp_path / 'out'
+    compress(output, pictures, stages=[{'prune': {'ratio': 0.3}}])
+    assert (output / 'report.html').is_file()
+    with pytest.raises(Killed):
+        compress(output, pictures, stages=[{'prune': {'ratio': 0.6}}], progress=KillAt('measure', 0))
+    assert strop.load(output, factory=small_net)[0].out_channels < 12
+    assert not (output / 'report.html').exists()
+    assert not (output / 'README.md').exists()
+    compress(output, pictures, stages=[{'prune': {'ratio': 0.6}}])
+    assert (output / 'report.html').is_file()
+    assert (output / 'README.md').is_file()
 
 
 def test_scores_of_runtimes_are_of_the_data_of_this_run(pictures, tmp_path):

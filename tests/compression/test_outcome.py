@@ -55,6 +55,20 @@ def test_a_model_that_nothing_was_taken_from_is_the_quantized_original():
     assert '2 ms of 1.8 ms' in found.sentences[0]
 
 
+@pytest.mark.parametrize('stages', [['source'], ['source', 'export']])
+def test_the_time_of_a_model_that_stays_as_it_is_counts(stages):
+    entries = [stage(name, 0.9) for name in stages]
+    alone = [time_of('source', 'f32', 8.0)]
+    assert outcome({'latency_ms': 9, 'runtime': 'onnxruntime'}, entries, alone, after=['export']).met is True
+    found = outcome({'latency_ms': 7, 'runtime': 'onnxruntime'}, entries, alone, after=['export'])
+    assert found.met is False
+    assert '8 ms of 7 ms' in found.sentences[0]
+    # Not where another one came out, which could not be measured.
+    other = outcome({'latency_ms': 9, 'runtime': 'onnxruntime'}, [*entries, stage('prune', 0.9)], alone)
+    assert other.met is False
+    assert 'could not be judged' in other.sentences[0]
+
+
 def test_a_runtime_that_could_not_be_measured_is_no_success():
     found = outcome({'latency': 0.9, 'runtime': 'onnxruntime'}, [stage('source', 0.9), stage('prune', 0.9)])
     assert found.met is False

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strop.compression.calling import call
-from strop.compression.training import Schedule, train
+from strop.compression.training import Schedule, _Watch, train
 from strop.errors import ConfigError, TrainingError
 from tests.compression.conftest import small_net
 
@@ -38,6 +38,26 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits_and_curve(judge, pa
         assert torch.equal(value, again.model.state_dict()[name]), name
     assert whole.curve == again.curve
     assert [point['step'] for point in whole.curve] == list(range(1, 10))
+
+
+def test_a_training_killed_while_it_writes_a_checkpoint_has_the_same_curve(judge, parts, tmp_path, monkeypatch):
+    # Points are means over three steps, checkpoints come after every second one.
+    monkeypatch.setattr('strop.compression.training._POINTS', 3)
+    whole = _run(judge, parts, tmp_path / 'whole')
+    assert [point['step'] for point in whole.curve] == [3, 6, 9]
+    written, save = [], _Watch.before_save_checkpoint
+
+    def dying(self, runner, checkpoint):
+        save(self, runner, checkpoint)
+        written.append(checkpoint['meta']['iter'])
+        if len(written) == 3:
+            raise Killed
+
+    monkeypatch.setattr(_Watch, 'before_save_checkpoint', dying)
+    with pytest.raises(Killed):
+        _run(judge, parts, tmp_path / 'parts')
+    assert written == [2, 4, 6]
+    assert _run(judge, parts, tmp_path / 'parts').curve == whole.curve
 
 
 def test_training_makes_it_better_and_leaves_the_model_in_eval_mode_without_gradients(judge, parts, tmp_path):

@@ -69,6 +69,25 @@ class Old(BaseAlgorithm):
         return super().train_step(data, optimizer)
 
 
+class Written(SPOS):
+    """A training step that is written out, as in the tutorials of MMRazor: it calls the algorithm itself, several times."""
+
+    def train_step(self, data, optim_wrapper):
+        inputs, labels = self.data_preprocessor(data, True)
+        for choose in (self.set_max_subnet, self.set_min_subnet):
+            choose()
+            self.retraining = True  # `loss` is not to draw another one
+            loss, log = self.parse_losses(self(inputs, labels, mode='loss'))
+            loss.backward()
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
+        return log
+
+
+def written():
+    return Written(linear_supernet().architecture, seed=0)
+
+
 def run(kind, rank, out):
     """Train the small supernet, and write which subnets saw which batches."""
     config = train_config()
@@ -103,6 +122,8 @@ def on_one_of_two(rank, out):
     run('Old', rank, out)
     spos, network, algorithm = linear_supernet(), slimmable(), autoslim()
     torch.save(steps(spos, DistributedAlgorithm(spos), 4, rank), f'{out}/linear_{rank}.pt')
+    own = written()
+    torch.save(steps(own, DistributedAlgorithm(own), 3, rank), f'{out}/written_{rank}.pt')
     wrapped = MODEL_WRAPPERS.build(dict(type='SlimmableNetworkDDP', module=network))
     torch.save(steps(network, wrapped, 3, rank), f'{out}/slimmable_{rank}.pt')
     wrapped = MODEL_WRAPPERS.build(dict(type='AutoSlimDDP', module=algorithm))
@@ -168,7 +189,13 @@ def test_ranks_draw_the_subnets_that_one_process_draws(two_processes, tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'make', 'steps'),
-    [('linear', linear_supernet, 4), ('slimmable', slimmable, 3), ('autoslim', autoslim, 3), ('lsq4', quantized, 3)],
+    [
+        ('linear', linear_supernet, 4),
+        ('written', written, 3),
+        ('slimmable', slimmable, 3),
+        ('autoslim', autoslim, 3),
+        ('lsq4', quantized, 3),
+    ],
 )
 def test_gradients_are_those_of_the_whole_batch(two_processes, name, make, steps):
     algorithm = make()

@@ -297,9 +297,16 @@ def test_a_route_chooses_as_many_edges_as_it_has_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('given', [(1,), np.array([1]), [np.int64(1)], np.int64(1), 1])
-def test_indices_of_tuners_may_be_what_numpy_and_itertools_give(given):
-    file = SearchSpaceFile(CONTENT)
+def test_indices_of_tuners_may_be_what_numpy_and_itertools_give(given: object) -> None:
+    file = SearchSpaceFile(DOCUMENTED)
     second = {'_value': ['in2_key'], '_idx': given}
     assert file.subnet({**PARAMETERS, 'second': second}) == file.subnet(PARAMETERS)
-    with pytest.raises(SubnetError, match='`_value` .* and `_idx` 1 do not belong together'):
+    with pytest.raises(SubnetError, match=r'`_value` .* and `_idx` 1 do not belong together'):
         file.subnet({**PARAMETERS, 'second': {**second, '_value': ['in1_key']}})
+
+
+def test_a_file_of_a_space_tells_inputs_from_values() -> None:
+    space = Space.from_dict(json.loads(json.dumps(space_of(Net()).to_dict())))
+    assert SearchSpaceFile.of(space).to_dict()['one'] == {
+        '_type': 'input_choice', '_value': {'candidates': ['op', 'named'], 'n_chosen': 1},
+    }  # fmt: skip

@@ -178,13 +178,17 @@ class TestATunerAsAStrategy:
 
     def test_the_space_of_a_search_without_a_file(self) -> None:
         space = Space(
-            {'op': OneOf(('a', 'b'), mixable=True), 'k': KOf((0, 1, 2), k=2), 'x': AnyOf(('p', 'q')), 'n': OneOf((3, 5))}
-        )
+            {
+                'op': OneOf(('a', 'b'), mixable=True), 'k': KOf((0, 1, 2), k=2), 'x': AnyOf(('p', 'q')), 'n': OneOf((3, 5)),
+                'one': OneOf((0, 1), inputs=True),
+            }
+        )  # fmt: skip
         strategy = TunerStrategy(RandomNas)
         result = run(space, lambda subnet: subnet['n'], strategy=strategy, trials=8)
         assert len(result.complete) == 8
         assert strategy.tuner.space['k'] == {'_type': 'input_choice', '_value': {'candidates': ['', '', ''], 'n_chosen': 2}}
         assert strategy.tuner.space['n'] == {'_type': 'choice', '_value': [3, 5]}
+        assert strategy.tuner.space['one'] == {'_type': 'input_choice', '_value': {'candidates': ['', ''], 'n_chosen': 1}}
 
     @pytest.mark.parametrize('executor', [None, Several()])
     def test_parameters_that_come_later_are_waited_for(self, executor: Any) -> None:
