@@ -297,10 +297,17 @@ def export(where: str, name: str | None, best: str | None, front: str | None, ta
 def _store(where: str, name: str | None) -> tuple[str, str | None]:
     from pathlib import Path
 
+    from strop.errors import ConfigError
     from strop.search import Experiment
 
     if '://' not in where and (Path(where) / 'experiment.yaml').is_file():
         made = Experiment.from_folder(where)
+        if made.mixes_variables:
+            raise ConfigError(
+                f'{where} names a store with variables of the environment put into its address: {made.kept_store}. A folder '
+                'from elsewhere could have them sent to another machine. Give the address in place of the folder, with '
+                f'--name {made.name}; an address that is one variable as a whole is taken.'
+            )
         return made.store, name or made.name
     return where, name
 

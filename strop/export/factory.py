@@ -147,7 +147,7 @@ def check_names(value: Any, trust: Trust, origin: object, imports: Sequence[str]
         elif key == 'cfg_path':
             raise UnsafeFileError(
                 f'{origin}: {key}={name!r} would read another config, which may run code. A recipe holds the config of its '
-                'model itself; trust=True reads others.'
+                'model itself; trust=True, or --trust on the command line, reads others.'
             )
         else:
             raise UnsafeFileError(f'{origin}: {key}={name!r} would read another checkpoint. A recipe has its own weights.')
@@ -189,7 +189,7 @@ def _check_reader(target: Any, what: str, origin: object) -> None:
     if getattr(target, 'reads_recipe', False):
         raise UnsafeFileError(
             f'{origin}: names {what}, which would read another recipe with consent of its own. A recipe has its own weights; '
-            'trust=True reads others.'
+            'trust=True, or --trust on the command line, reads others.'
         )
 
 

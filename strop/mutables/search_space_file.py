@@ -138,9 +138,9 @@ class SearchSpaceFile:
         if both:
             raise SpaceError(f'{listed(both)} are in both search spaces; a key names one decision.')
         domains = {**self.space, **other.space}
-        return SearchSpaceFile(
-            {**self.entries, **other.entries}, Space(domains, {**self.space.conditions, **other.space.conditions})
-        )
+        conditions = {**self.space.conditions, **other.space.conditions}
+        paths = {**self.space.paths, **other.space.paths}
+        return SearchSpaceFile({**self.entries, **other.entries}, Space(domains, conditions, paths=paths))
 
     # -- answers -----------------------------------------------------------------------------
 

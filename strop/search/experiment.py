@@ -215,6 +215,17 @@ class Experiment:
             raise ConfigError(f'The password of the store {given} is not kept. Give the whole URL with --store (store=).')
         return text
 
+    @property
+    def kept_store(self) -> str:
+        """The address of the store as it was given, variables by their names and passwords hidden."""
+        return hide_secrets(str(self._content.get('store', self.folder / STORE)))
+
+    @property
+    def mixes_variables(self) -> bool:
+        """Whether variables of the environment are parts of the store's address; one that is the whole of it is none."""
+        given = str(self._content.get('store') or '')
+        return bool(_VARIABLE.search(given)) and not _VARIABLE.fullmatch(given)
+
     def plan(self) -> Plan:
         """Check and build everything that the experiment needs; nothing runs and nothing is written.
 

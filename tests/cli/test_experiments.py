@@ -204,3 +204,24 @@ def test_a_terminal_gets_a_bar_with_the_best_and_ctrl_c_says_how_to_go_on(here: 
     status = run('experiment', 'status', 'experiments/first').stdout
     assert 'left unfinished' in status
     assert 'not running' in status
+
+
+@pytest.mark.parametrize('command', ['status', 'view', 'export', 'stop'])
+def test_variables_are_put_into_no_address_that_a_folder_brings(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    done = run('experiment', 'run', 'exp.yaml', '--quiet')
+    assert done.exit_code == 0, done.output
+    file = next(here.glob('experiments/*/experiment.yaml'))
+    content = yaml.safe_load(file.read_text())
+    monkeypatch.setenv('A_SECRET', 'hush')
+    file.write_text(yaml.safe_dump({**content, 'store': 'postgresql://me@somewhere.else/x?application_name=${A_SECRET}'}))
+    error = one_error(run('experiment', command, file.parent))
+    assert 'could have them sent to another machine' in error
+    assert '--name' in error
+    assert 'hush' not in error
+    # A variable that is the whole address leads nowhere that a stranger chose.
+    monkeypatch.setenv('A_STORE', str(file.parent / 'search.journal'))
+    file.write_text(yaml.safe_dump({**content, 'store': '$A_STORE'}))
+    done = run('experiment', command, file.parent)
+    assert done.exit_code == 0, done.output

@@ -301,7 +301,7 @@ def test_a_stage_goes_on_only_from_the_checkpoint_that_it_began_with(whole, pict
     began = []
     again = compress(output, pictures, progress=Began(began, listener))
     assert began == [('distill', 1)], 'from its first step'
-    assert listener.kept == {'source': True, 'finetune': True, 'prune': True, 'distill': False, 'measure': False}
+    assert listener.kept == {'source': False, 'finetune': True, 'prune': True, 'distill': False, 'measure': False}
     assert same(again.model, whole.model)
 
 

@@ -310,3 +310,9 @@ def test_a_file_of_a_space_tells_inputs_from_values() -> None:
     assert SearchSpaceFile.of(space).to_dict()['one'] == {
         '_type': 'input_choice', '_value': {'candidates': ['op', 'named'], 'n_chosen': 1},
     }  # fmt: skip
+
+
+def test_a_merged_space_knows_the_paths_of_both() -> None:
+    space = Space({'op': OneOf(('a', 'b'))}, paths={'module.op': 'op'})
+    merged = SearchSpaceFile.of(space).merged(SearchSpaceFile({'lr': {'_type': 'uniform', '_value': [0.0, 1.0]}}))
+    assert merged.space.subnet({'module.op': 'b', 'lr': 0.5})['op'] == 'b'
