@@ -165,7 +165,9 @@ class Planner:
             chosen = self._within_budget()
         if chosen.rung.key != self.shop.whole.key:
             planned.model, planned.records = self.shop.built(chosen.rung, check=True)
-            planned.latencies_after = self._layers(chosen.rung)['layers']
+            after = self._layers(chosen.rung)
+            if (after['runtime'], after['precision']) == planned.timed_in:
+                planned.latencies_after = after['layers']
         planned.side = chosen.rung.side
         planned.lengths = {name: length for name, length in chosen.rung.lengths.items() if length < self.graph.units[name].size}
         planned.removed = chosen.rung.removed
@@ -182,7 +184,7 @@ class Planner:
         """Measure the layers of the whole model and of narrower ones."""
         planned, shop = self.planned, self.shop
         whole = self._layers(shop.whole)
-        planned.latencies = whole['layers']
+        planned.latencies, planned.timed_in = whole['layers'], (whole['runtime'], whole['precision'])
         slowest = sorted(planned.latencies.items(), key=lambda item: -item[1])[:4]
         planned.explanation.append(
             f'Measured on {whole["runtime"]} in {whole["precision"]} with {whole["threads"]} '
@@ -456,7 +458,7 @@ class Planner:
             found.score, found.gap = self.shop.taught(rung, self.rehearse)
             found.steps = self.rehearse
             planned.candidates.append(found)
-            self._try(rung, found.label, found.score, None)
+            self._try(rung, found.label, found.score, None, self.rehearse)
             low, high = (middle, high) if 100 * (whole - found.score) <= drop + 1e-9 else (low, middle)
         name = f'{label}, step {low} of {len(ladder) - 1}'
         taught = f', taught for {self.rehearse} steps,' if self.around.follows is not None and self.rehearse else ''
@@ -477,11 +479,14 @@ class Planner:
             self._try(rung, label, self.shop.untaught(rung), self.shop.pace(rung))
         return self.shop.excess(rung)
 
-    def _try(self, rung: Rung, label: str, found: float, pace: Pace | None) -> None:
+    def _try(self, rung: Rung, label: str, found: float, pace: Pace | None, steps: int = 0) -> None:
         costs = self.shop.costs(rung)
         milliseconds = pace.milliseconds if pace is not None and self.around.budget.timed else None
         costly = (costs.macs, costs.params, milliseconds)
-        tried = Tried(label, self.around.name, *costly, found, scored_on='validation', metric=self.around.judge.choice)
+        metric = self.around.judge.choice
+        if self.around.follows is not None:
+            metric += f' after about {steps} steps of training' if steps else ' before training'
+        tried = Tried(label, self.around.name, *costly, found, scored_on='validation', metric=metric)
         self._tried.setdefault(rung.key, tried)
 
     def _explain(self, chosen: Candidate) -> None:

@@ -456,7 +456,8 @@ class Compression:
             last = self._last()
             entry.status, entry.scores, entry.scored_on = 'skipped', dict(last.scores), last.scored_on
         if stage.kind == 'prune':
-            entry.layers = layer_changes(before, layers_of(model, example), found.latencies, found.latencies_after)
+            times = found.latencies, found.latencies_after, found.timed_in
+            entry.layers = layer_changes(before, layers_of(model, example), *times)
         return Finished(
             entry,
             found.tried,

@@ -52,7 +52,8 @@ class Planned:
         tried: The models that were measured.
         warnings: What the reader should know.
         latencies: Layer -> milliseconds in the model before.
-        latencies_after: Likewise, in the smaller model.
+        latencies_after: Likewise, in the smaller model; empty where it could not be measured alike.
+        timed_in: Runtime and precision of these times.
         worths: What each unit and block is worth.
         candidates: The models that keep the budget, with what they score.
         lengths: Unit -> length.
@@ -67,6 +68,7 @@ class Planned:
     warnings: list[str] = field(default_factory=list)
     latencies: dict[str, float] = field(default_factory=dict)
     latencies_after: dict[str, float] = field(default_factory=dict)
+    timed_in: tuple[str, str] | None = None
     worths: list[Worth] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)

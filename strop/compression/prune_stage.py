@@ -255,6 +255,7 @@ class PruneStage(StageSettings):
         found.warnings += planned.warnings
         found.latencies |= planned.latencies
         found.latencies_after |= planned.latencies_after
+        found.timed_in = planned.timed_in
         found.documents['plan'] = planned.to_dict()
         found.side = planned.side
         if self.recalibrate and (planned.records or planned.side):

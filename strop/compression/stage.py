@@ -86,6 +86,7 @@ class Outcome:
         documents: File name -> JSON that is kept among the records.
         latencies: Layer -> milliseconds, of the model it began with.
         latencies_after: Likewise, of its own model.
+        timed_in: Runtime and precision of these times.
         skipped: Whether what the stage needs is not installed, and it may be left out.
     """
 
@@ -103,6 +104,7 @@ class Outcome:
     documents: dict[str, Any] = field(default_factory=dict)
     latencies: dict[str, float] = field(default_factory=dict)
     latencies_after: dict[str, float] = field(default_factory=dict)
+    timed_in: tuple[str, str] | None = None
     skipped: bool = False
 
 
@@ -286,6 +288,7 @@ def layer_changes(
     after: Mapping[str, tuple[str, LayerState]],
     times: Mapping[str, float] | None = None,
     times_after: Mapping[str, float] | None = None,
+    timed_in: tuple[str, str] | None = None,
 ) -> list[LayerChange]:
     """Return what changed from layer to layer.
 
@@ -294,16 +297,23 @@ def layer_changes(
         after: Likewise; layers that are gone are missing.
         times: Layer -> milliseconds before.
         times_after: Layer -> milliseconds after.
+        timed_in: Runtime and precision of the times.
 
     >>> before = {'a': ('Linear', LayerState([8, 8], 64)), 'b': ('Linear', LayerState([8, 8], 64))}
     >>> changes = layer_changes(before, {'a': ('Linear', LayerState([4, 8], 32))}, {'a': 0.3, 'b': 0.2}, {'a': 0.1})
     >>> changes[0].before.latency_ms, changes[0].after.latency_ms, changes[1].after
     (0.3, 0.1, None)
     """
+
+    def timed(state: LayerState, milliseconds: float | None) -> LayerState:
+        if milliseconds is None or timed_in is None:
+            return replace(state, latency_ms=milliseconds)
+        return replace(state, latency_ms=milliseconds, runtime=timed_in[0], precision=timed_in[1])
+
     changes = []
     for name, (kind, state) in before.items():
-        first = replace(state, latency_ms=(times or {}).get(name))
-        last = replace(after[name][1], latency_ms=(times_after or {}).get(name)) if name in after else None
+        first = timed(state, (times or {}).get(name))
+        last = timed(after[name][1], (times_after or {}).get(name)) if name in after else None
         changes.append(LayerChange(name, kind, first, last))
     return changes
 

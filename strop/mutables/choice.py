@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
+from warnings import warn
 
 import torch
 from torch import nn
@@ -110,6 +111,7 @@ class LayerChoice(Mutable):
         self.return_mask = return_mask
         self.names: list[str] = []
         named: list[tuple[str, nn.Module]]
+        self._listed = isinstance(op_candidates, (list, tuple, nn.ModuleList))
         if isinstance(op_candidates, (Mapping, nn.ModuleDict)):
             named = list(op_candidates.items())
         elif isinstance(op_candidates, (list, tuple, nn.ModuleList)):
@@ -143,12 +145,21 @@ class LayerChoice(Mutable):
         self.names.append(name)
 
     def make_domain(self) -> Domain:
-        """Build the domain: names, or the numbers of a list; the candidates' parameters are its costs."""
+        """Build the domain: names, or the numbers of a list; the candidates' parameters are its costs.
+
+        Names of a mapping that are other numbers, such as sizes of kernels, stay names: a number means a position.
+        """
         labels: tuple[Label, ...] = tuple(self.names)
-        if all(name.isdecimal() and str(int(name)) == name for name in self.names):
+        if self._listed or self.names == [str(index) for index in range(len(self.names))]:
             labels = tuple(int(name) for name in self.names)
         costs = tuple(float(sum(map(_size, module.parameters()))) for module in self.candidates)
         return OneOf(labels, costs, mixable=True)
+
+    @property
+    def choices(self) -> Any:
+        """The candidates, under the name that NNI had given up already."""
+        warn('`choices` of a LayerChoice is deprecated: iterate over it, or take `candidates`.', DeprecationWarning, 2)
+        return self.candidates
 
     @property
     def candidates(self) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from torch import nn
 from strop.errors import BindingError, SubnetError, UnknownKeyError, listed, near
 from strop.mutables import (
     AnyOf,
+    InputChoice,
     LayerChoice,
     Mutable,
     Repeat,
@@ -27,6 +28,7 @@ from strop.mutables import (
     read_document,
     space_of,
 )
+from strop.mutables.domain import plain
 from strop.mutators.mutator import Mutator
 from strop.search.trial_side import FOLDER_VARIABLE, generating, get_current_parameter, leave, trial_folder
 
@@ -98,15 +100,24 @@ class FixedArchitecture(Mutator):
             if spelled:
                 kept = {name: choice for name, choice in choices.items() if name not in spelled}
                 choices = {**kept, **SearchSpaceFile.of(self.model).decisions_in(spelled)}
-            return self.space.subnet({name: self._none_chosen(name, choice) for name, choice in choices.items()})
+            return self.space.subnet({name: self._understood(name, choice) for name, choice in choices.items()})
         except SubnetError as error:
             raise type(error)(f'{where}{error}') from None
 
-    def _none_chosen(self, name: str, choice: Any) -> Any:
-        # NNI writes [] for a LayerChoice of which nothing is used, such as an operation on an edge that was cut.
+    def _understood(self, name: str, choice: Any) -> Any:
         mutable = self.binding.by_key[self.space.key_of(name)][0]
-        empty = isinstance(choice, (list, tuple)) and not choice and isinstance(mutable, LayerChoice)
-        return torch.zeros(len(mutable.domain), dtype=torch.bool) if empty else choice
+        several = isinstance(choice, (list, tuple))
+        if several and not choice and isinstance(mutable, LayerChoice):
+            # NNI writes [] for a LayerChoice of which nothing is used, such as an operation on an edge that was cut.
+            return torch.zeros(len(mutable.domain), dtype=torch.bool)
+        if isinstance(mutable, InputChoice) and len(set(mutable.choose_from)) == len(mutable.choose_from):
+            # NNI writes the name of an input wherever names differ, also '' for the only one that has none.
+            names = list(choice) if several else [choice]
+            if names and all(isinstance(each, str) and each in mutable.choose_from for each in names):
+                places = [mutable.choose_from.index(each) for each in names]
+                labels = [plain(mutable.domain.labels[place]) for place in places]
+                return labels if several else labels[0]
+        return choice
 
 
 def apply_fixed_architecture(model: nn.Module, fixed_arc: FixedLike) -> nn.Module:

@@ -112,6 +112,7 @@ class LayerState:
         params: Parameters.
         latency_ms: Median time of it for one sample.
         precision: What it computes in, such as `f32` or `int8`.
+        runtime: Where the time was measured.
     """
 
     shape: list[int] | None = None
@@ -119,6 +120,7 @@ class LayerState:
     params: int | None = None
     latency_ms: float | None = None
     precision: str | None = None
+    runtime: str | None = None
 
 
 @dataclass

@@ -373,3 +373,9 @@ class TestSources:
 
     def test_unknown_names_raise_key_errors_too(self) -> None:
         assert issubclass(UnknownKeyError, KeyError)
+
+
+def test_candidates_under_nnis_old_name() -> None:
+    choice = LayerChoice([nn.ReLU(), nn.Tanh()])
+    with pytest.warns(DeprecationWarning, match='`choices` of a LayerChoice'):
+        assert choice.choices == choice.candidates

@@ -408,3 +408,44 @@ class TestAsTunersSpellIt:
     def test_a_name_and_an_index_that_differ(self) -> None:
         with pytest.raises(SubnetError, match="'op': `_value` 'conv3x3' and `_idx` 1 do not belong together"):
             apply_fixed_architecture(net(), {**ARCHITECTURE, 'op': {'_value': 'conv3x3', '_idx': 1}})
+
+
+def test_numbers_are_positions_where_names_are_other_numbers():
+    def net():
+        torch.manual_seed(0)
+        kernels = {'3': nn.Linear(2, 3), '5': nn.Linear(2, 5), '7': nn.Linear(2, 7)}
+        return nn.Sequential(LayerChoice(kernels, key='op'))
+
+    def width(choice):
+        return apply_fixed_architecture(net(), {'op': choice})(torch.ones(1, 2)).shape[1]
+
+    assert [width(choice) for choice in (0, 1, 2, '3', '5', [2], {'_value': '7', '_idx': 2})] == [3, 5, 7, 3, 5, 7, 7]
+    with pytest.raises(SubnetError, match=r"An index must be in 0\.\.2, but got 3\. The alternatives are '3', '5', '7'"):
+        width(3)
+
+
+@pytest.mark.parametrize(
+    ('sources', 'count', 'given', 'expected'),
+    [
+        ([''], None, '', [0]),
+        (['a', 'b', 'c', ''], None, ['a', 'c'], [0, 2]),
+        (['a', 'b', 'c', ''], None, ['', 'b'], [1, 3]),
+        (['a', 'b', ''], 1, '', [2]),
+        (['a', 'b', ''], 1, 'b', [1]),
+        (['a', 'b'], 1, 'b', [1]),
+    ],
+)
+def test_inputs_go_by_name_where_names_differ(sources, count, given, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in filter(None, sources):
+                setattr(self, name, LayerChoice([nn.Identity()], key=name))
+            self.pick = InputChoice(choose_from=sources, n_chosen=count, key='pick')
+
+        def forward(self, x):
+            return self.pick([x * 10**place for place in range(len(sources))])
+
+    total = sum(10**place for place in expected)
+    others = dict.fromkeys(filter(None, sources), 0)
+    assert float(apply_fixed_architecture(Net(), {'pick': given, **others})(torch.ones(1))) == total
